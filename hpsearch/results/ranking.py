@@ -1,0 +1,69 @@
+"""Where losses become a rank."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpsearch.results.trial import Trial, TrialState
+from hpsearch.spec.objective import ObjectiveSpec
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The completed trials of one study, best first."""
+
+    study: str
+    state: str
+    objective: ObjectiveSpec
+    baseline: dict[str, float] | None
+    """The untouched base model under the same evaluation contract."""
+    trials: tuple[Trial, ...]
+    counts: dict[str, int]
+    """Trials by state: what the ranking leaves out."""
+
+    def as_json(self) -> dict[str, Any]:
+        """`{"study", "state", "objective", "baseline", "counts", "ranking": [...]}`, best first."""
+        return {
+            "study": self.study,
+            "state": self.state,
+            "objective": {"metric": self.objective.metric, "direction": self.objective.direction},
+            "baseline": self.baseline,
+            "counts": self.counts,
+            "ranking": [
+                {
+                    "rank": place,
+                    "number": trial.number,
+                    "value": trial.value,
+                    "state": str(trial.state),
+                    "params": trial.params,
+                    "hyperparameters": (trial.config or {}).get("hyperparameters"),
+                    "best_epoch": trial.best_epoch,
+                    "origin": trial.origin,
+                    "adapter": trial.adapter is not None,
+                }
+                for place, trial in enumerate(self.trials, start=1)
+            ],
+        }
+
+
+def rank(
+    study: str, state: str, objective: ObjectiveSpec, baseline: dict[str, Any] | None, trials: Sequence[Trial]
+) -> Ranking:
+    """Complete trials by value, best first; ties by number, so that the order never flickers.
+
+    Only values under one evaluation contract are comparable: the baseline's, or without a baseline the
+    first completed trial's. Others are left out.
+    """
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+    contract = baseline.get("evaluation_contract") if baseline else None
+    if contract is None and complete:
+        contract = complete[0].evaluation_contract
+    sign = 1.0 if objective.direction == "minimize" else -1.0
+    comparable = [trial for trial in complete if trial.evaluation_contract == contract]
+    ordered = sorted(comparable, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+    figures = {name: value for name, value in (baseline or {}).items() if name != "evaluation_contract"}
+    counts = Counter(str(trial.state) for trial in trials)
+    return Ranking(study, state, objective, figures or None, tuple(ordered), dict(sorted(counts.items())))

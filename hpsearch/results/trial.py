@@ -1,0 +1,99 @@
+"""What is known of one trial."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hpsearch.spec.space import Params
+
+
+class TrialState(enum.StrEnum):
+    """Where a trial stands; the names are Optuna's."""
+
+    WAITING = "WAITING"
+    """Params are chosen, nobody trains them yet."""
+    RUNNING = "RUNNING"
+    """A worker trains it."""
+    COMPLETE = "COMPLETE"
+    """It ran to its end and has a value."""
+    PRUNED = "PRUNED"
+    """It was stopped because it was not promising; it is never ranked."""
+    FAIL = "FAIL"
+    """It ended without a value; `failure` says why."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Finished trials never change."""
+        return self in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+class Failure(enum.StrEnum):
+    """Why a trial has no value; the same words as the codes of `hpsearch.errors.TrialFailure`."""
+
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    WORKER_LOST = "worker_lost"
+    INVALID_DATA = "invalid_data"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+    @property
+    def is_the_params_fault(self) -> bool:
+        """Whether the same params would fail again: such a trial counts, and is not repeated."""
+        return self in (Failure.DIVERGED, Failure.OUT_OF_MEMORY)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One evaluation of one trial on the whole validation split."""
+
+    exposure: int
+    """Training examples seen so far, over all epochs: the axis of every curve."""
+    epoch: float
+    """The same in passes over the training set."""
+    validation_loss: float
+    """Nats per completion token."""
+    validation_bits_per_byte: float
+    """Bits per byte of completion text: comparable across tokenizers."""
+    validation_token_accuracy: float
+    """Part of the completion tokens that were the most likely ones."""
+    validation_prompt_loss: float | None = None
+    """Nats per prompt token; None when there are none."""
+    training_loss: float | None = None
+    """Weighted mean since the last report; None before training."""
+    tokens: int = 0
+    """Training tokens so far."""
+    seconds: float = 0.0
+    """Device seconds so far, training and evaluation."""
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields, by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluation of one params; `number` is its place in the study, from 0."""
+
+    number: int
+    state: TrialState
+    params: Params
+    value: float | None = None
+    """The objective at the best report."""
+    reports: tuple[Report, ...] = ()
+    config: dict[str, Any] | None = None
+    """The resolved fine-tune config."""
+    failure: str | None = None
+    failure_text: str | None = None
+    origin: str = "search"
+    """Who chose the params: `defaults`, `first_trials`, `search` or `retry`."""
+    retry_of: int | None = None
+    best_epoch: float | None = None
+    adapter: str | None = None
+    """Folder of the saved weights, on the service's disk."""
+    evaluation_contract: str | None = None
+    """Hash of what was evaluated how: values with different hashes are never ranked together."""
+    started_at: float | None = None
+    finished_at: float | None = None

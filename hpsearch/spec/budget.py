@@ -1,0 +1,38 @@
+"""How much may be spent. Whatever limit is reached first ends the search; its trials stop at their next report."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from hpsearch.spec.closed import Closed
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _seconds(value: Any) -> Any:
+    """`"90m"`, `"1h30m"` or a number of seconds."""
+    if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value):
+        return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([smhd])", value))
+    return value
+
+
+class BudgetSpec(Closed):
+    """Limits of the whole study."""
+
+    trials: int | None = Field(20, ge=1, le=100_000)
+    """Trials that ran to a result: completed, pruned or diverged. Retries of lost workers are free."""
+    wall_clock: Annotated[float | None, BeforeValidator(_seconds), Field(gt=0)] = None
+    """Seconds since the study started, or a duration such as `90m` or `8h`."""
+    gpu_hours: float | None = Field(None, gt=0)
+    """Hours of device time, summed over trials (without a GPU: hours of a core)."""
+    tokens: int | None = Field(None, ge=1)
+    """Training tokens, summed over trials."""
+
+    @model_validator(mode="after")
+    def _check_some_limit(self) -> Self:
+        if self.trials is None and self.wall_clock is None and self.gpu_hours is None and self.tokens is None:
+            raise ValueError("give at least one limit: trials, wall_clock, gpu_hours or tokens")
+        return self

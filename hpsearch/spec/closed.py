@@ -1,0 +1,67 @@
+"""The base of everything a person writes: closed, frozen data that explains what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from hpsearch.errors import InvalidSpec
+
+UNION_TAGS = frozenset({"range", "choices", "fixed", "int", "float"})
+"""Tags of our unions: pydantic puts them into an error's location, people never wrote them."""
+
+
+class Closed(BaseModel):
+    """Frozen; unknown keys are refused with a suggestion; numbers are finite."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suggest_known_keys(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        unknown = [key for key in values if key not in cls.model_fields]
+        if unknown:
+            known = list(cls.model_fields)
+            close = difflib.get_close_matches(str(unknown[0]), known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+            raise PydanticCustomError(
+                "unknown_key", "unknown key '{key}'; {hint}", {"key": str(unknown[0])[:100], "hint": hint}
+            )
+        return values
+
+
+def field_path(location: tuple[int | str, ...], extra: str = "") -> str:
+    """The place of an error as a person would write it: `search_space.epochs.low`."""
+    parts = [str(part) for part in location if part not in UNION_TAGS and not str(part).startswith("literal[")]
+    return ".".join([*parts, extra] if extra else parts)
+
+
+def problems_of(error: ValidationError) -> list[dict[str, str]]:
+    """Each fault as `{"field", "message", "type"}`; never the input itself, which may hold secrets."""
+    problems: dict[str, dict[str, str]] = {}
+    for fault in error.errors(include_input=False, include_url=False):
+        key = str(fault["ctx"]["key"]) if fault["type"] == "unknown_key" else ""
+        field, message = field_path(fault["loc"], key), fault["msg"].removeprefix("Value error, ")
+        if field in problems:  # the branches of a union, each with its own complaint
+            problems[field]["message"] += f", or: {message}"
+        else:
+            problems[field] = {"field": field, "message": message, "type": fault["type"]}
+    return list(problems.values())
+
+
+def as_invalid_spec(error: ValidationError) -> InvalidSpec:
+    """The same faults as one `InvalidSpec`, whose `field` is the first one's."""
+    problems = problems_of(error)
+    lines = [f"{problem['field'] or 'spec'}: {problem['message']}" for problem in problems]
+    return InvalidSpec("; ".join(lines), problems[0]["field"])

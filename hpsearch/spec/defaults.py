@@ -1,0 +1,109 @@
+"""What `auto` means: provider-style defaults, and the learning rate that a multiplier multiplies.
+
+Sources. Epochs 4, batch size 0.2 % of the examples (1 to 256), multiplier 0.05 / 0.1 / 0.2 growing with
+the batch size and prompt loss weight 0.01 are what OpenAI documented for its fine-tunes endpoint. LoRA's
+best learning rate is about ten times that of a full fine-tune and hardly depends on the rank (Schulman et
+al. 2025, "LoRA Without Regret"). Pre-training learning rates by size: GPT-3, table 2.1
+(https://arxiv.org/abs/2005.14165); families: their papers or model cards.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from hpsearch.spec.finetune import FinetuneConfig, Hyperparameters
+from hpsearch.spec.space import Params, Value
+from hpsearch.spec.study import StudySpec
+
+GPT3_LEARNING_RATES = (
+    (125e6, 6.0e-4),
+    (350e6, 3.0e-4),
+    (760e6, 2.5e-4),
+    (1.3e9, 2.0e-4),
+    (2.7e9, 1.6e-4),
+    (6.7e9, 1.2e-4),
+    (13e9, 1.0e-4),
+)
+"""(parameters, peak pre-training learning rate), GPT-3 paper, table 2.1."""
+
+FAMILY_LEARNING_RATES: dict[str, tuple[tuple[float, float], ...]] = {
+    # Touvron et al. 2023 (Llama 1 and 2): 3e-4 for 7B and 13B, 1.5e-4 for 33B to 70B.
+    "llama": (*GPT3_LEARNING_RATES[:5], (6.7e9, 3.0e-4), (13e9, 3.0e-4), (33e9, 1.5e-4), (70e9, 1.5e-4)),
+    # Biderman et al. 2023 (Pythia), table 1.
+    "gpt_neox": ((70e6, 1e-3), (160e6, 6e-4), (410e6, 3e-4), (1.4e9, 2e-4), (2.8e9, 1.6e-4), (12e9, 1.2e-4)),
+}
+"""By `model_type` of the model's config.json, where a paper gives better figures than the size alone."""
+
+LORA_FACTOR = 10.0
+
+
+def base_learning_rate(model_type: str, parameters: int) -> float:
+    """Peak pre-training learning rate of a base model with so many parameters.
+
+    Interpolated in log(parameters) between the rows of its family's table, or GPT-3's; constant beyond.
+    """
+    table = FAMILY_LEARNING_RATES.get(model_type, GPT3_LEARNING_RATES)
+    if parameters <= table[0][0]:
+        return table[0][1]
+    for (smaller, rate_below), (larger, rate_above) in itertools.pairwise(table):
+        if parameters <= larger:
+            part = math.log(parameters / smaller) / math.log(larger / smaller)
+            return math.exp((1 - part) * math.log(rate_below) + part * math.log(rate_above))
+    return table[-1][1]
+
+
+def default_hyperparameters(examples: int, method: str, batch_size: int | None = None) -> Hyperparameters:
+    """The provider-style defaults for a training set of this size; a given batch size moves the multiplier."""
+    batch = batch_size or min(max(round(0.002 * examples), 1), 256)
+    multiplier = 0.05 if batch <= 8 else 0.1 if batch <= 64 else 0.2
+    return Hyperparameters(
+        epochs=_default_epochs(examples),
+        batch_size=batch,
+        learning_rate_multiplier=multiplier * (LORA_FACTOR if method == "lora" else 1.0),
+        prompt_loss_weight=0.01,
+        dropout=0.0,
+        weight_decay=0.0,
+        lr_schedule="linear",
+        warmup_fraction=0.0,
+        frozen_layers=0,
+        layer_lr_decay=1.0,
+    )
+
+
+def _default_epochs(examples: int) -> int:
+    if examples < 25:
+        return min(25, math.ceil(100 / max(examples, 1)))
+    return 4 if examples <= 100_000 else 2 if examples <= 250_000 else 1
+
+
+def resolve(spec: StudySpec, params: Params, examples: int, model_type: str, parameters: int) -> FinetuneConfig:
+    """The config of one fine-tune: what was drawn, what is fixed, and `auto` for the rest.
+
+    Args:
+        spec: The study.
+        params: What the sampler drew.
+        examples: Size of the training set.
+        model_type: As in the base model's config.json.
+        parameters: Parameters of the base model.
+    """
+    given: Params = {**spec.search_space.fixed(), **params}
+    batch_size = given.get("batch_size")
+    defaults = default_hyperparameters(examples, spec.model.method, int(batch_size) if batch_size else None)
+    hyperparameters = Hyperparameters.model_validate({**defaults.model_dump(), **given})
+    base_rate = spec.model.base_learning_rate or base_learning_rate(model_type, parameters)
+    return FinetuneConfig(
+        model=spec.model,
+        data=spec.data,
+        hyperparameters=hyperparameters,
+        learning_rate=base_rate * hyperparameters.learning_rate_multiplier,
+        base_learning_rate=base_rate,
+        seed=spec.seed,
+        reports_per_epoch=spec.objective.reports_per_epoch,
+    )
+
+
+def default_params(spec: StudySpec, examples: int) -> Params:
+    """The `auto` defaults as params: for each varying parameter, its point nearest to the default."""
+    defaults: dict[str, Value] = default_hyperparameters(examples, spec.model.method).model_dump()
+    return {name: parameter.nearest(defaults[name]) for name, parameter in spec.search_space.varying().items()}

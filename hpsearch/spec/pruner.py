@@ -1,0 +1,59 @@
+"""When to stop a trial that is not promising. Each variant is an Optuna pruner; the axis is exposure.
+
+No pruner acts on the baseline report or inside a trial's warm-up.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hpsearch.spec.closed import Closed
+
+
+class NoPrunerSpec(Closed):
+    """Every trial runs to its end."""
+
+    type: Literal["none"] = "none"
+
+
+class SuccessiveHalvingSpec(Closed):
+    """Asynchronous successive halving (Li et al. 2018, https://arxiv.org/abs/1810.05934).
+
+    At each rung (exposure `min_reports * reduction_factor ** k` report intervals) a trial goes on if it is
+    among the best 1 / reduction_factor of those that got there.
+    """
+
+    type: Literal["successive_halving"] = "successive_halving"
+    min_reports: int = Field(2, ge=1, le=1000)
+    """Report intervals before the first rung: first reports say little about the end."""
+    reduction_factor: int = Field(3, ge=2, le=16)
+    """One in this many goes on."""
+
+
+class HyperbandSpec(Closed):
+    """Hyperband (Li et al. 2017, https://arxiv.org/abs/1603.06560): successive halving at several strictnesses."""
+
+    type: Literal["hyperband"] = "hyperband"
+    min_reports: int = Field(1, ge=1, le=1000)
+    """Report intervals before the first rung of the strictest bracket."""
+    reduction_factor: int = Field(3, ge=2, le=16)
+    """One in this many goes on."""
+
+
+class PercentileSpec(Closed):
+    """A trial stops when its best report is outside the best `percentile` percent at the same exposure."""
+
+    type: Literal["percentile"] = "percentile"
+    percentile: float = Field(50, gt=0, lt=100)
+    """50 is the median rule."""
+    startup_trials: int = Field(5, ge=1, le=1000)
+    """Finished trials before any is stopped."""
+    min_reports: int = Field(2, ge=1, le=1000)
+    """Report intervals that every trial gets."""
+
+
+PrunerSpec = Annotated[
+    NoPrunerSpec | SuccessiveHalvingSpec | HyperbandSpec | PercentileSpec, Field(discriminator="type")
+]

@@ -1,0 +1,52 @@
+"""Which params next. Each variant is an Optuna sampler; seeds come from the study's seed and the trial number."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hpsearch.spec.closed import Closed
+
+
+class TPESpec(Closed):
+    """Tree-structured Parzen estimator (Bergstra et al. 2011): models good and bad params, draws where they differ."""
+
+    type: Literal["tpe"] = "tpe"
+    startup_trials: int = Field(8, ge=1, le=1000)
+    """Random trials before the model is used."""
+    multivariate: bool = True
+    """Model the parameters together, so that their interactions count."""
+    constant_liar: bool = True
+    """Treat running trials as bad ones, so that parallel trials spread out."""
+
+
+class RandomSpec(Closed):
+    """Independent draws."""
+
+    type: Literal["random"] = "random"
+
+
+class QMCSpec(Closed):
+    """A scrambled Sobol sequence: random, but evenly spread."""
+
+    type: Literal["qmc"] = "qmc"
+
+
+class GPSpec(Closed):
+    """Gaussian process with expected improvement: strong for few trials of a smooth objective, slow above 200."""
+
+    type: Literal["gp"] = "gp"
+    startup_trials: int = Field(8, ge=1, le=1000)
+    """Random trials before the model is used."""
+
+
+class CmaEsSpec(Closed):
+    """Covariance matrix adaptation (Hansen 2016): for numeric parameters and more than about 100 trials."""
+
+    type: Literal["cmaes"] = "cmaes"
+    startup_trials: int = Field(8, ge=1, le=1000)
+    """Random trials before the model is used."""
+
+
+SamplerSpec = Annotated[TPESpec | RandomSpec | QMCSpec | GPSpec | CmaEsSpec, Field(discriminator="type")]

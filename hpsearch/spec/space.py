@@ -1,0 +1,204 @@
+"""What may vary, and how: one parameter of the search space is a range, choices, a fixed value or `auto`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+
+from hpsearch.spec.closed import Closed
+
+LRSchedule = Literal["constant", "linear", "cosine"]
+"""Shape of the learning rate after warm-up, over the trial's own steps: flat, or down to zero at the last one."""
+
+Value = int | float | str
+Params = dict[str, Value]
+"""What the sampler drew: parameter name -> value."""
+
+MOST_GRID_POINTS = 1_000_000
+
+
+class _Range(Closed):
+    low: Any
+    high: Any
+    log: bool = False
+    """Draw uniformly in the logarithm: for parameters whose ratio matters, such as a learning rate."""
+    step: Any = None
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) is above high ({self.high})")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range starts above 0; low is {self.low}")
+        if self.step is not None:
+            if self.log:
+                raise ValueError("log and step exclude each other; leave one out")
+            if self.step <= 0:
+                raise ValueError(f"step must be positive; it is {self.step}")
+            if self.high - self.low > MOST_GRID_POINTS * self.step:
+                raise ValueError(f"step {self.step} cuts the range into more than {MOST_GRID_POINTS:,} points")
+        return self
+
+    def contains(self, value: Value) -> bool:
+        """Whether a value lies in the range (steps are not checked)."""
+        return not isinstance(value, str) and self.low <= value <= self.high
+
+    def nearest(self, value: Value) -> Value:
+        """The range's point that is nearest to `value`: clipped, then rounded to the step."""
+        if isinstance(value, str):
+            raise TypeError(f"a range has no point near {value!r}")
+        clipped = min(max(value, self.low), self.high)
+        if self.step is not None:
+            clipped = self.low + round((clipped - self.low) / self.step) * self.step
+            if clipped > self.high:
+                clipped -= self.step
+        point: Value = type(self.low)(clipped)
+        return point
+
+
+class IntRange(_Range):
+    """Whole numbers from low to high, both included."""
+
+    low: int
+    high: int
+    step: int | None = None
+
+
+class FloatRange(_Range):
+    """Numbers from low to high, both included."""
+
+    low: float
+    high: float
+    step: float | None = None
+
+
+class _Choices(Closed):
+    choices: tuple[Any, ...]
+
+    @model_validator(mode="after")
+    def _check_choices(self) -> Self:
+        if len(set(self.choices)) != len(self.choices):
+            raise ValueError(f"the choices repeat: {list(self.choices)}")
+        return self
+
+    def contains(self, value: Value) -> bool:
+        """Whether a value is one of the choices."""
+        return value in self.choices
+
+    def nearest(self, value: Value) -> Value:
+        """The choice that is `value`, or the nearest number, or else the first choice."""
+        if value in self.choices or isinstance(value, str) or any(isinstance(c, str) for c in self.choices):
+            known: Value = value if value in self.choices else self.choices[0]
+            return known
+        nearest: Value = min(self.choices, key=lambda choice: abs(choice - value))
+        return nearest
+
+
+class IntChoices(_Choices):
+    """One of these whole numbers."""
+
+    choices: tuple[int, ...] = Field(min_length=1, max_length=256)
+
+
+class FloatChoices(_Choices):
+    """One of these numbers."""
+
+    choices: tuple[float, ...] = Field(min_length=1, max_length=256)
+
+
+class ScheduleChoices(_Choices):
+    """One of these schedules."""
+
+    choices: tuple[LRSchedule, ...] = Field(min_length=1)
+
+
+Varying = IntRange | FloatRange | IntChoices | FloatChoices | ScheduleChoices
+"""A parameter that the sampler draws."""
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, _Range) or (isinstance(value, dict) and ("low" in value or "high" in value)):
+        return "range"
+    return "choices" if isinstance(value, _Choices | dict) else "fixed"
+
+
+IntParameter = Annotated[
+    Annotated[IntRange, Tag("range")]
+    | Annotated[IntChoices, Tag("choices")]
+    | Annotated[Literal["auto"] | int, Tag("fixed")],
+    Discriminator(_kind),
+]
+FloatParameter = Annotated[
+    Annotated[FloatRange, Tag("range")]
+    | Annotated[FloatChoices, Tag("choices")]
+    | Annotated[Literal["auto"] | float, Tag("fixed")],
+    Discriminator(_kind),
+]
+ScheduleParameter = Annotated[
+    Annotated[ScheduleChoices, Tag("choices")] | Annotated[Literal["auto", LRSchedule], Tag("fixed")],
+    Discriminator(_kind),
+]
+
+
+def _between(low: float, high: float, above: bool = False) -> AfterValidator:
+    """Every value that the parameter can take lies in [low, high] (or in (low, high] when `above`)."""
+
+    def check(parameter: Any) -> Any:
+        for value in _extremes(parameter):
+            if not (low < value if above else low <= value) or value > high:
+                raise ValueError(f"{str(value)[:40]} is outside {'(' if above else '['}{low:g}, {high:g}]")
+        return parameter
+
+    return AfterValidator(check)
+
+
+def _extremes(parameter: Any) -> list[float]:
+    if isinstance(parameter, _Range):
+        return [parameter.low, parameter.high]
+    if isinstance(parameter, _Choices):
+        return [choice for choice in parameter.choices if not isinstance(choice, str)]
+    return [] if isinstance(parameter, str) else [parameter]
+
+
+class SearchSpace(Closed):
+    """The ten parameters; what is left out is `auto`: the provider-style default, resolved per trial."""
+
+    epochs: Annotated[IntParameter, _between(1, 1000)] = "auto"
+    """Passes over the training set."""
+    batch_size: Annotated[IntParameter, _between(1, 4096)] = "auto"
+    """Examples per optimizer step, exactly, however they are split into micro-batches."""
+    learning_rate_multiplier: Annotated[FloatParameter, _between(0, 1e6, above=True)] = "auto"
+    """Times the base model's pre-training learning rate gives the peak learning rate."""
+    prompt_loss_weight: Annotated[FloatParameter, _between(0, 1)] = "auto"
+    """Weight of prompt tokens in the training loss; completion tokens weigh 1. Validation ignores it."""
+    dropout: Annotated[FloatParameter, _between(0, 0.95)] = "auto"
+    """LoRA: on the adapters' inputs. Full: every dropout that the architecture has."""
+    weight_decay: Annotated[FloatParameter, _between(0, 100)] = "auto"
+    """Decoupled (AdamW); not on norms and biases."""
+    lr_schedule: ScheduleParameter = "auto"
+    """Shape of the learning rate after warm-up."""
+    warmup_fraction: Annotated[FloatParameter, _between(0, 0.9)] = "auto"
+    """Part of the trial's steps over which the learning rate rises linearly from zero."""
+    frozen_layers: Annotated[IntParameter, _between(0, 1000)] = "auto"
+    """The lowest k blocks (and the embeddings) are not trained."""
+    layer_lr_decay: Annotated[FloatParameter, _between(0, 1, above=True)] = "auto"
+    """Learning rate multiplier per layer going down: early layers learn slower than late ones."""
+
+    def varying(self) -> dict[str, Varying]:
+        """The parameters that the sampler draws, in the order of the table."""
+        return {name: value for name, value in self if isinstance(value, get_args(Varying))}
+
+    def fixed(self) -> Params:
+        """The parameters with one given value."""
+        return {name: value for name, value in self if isinstance(value, Value) and value != "auto"}
+
+    def faults(self, params: Params) -> Iterator[str]:
+        """What is wrong with params that a person wrote: unknown names, values outside the space."""
+        varying = self.varying()
+        for name, value in params.items():
+            if name not in varying:
+                yield f"'{name}' does not vary in this search space (varying: {', '.join(varying) or 'nothing'})"
+            elif not varying[name].contains(value):
+                yield f"{name} = {value!r} lies outside its part of the search space"

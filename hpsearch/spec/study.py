@@ -1,0 +1,81 @@
+"""What is asked: the study spec."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from hpsearch.spec.budget import BudgetSpec
+from hpsearch.spec.closed import Closed
+from hpsearch.spec.data import DataSpec
+from hpsearch.spec.finetune import ModelSpec
+from hpsearch.spec.objective import ObjectiveSpec
+from hpsearch.spec.pruner import PrunerSpec, SuccessiveHalvingSpec
+from hpsearch.spec.sampler import SamplerSpec, TPESpec
+from hpsearch.spec.space import Params, SearchSpace
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+StudyName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=63)]
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+
+
+class ParallelismSpec(Closed):
+    """How many trials train at once."""
+
+    max_concurrent_trials: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    """`auto` is one per device (GPU, or CPU core when there is no GPU), times `trials_per_device`."""
+    trials_per_device: int = Field(1, ge=1, le=64)
+    """Trials that share a device and its copy of the base model."""
+
+
+class StudySpec(Closed):
+    """One search: a base model, a dataset, what may vary, and how much may be spent."""
+
+    name: StudyName
+    """Lower-case letters, digits, dots, dashes and underscores, at most 63. It names the study everywhere."""
+    model: ModelSpec
+    data: DataSpec
+    search_space: SearchSpace = SearchSpace()
+    objective: ObjectiveSpec = ObjectiveSpec()
+    sampler: SamplerSpec = TPESpec()
+    pruner: PrunerSpec = SuccessiveHalvingSpec()
+    budget: BudgetSpec = BudgetSpec()
+    parallelism: ParallelismSpec = ParallelismSpec()
+    first_trials: tuple[Params, ...] = Field((), max_length=1000)
+    """Params to try before the sampler's own, after the `auto` defaults; what is left out is drawn."""
+    priority: int = Field(0, ge=-100, le=100)
+    """Queued studies start highest first."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Makes the search and every fine-tune repeatable."""
+    tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=16)
+    """Free labels."""
+
+    @model_validator(mode="after")
+    def _check_something_to_search(self) -> Self:
+        if not self.search_space.varying() and self.budget.trials != 1:
+            raise ValueError(
+                "nothing varies in search_space, so every trial would be the same: "
+                "give a range or choices for at least one parameter, or set budget.trials to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_first_trials(self) -> Self:
+        for place, params in enumerate(self.first_trials):
+            for fault in self.search_space.faults(params):
+                raise ValueError(f"first_trials.{place}: {fault}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_lora_needs_adapters(self) -> Self:
+        if self.model.method == "lora" and self.model.lora.target_modules == ():
+            raise ValueError("model.lora.target_modules is empty: no layer would be trained")
+        return self
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the spec's canonical JSON: equal specs are the same study."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
