@@ -24,7 +24,7 @@ class BudgetSpec(Closed):
 
     trials: int | None = Field(20, ge=1, le=100_000)
     """Trials that ran to a result: completed, pruned or diverged. Retries of lost workers are free."""
-    wall_clock: Annotated[float | None, BeforeValidator(_seconds), Field(gt=0)] = None
+    wall_clock: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds)] = None
     """Seconds since the study started, or a duration such as `90m` or `8h`."""
     gpu_hours: float | None = Field(None, gt=0)
     """Hours of device time, summed over trials (without a GPU: hours of a core)."""

@@ -1,0 +1,48 @@
+"""The FastAPI application."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from hpsearch import __version__
+from hpsearch.api import dashboard, datasets, health, problems, studies, trials
+from hpsearch.api.auth import Tokens
+from hpsearch.api.state import Service
+from hpsearch.api.views import ProblemView
+from hpsearch.settings import Settings
+from hpsearch.storage import Database, Datasets, Studies, optuna_storage
+
+LOOPBACK_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
+SPEC_BYTES = 2**20
+
+PROBLEMS = {status: {"model": ProblemView, "description": "problem details"} for status in (401, 403, 404, 409, 422)}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application over the settings' database; tables are created or migrated."""
+    settings.prepare_home()
+    database = Database(settings.sql_url)
+    storage = optuna_storage(settings.sql_url)
+    app = FastAPI(
+        title="hpsearch",
+        version=__version__,
+        summary="Hyperparameter search for fine-tuning language models.",
+        docs_url="/v1/docs",
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+        responses=PROBLEMS,  # type: ignore[arg-type]
+        max_body_size=SPEC_BYTES,
+    )
+    datasets_table = Datasets(database, settings.datasets_folder)
+    app.state.service = Service(settings, database, Studies(database), datasets_table, storage)
+    app.state.tokens = Tokens.load(settings.tokens_path)
+    if not app.state.tokens:
+        # Whoever has no token must come from this machine, and not through a web page of somebody else
+        # (DNS rebinding): its Host header gives it away.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
+    problems.install(app)
+    for router in (studies.router, trials.router, datasets.router, health.router):
+        app.include_router(router)
+    dashboard.mount(app, storage)
+    return app

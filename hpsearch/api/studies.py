@@ -1,0 +1,99 @@
+"""`/v1/studies`: create, check, list, look, cancel, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+
+from hpsearch.api.auth import Require, Role
+from hpsearch.api.preflight import Preflight
+from hpsearch.api.state import Door
+from hpsearch.api.views import CheckView, RankingView, StudyDetailView, StudyListView, StudyView
+from hpsearch.lifecycle import StudyState
+from hpsearch.spec.study import NAME_PATTERN, StudySpec
+
+router = APIRouter(prefix="/v1", tags=["studies"])
+read, submit, admin = (Depends(Require(role)) for role in Role)
+
+Name = Annotated[str, Path(pattern=NAME_PATTERN, max_length=63, description="The study's name.")]
+Key = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="Repeating a request with the same key creates nothing new.",
+    ),
+]
+
+
+@router.post("/studies", status_code=201, dependencies=[submit], responses={200: {"model": StudyView}})
+def create_study(
+    spec: StudySpec, service: Door, request: Request, response: Response, idempotency_key: Key = None
+) -> StudyView:
+    """Queue a study. The same name with the same spec answers 200 with the study that is there."""
+    checked = Preflight(spec, service.settings, service.datasets)
+    row, created = service.studies.create(checked.spec, idempotency_key)
+    response.status_code = 201 if created else 200
+    response.headers["Location"] = str(request.url_for("get_study", name=row.name).path)
+    return StudyView.of(row)
+
+
+@router.post("/studies:check", dependencies=[read])
+def check_study(spec: StudySpec, service: Door) -> CheckView:
+    """Everything that creating would check, and what `auto` would mean; nothing is queued."""
+    checked = Preflight(spec, service.settings, service.datasets)
+    model = checked.model
+    return CheckView(
+        spec=checked.spec,
+        warnings=checked.warnings,
+        examples=checked.examples,
+        model={"type": model.model_type, "layers": model.layers, "parameters": model.parameters},
+        defaults=checked.defaults.model_dump(),
+    )
+
+
+@router.get("/studies", dependencies=[read])
+def list_studies(
+    service: Door,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(pattern=NAME_PATTERN, max_length=63)] = None,
+    state: StudyState | None = None,
+) -> StudyListView:
+    """Studies, newest first."""
+    page = service.studies.page(limit, after, state)
+    return StudyListView(data=[StudyView.of(row) for row in page.rows], has_more=page.has_more)
+
+
+@router.get("/studies/{name}", dependencies=[read])
+def get_study(name: Name, service: Door) -> StudyDetailView:
+    """One study: its spec, its state, its progress."""
+    row = service.studies.get(name)
+    ranking = service.ranking(row)
+    best = ranking.trials[0] if ranking.trials else None
+    return StudyDetailView(
+        **StudyView.of(row).model_dump(),
+        trials=ranking.counts,
+        baseline=ranking.baseline,
+        best={"number": best.number, "value": best.value, "params": best.params} if best else None,
+    )
+
+
+@router.get("/studies/{name}/ranking", dependencies=[read])
+def get_ranking(name: Name, service: Door, top: Annotated[int | None, Query(ge=1, le=100_000)] = None) -> RankingView:
+    """Completed trials, best first. Pruned and failed ones are counted, never ranked."""
+    ranking: dict[str, Any] = service.ranking(service.studies.get(name)).as_json()
+    return RankingView(**{**ranking, "ranking": ranking["ranking"][:top]})
+
+
+@router.post("/studies/{name}/cancel", status_code=202, dependencies=[submit])
+def cancel_study(name: Name, service: Door) -> StudyView:
+    """End a study: a queued one now, a running one as soon as its runner notices (a second or two)."""
+    return StudyView.of(service.studies.cancel(name))
+
+
+@router.delete("/studies/{name}", status_code=204, dependencies=[admin])
+def delete_study(name: Name, service: Door) -> None:
+    """Forget a study that is over, with its trials and weights."""
+    service.delete(name)

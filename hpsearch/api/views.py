@@ -1,0 +1,232 @@
+"""What the API answers with: one model per thing, all finite numbers and ISO 8601 times in UTC."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from hpsearch.results import Trial
+from hpsearch.spec.finetune import FinetuneConfig
+from hpsearch.spec.study import StudySpec
+from hpsearch.storage import DatasetRow, StudyRow
+
+
+class View(BaseModel):
+    """An answer."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class StudyView(View):
+    """One study."""
+
+    name: str
+    state: str
+    """queued, running, paused, finished, failed or cancelled."""
+    reason: str
+    """Why it ended, once it has."""
+    cancel_requested: bool
+    created_at: dt.datetime
+    started_at: dt.datetime | None
+    finished_at: dt.datetime | None
+    spec: StudySpec
+
+    @classmethod
+    def of(cls, row: StudyRow) -> StudyView:
+        """From the stored row."""
+        return cls(
+            name=row.name,
+            state=row.state,
+            reason=row.reason,
+            cancel_requested=row.cancel_requested,
+            created_at=utc(row.created_at),
+            started_at=utc(row.started_at) if row.started_at else None,
+            finished_at=utc(row.finished_at) if row.finished_at else None,
+            spec=row.spec,
+        )
+
+
+class StudyDetailView(StudyView):
+    """One study with its progress."""
+
+    trials: dict[str, int]
+    """Trials by state."""
+    baseline: dict[str, float] | None
+    """The untouched base model's figures, once a worker has evaluated it."""
+    best: dict[str, Any] | None
+    """Number, value and params of the best completed trial."""
+
+
+class StudyListView(View):
+    """Studies, newest first."""
+
+    data: list[StudyView]
+    has_more: bool
+    """Ask again with `after` set to the last name."""
+
+
+class ReportView(View):
+    """One evaluation of a trial."""
+
+    exposure: int
+    """Training examples seen."""
+    epoch: float
+    validation_loss: float
+    validation_bits_per_byte: float
+    validation_token_accuracy: float
+    validation_prompt_loss: float | None
+    training_loss: float | None
+    tokens: int
+    seconds: float
+
+
+class TrialView(View):
+    """One trial."""
+
+    number: int
+    state: str
+    """WAITING, RUNNING, COMPLETE, PRUNED or FAIL."""
+    params: dict[str, int | float | str]
+    value: float | None
+    origin: str
+    """Who chose the params: defaults, first_trials, search or retry."""
+    retry_of: int | None
+    failure: str | None
+    failure_text: str | None
+    best_epoch: float | None
+    exposure: int
+    """Training examples seen so far."""
+    last_value: float | None
+    """The validation loss of the last report."""
+    adapter: bool
+    """Whether its weights can be downloaded."""
+    evaluation_contract: str | None
+    started_at: dt.datetime | None
+    finished_at: dt.datetime | None
+
+    @classmethod
+    def fields_of(cls, trial: Trial) -> dict[str, Any]:
+        """From the trial."""
+        last = trial.reports[-1] if trial.reports else None
+        return {
+            "number": trial.number,
+            "state": str(trial.state),
+            "params": trial.params,
+            "value": trial.value,
+            "origin": trial.origin,
+            "retry_of": trial.retry_of,
+            "failure": trial.failure,
+            "failure_text": trial.failure_text,
+            "best_epoch": trial.best_epoch,
+            "exposure": last.exposure if last else 0,
+            "last_value": last.validation_loss if last else None,
+            "adapter": trial.adapter is not None,
+            "evaluation_contract": trial.evaluation_contract,
+            "started_at": utc(trial.started_at) if trial.started_at else None,
+            "finished_at": utc(trial.finished_at) if trial.finished_at else None,
+        }
+
+
+class TrialDetailView(TrialView):
+    """One trial with its resolved config and its curve."""
+
+    config: FinetuneConfig | None
+    """Everything its fine-tune was given, nothing `auto`."""
+    curve: list[ReportView]
+
+    @classmethod
+    def of(cls, trial: Trial) -> TrialDetailView:
+        """From the trial."""
+        curve = [report.as_json() for report in trial.reports]
+        return cls(**cls.fields_of(trial), config=trial.config, curve=curve)
+
+
+class TrialListView(View):
+    """Trials, by number."""
+
+    data: list[TrialView]
+    has_more: bool
+    """Ask again with `after` set to the last number."""
+
+
+class RankedTrialView(View):
+    """One place of the ranking."""
+
+    rank: int
+    number: int
+    value: float
+    state: Literal["COMPLETE"]
+    params: dict[str, int | float | str]
+    hyperparameters: dict[str, int | float | str] | None
+    """All ten parameters, resolved."""
+    best_epoch: float | None
+    origin: str
+    adapter: bool
+
+
+class RankingView(View):
+    """Completed trials, best first, beside the untouched base model."""
+
+    study: str
+    state: str
+    objective: dict[str, str]
+    baseline: dict[str, float | None] | None
+    counts: dict[str, int]
+    ranking: list[RankedTrialView]
+
+
+class CheckView(View):
+    """What a spec comes to, without queueing it."""
+
+    spec: StudySpec
+    """With every path located and every default filled in."""
+    warnings: list[str]
+    examples: dict[str, int]
+    model: dict[str, Any]
+    """Type, layers, parameters."""
+    defaults: dict[str, int | float | str]
+    """What `auto` means for this data."""
+
+
+class DatasetView(View):
+    """One uploaded dataset."""
+
+    id: str
+    """Name it in a spec as `dataset:<id>`."""
+    bytes: int
+    format: str
+    examples: int
+    warnings: list[str]
+    created_at: dt.datetime
+
+    @classmethod
+    def of(cls, row: DatasetRow) -> DatasetView:
+        """From the stored row."""
+        return cls(
+            id=row.id,
+            bytes=row.bytes,
+            format=row.format,
+            examples=row.examples,
+            warnings=list(row.warnings),
+            created_at=utc(row.created_at),
+        )
+
+
+class ProblemView(View):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    """Stable; scripts may rely on it."""
+    detail: str
+    field: str | None = None
+    line: int | None = None
+
+
+def utc(seconds: float) -> dt.datetime:
+    """A time as people and programs read it."""
+    return dt.datetime.fromtimestamp(seconds, dt.UTC)

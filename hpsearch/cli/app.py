@@ -1,0 +1,288 @@
+"""The commands. Progress goes to standard error, answers to standard output.
+
+Exit codes: 0 done, 1 the service refused or failed, 2 wrong usage, 3 the study ended without a completed
+trial, 65 the spec or its data is wrong, 69 no service answers, 77 no valid token, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from hpsearch import __version__, errors
+from hpsearch.cli.progress import Progress, follow, ranking_table
+from hpsearch.cli.specs import read_spec, upload_data
+from hpsearch.client import Client
+
+EXIT_CODES: tuple[tuple[type[errors.HpsearchError], int], ...] = (
+    (errors.InvalidInput, 65),
+    (errors.ServiceUnavailable, 69),
+    (errors.Unauthorized, 77),
+    (errors.Forbidden, 77),
+    (errors.HpsearchError, 1),
+)
+NO_TRIAL = 3
+
+SpecFile = Annotated[Path, typer.Argument(help="Study spec: YAML, TOML or JSON.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="The study's name.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing when all goes well.")]
+
+
+class _Commands(typer.core.TyperGroup):
+    """Turns our errors into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except errors.HpsearchError as error:
+            print(f"error: {error} [{error.code}]", file=sys.stderr)  # noqa: T201
+            raise typer.Exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind))) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # locals may hold tokens
+    help="Hyperparameter search for fine-tuning language models.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hpsearch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    """Hyperparameter search for fine-tuning language models."""
+    del version
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Any address but this machine's own needs tokens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+) -> None:
+    """Run the service on this machine: HTTP API, dashboard and runner."""
+    from hpsearch.cli.serve import serve as run
+
+    raise typer.Exit(run(host, port))
+
+
+@app.command()
+def run(
+    spec: SpecFile,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    name: Annotated[str | None, typer.Option(help="Another name than the spec's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search once, on this machine: start the service, follow the study to its end, print the ranking, stop.
+
+    Ctrl-C stops too; the same command again goes on where it stopped.
+    """
+    from hpsearch.cli.run import service
+
+    with service(port) as url:
+        print(f"dashboard: {url}/dashboard", file=sys.stderr)  # noqa: T201
+        client = Client(url)
+        study = _submit(client, spec, name, quiet=False)
+        _follow(client, study, quiet=False)
+        _print_ranking(client, study["name"], None, as_json, quiet=False)
+        _exit_by_outcome(client, study["name"])
+
+
+@app.command()
+def submit(
+    spec: SpecFile,
+    name: Annotated[str | None, typer.Option(help="Another name than the spec's.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the study to its end, then print the ranking.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Queue a study; data files beside the spec are uploaded. The same spec twice is one study."""
+    client = Client()
+    study = _submit(client, spec, name, quiet)
+    if wait:
+        _follow(client, study, quiet)
+        _print_ranking(client, study["name"], None, as_json, quiet)
+        _exit_by_outcome(client, study["name"])
+    elif as_json:
+        typer.echo(json.dumps(study))
+
+
+@app.command()
+def watch(name: Name) -> None:
+    """Follow a study, live, to its end. Ctrl-C stops watching, not the study."""
+    client = Client()
+    _follow(client, client.study(name), quiet=False)
+    _exit_by_outcome(client, name)
+
+
+@app.command()
+def rank(
+    name: Name,
+    top: Annotated[int | None, typer.Option(min=1, help="Only the best ones.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Completed trials, best first, beside the untouched base model."""
+    _print_ranking(Client(), name, top, as_json, quiet=False)
+
+
+@app.command()
+def show(
+    name: Name,
+    number: Annotated[int | None, typer.Argument(help="One trial of it.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """A study, or one of its trials with config and curve."""
+    client = Client()
+    shown = client.study(name) if number is None else client.trial(name, number)
+    if as_json:
+        typer.echo(json.dumps(shown))
+    else:
+        Console().print_json(data=shown)
+
+
+@app.command("list")
+def list_studies(as_json: Json = False, limit: Annotated[int, typer.Option(min=1, max=100)] = 20) -> None:
+    """The newest studies."""
+    page = Client().studies(limit)
+    if as_json:
+        typer.echo(json.dumps(page))
+        return
+    for study in page["data"]:
+        typer.echo(f"{study['state']:10} {study['name']:30} {study['created_at'][:19]}  {study['reason']}")
+
+
+@app.command()
+def check(spec: SpecFile, as_json: Json = False) -> None:
+    """Check a spec and its data without queueing anything, and show what `auto` means for it."""
+    client = Client()
+    found = client.check(upload_data(read_spec(spec), spec.parent, client))
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    model, examples = found["model"], found["examples"]
+    typer.echo(f"model: {model['type']}, {model['parameters']:,} parameters, {model['layers']} layers")
+    typer.echo(f"data: {examples['train']} training and {examples['validation']} validation examples")
+    for warning in found["warnings"]:
+        typer.echo(f"warning: {warning}")
+    typer.echo("auto: " + ", ".join(f"{key} {value}" for key, value in found["defaults"].items()))
+    typer.echo("the spec is valid")
+
+
+@app.command()
+def cancel(name: Name) -> None:
+    """End a study; its trials so far are kept."""
+    state = Client().cancel(name)["state"]
+    typer.echo(f"study '{name}' is {state}" + ("; its runner stops it now" if state == "running" else ""))
+
+
+@app.command()
+def delete(name: Name) -> None:
+    """Forget a study that is over, with its trials and weights."""
+    Client().delete(name)
+    typer.echo(f"study '{name}' is deleted")
+
+
+@app.command()
+def export(
+    name: Name,
+    trial: Annotated[str, typer.Option(help="A trial's number, or `best`.")] = "best",
+    to: Annotated[
+        Literal["adapter"], typer.Option(help="As trained: PEFT's format for LoRA, a model for full.")
+    ] = "adapter",
+    output: Annotated[Path | None, typer.Option(help="Folder to write; left out, NAME-NUMBER here.")] = None,
+) -> None:
+    """Take a trial's weights home."""
+    del to
+    client = Client()
+    if trial == "best":
+        best = client.study(name)["best"]
+        if best is None:
+            raise errors.AdapterNotFound(f"study '{name}' has no completed trial yet")
+        number = int(best["number"])
+    elif trial.isdigit():
+        number = int(trial)
+    else:
+        raise errors.InvalidInput(f"--trial is a number or 'best', not '{trial}'")
+    target = output or Path(f"{name}-{number}")
+    if target.exists():
+        raise errors.InvalidInput(f"{target} exists already; name another folder with --output")
+    with tempfile.TemporaryDirectory(dir=target.absolute().parent) as scratch:
+        packed = Path(scratch) / "weights.tar"
+        client.download_adapter(name, number, packed)
+        with tarfile.open(packed) as archive:
+            archive.extractall(scratch, filter="data")
+        (Path(scratch) / f"{name}-{number}").rename(target)
+    typer.echo(str(target))
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of a study spec, for editors and validators."""
+    from hpsearch.spec import StudySpec
+
+    typer.echo(json.dumps(StudySpec.model_json_schema(), indent=2))
+
+
+@app.command()
+def token(
+    name: Annotated[str, typer.Argument(help="Whose token it is.", show_default=False)],
+    role: Annotated[Literal["read", "submit", "admin"], typer.Option(help="What it may do.")] = "submit",
+) -> None:
+    """Make a token for the service of this home, and print it once; restart the service to use it."""
+    from hpsearch.api.auth import Role, add_token
+    from hpsearch.settings import Settings
+
+    typer.echo(add_token(Settings().tokens_path, name, Role[role.upper()]))
+
+
+def _submit(client: Client, spec: Path, name: str | None, quiet: bool) -> dict[str, Any]:
+    wanted = read_spec(spec)
+    if name is not None:
+        wanted["name"] = name
+    sent = upload_data(wanted, spec.parent, client)
+    key = hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
+    study, created = client.submit(sent, key)
+    if not quiet:
+        state = "queued" if created else f"is there already ({study['state']})"
+        print(f"study '{study['name']}' {state}: {client.url}/v1/studies/{study['name']}", file=sys.stderr)  # noqa: T201
+    return study
+
+
+def _follow(client: Client, study: dict[str, Any], quiet: bool) -> None:
+    try:
+        follow(client.events(study["name"]), Progress(study), quiet)
+    except KeyboardInterrupt:
+        hint = f"the study goes on; `hpsearch watch {study['name']}` looks again, `hpsearch cancel` ends it"
+        print(hint, file=sys.stderr)  # noqa: T201
+        raise typer.Exit(130) from None
+
+
+def _print_ranking(client: Client, name: str, top: int | None, as_json: bool, quiet: bool) -> None:
+    ranking = client.ranking(name, top)
+    if as_json:
+        typer.echo(json.dumps(ranking))
+    elif not quiet:
+        console = Console()
+        console.print(ranking_table(ranking))
+        counts = ", ".join(f"{count} {state}" for state, count in ranking["counts"].items())
+        console.print(f"trials: {counts or 'none yet'}")
+
+
+def _exit_by_outcome(client: Client, name: str) -> None:
+    study = client.study(name)
+    if study["state"] in ("failed", "cancelled"):
+        print(f"study '{name}' {study['state']}: {study['reason']}", file=sys.stderr)  # noqa: T201
+        raise typer.Exit(NO_TRIAL if study["best"] is None else 1)

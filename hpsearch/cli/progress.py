@@ -1,0 +1,140 @@
+"""Progress as a person likes it: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+STATE_STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "RUNNING": "cyan"}
+
+
+class Progress:
+    """What is known of a study from its events."""
+
+    def __init__(self, study: dict[str, Any]) -> None:
+        self.name: str = study["name"]
+        self.wanted: int | None = study["spec"]["budget"]["trials"]
+        self.metric: str = study["spec"]["objective"]["metric"]
+        self.maximize = self.metric == "validation_token_accuracy"
+        self.state, self.reason = study["state"], study["reason"]
+        self.baseline: float | None = None
+        self.trials: dict[int, dict[str, Any]] = {}
+        self.started = time.monotonic()
+
+    def take(self, event: dict[str, Any]) -> str | None:
+        """Take an event in; the answer is a line worth printing, or None."""
+        kind = event["kind"]
+        if kind == "study.baseline":
+            self.baseline = event[self.metric]
+            return f"baseline (the untouched base model): {self.metric} {self.baseline:.4f}"
+        if kind.startswith("study."):
+            self.state = {"study.started": "running", "study.taken_over": "running"}.get(kind, self.state)
+            if kind in ("study.finished", "study.failed", "study.cancelled", "study.queued"):
+                self.state, self.reason = kind.removeprefix("study."), event.get("reason", "")
+            words = kind.replace(".", " ").replace("_", " ")
+            return f"{words}: {self.reason}" if self.reason else words
+        trial = self.trials.setdefault(event["number"], {"state": "RUNNING", "params": {}, "value": None, "epoch": 0.0})
+        return self._take_trial(trial, kind, event)
+
+    def _take_trial(self, trial: dict[str, Any], kind: str, event: dict[str, Any]) -> str | None:
+        number = event["number"]
+        if kind == "trial.started":
+            trial["params"] = event["params"]
+            return f"trial {number} started: {outline(event['params'])}"
+        if kind == "trial.reported":
+            trial |= {"value": event["value"], "epoch": event["epoch"]}
+            return None
+        if kind == "trial.completed":
+            trial |= {"state": "COMPLETE", "value": event["value"], "epoch": event["epoch"]}
+            return f"trial {number} complete: {self.metric} {event['value']:.4f} (best after epoch {event['epoch']:g})"
+        if kind == "trial.pruned":
+            trial["state"] = "PRUNED"
+            return f"trial {number} pruned after epoch {trial['epoch']:g}"
+        trial["state"] = "FAIL"
+        return f"trial {number} failed ({event['failure']}): {event['text']}"
+
+    @property
+    def ended(self) -> int:
+        """Trials that will not change any more."""
+        return sum(trial["state"] != "RUNNING" for trial in self.trials.values())
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Number and value of the best completed trial."""
+        complete = [(t["value"], number) for number, t in self.trials.items() if t["state"] == "COMPLETE"]
+        if not complete:
+            return None
+        value, number = max(complete) if self.maximize else min(complete)
+        return number, value
+
+    def picture(self) -> Group:
+        """The study as it stands, for a terminal."""
+        elapsed = time.monotonic() - self.started
+        head = Text.assemble((self.name, "bold"), f"  {self.state}  {elapsed:.0f} s  ")
+        if self.baseline is not None:
+            head.append(f"baseline {self.baseline:.4f}  ")
+        if self.best is not None:
+            head.append(f"best {self.best[1]:.4f} (trial {self.best[0]})", "green")
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in ("trial", "state", "epoch", self.metric, "params"):
+            table.add_column(column, justify="left" if column in ("state", "params") else "right", no_wrap=True)
+        for number, trial in sorted(self.trials.items())[-15:]:
+            value = "" if trial["value"] is None else f"{trial['value']:.4f}"
+            state = Text(trial["state"], STATE_STYLES[trial["state"]])
+            table.add_row(str(number), state, f"{trial['epoch']:g}", value, outline(trial["params"]))
+        total = self.wanted or max(len(self.trials), 1)
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total, min(self.ended, total), width=40), f"{self.ended}/{self.wanted or '?'} trials")
+        return Group(head, bar, table)
+
+
+def outline(params: dict[str, Any]) -> str:
+    """Params on one line."""
+    return " ".join(f"{name}={brief(value)}" for name, value in params.items())
+
+
+def brief(value: Any) -> str:
+    """A parameter's value in a few characters."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def follow(events: Iterable[dict[str, Any]], progress: Progress, quiet: bool) -> None:
+    """Show events until they end; on standard error, so that standard output stays a program's."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        for event in events:
+            line = progress.take(event)
+            if line is not None and not quiet:
+                print(line, file=sys.stderr, flush=True)  # noqa: T201
+        return
+    with Live(console=console, refresh_per_second=4, get_renderable=progress.picture):
+        for event in events:
+            progress.take(event)
+
+
+def ranking_table(ranking: dict[str, Any]) -> Table:
+    """The ranking, the baseline listed as what it is."""
+    metric = ranking["objective"]["metric"]
+    rows = ranking["ranking"]
+    names = list(rows[0]["params"]) if rows else []
+    table = Table(title=f"{ranking['study']}: {ranking['state']}", title_justify="left")
+    for column in ("rank", "trial", metric, "best epoch"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        params = [brief(row["params"].get(name, "")) for name in names]
+        value = Text(f"{row['value']:.4f}", "green" if row["rank"] == 1 else "")
+        table.add_row(str(row["rank"]), str(row["number"]), value, f"{row['best_epoch']:g}", *params)
+    if ranking["baseline"] is not None:
+        table.add_section()
+        table.add_row("", "baseline", f"{ranking['baseline'][metric]:.4f}", "", *[""] * len(names), style="dim")
+    return table

@@ -1,0 +1,95 @@
+"""`hpsearch serve`: the API and the runner as two processes, and this one watching over both."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+
+from hpsearch.service import PARENT
+
+START_SECONDS = 60
+STOP_SECONDS = 20
+
+
+class Process:
+    """One of the two, started again when it dies."""
+
+    def __init__(self, name: str, arguments: list[str]) -> None:
+        self.name = name
+        self._arguments = arguments
+        self._started = 0.0
+        self._wait = 0.5
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, PARENT: str(os.getpid())}
+        self._started = time.monotonic()
+        # A session of its own: Ctrl-C reaches this process only, which then stops them in order.
+        return subprocess.Popen([sys.executable, "-m", *self._arguments], env=environment, start_new_session=True)
+
+    def look(self) -> None:
+        """Start it again if it died; later and later while it keeps dying."""
+        if self.process.poll() is None:
+            return
+        lived = time.monotonic() - self._started
+        self._wait = 0.5 if lived > 30 else min(self._wait * 2, 30)
+        say(f"the {self.name} ended with code {self.process.returncode}; starting it again in {self._wait:g} s")
+        time.sleep(self._wait)
+        self.process = self._start()
+
+    def stop(self, deadline: float) -> None:
+        """Ask it to end, and make it."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+        try:
+            self.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def say(text: str) -> None:
+    """One line for the person at the terminal."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def serve(host: str, port: int) -> int:
+    """Serve until Ctrl-C or SIGTERM; the exit code is 0 unless the service could not start."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    api = Process("API", ["hpsearch.api", "--host", host, "--port", str(port)])
+    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+    if not _wait_until_ready(api, url, stop):
+        api.stop(time.monotonic() + STOP_SECONDS)
+        return 0 if stop.is_set() else 1
+    runner = Process("runner", ["hpsearch.runner"])
+    say(f"hpsearch is ready: API {url}/v1 (documentation {url}/v1/docs), dashboard {url}/dashboard")
+    while not stop.wait(0.5):
+        api.look()
+        runner.look()
+    say("stopping: running trials end, their study goes on at the next start")
+    deadline = time.monotonic() + STOP_SECONDS
+    runner.stop(deadline)
+    api.stop(deadline)
+    return 0
+
+
+def _wait_until_ready(api: Process, url: str, stop: threading.Event) -> bool:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and not stop.is_set():
+        if api.process.poll() is not None:
+            say("the API could not start: is the port taken? The lines above say why.")
+            return False
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/readyz", timeout=2).status_code == 200:
+                return True
+        stop.wait(0.1)
+    return False

@@ -1,0 +1,166 @@
+"""The HTTP client that people import: `Client().submit(spec)`, `client.events(name)`, `client.ranking(name)`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+from httpx_sse import connect_sse
+
+from hpsearch import errors
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+RETRIES = 4
+"""Of requests that may be repeated: reads, and creations with an idempotency key or a content hash."""
+
+
+class Client:
+    """Talks to one service.
+
+    Args:
+        url: Of the service; left out, HPSEARCH_URL or this machine's port 8000.
+        token: Left out, HPSEARCH_TOKEN.
+
+    Every method raises the service's own errors (`hpsearch.errors`, told apart by their `code`), and
+    ServiceUnavailable when nothing answers.
+    """
+
+    def __init__(self, url: str | None = None, token: str | None = None) -> None:
+        self.url = (url or os.environ.get("HPSEARCH_URL") or DEFAULT_URL).rstrip("/")
+        token = token or os.environ.get("HPSEARCH_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(60, connect=5))
+
+    def submit(self, spec: dict[str, Any], idempotency_key: str | None = None) -> tuple[dict[str, Any], bool]:
+        """Queue a study; the answer is the study and whether it is new. Submitting the same spec twice is once."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        answer = self._request("POST", "/v1/studies", json=spec, headers=headers)
+        return answer.json(), answer.status_code == 201
+
+    def check(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """What the service says of a spec, without queueing it."""
+        return self._json("POST", "/v1/studies:check", json=spec)
+
+    def upload(self, path: Path) -> dict[str, Any]:
+        """Upload a data file; name it in a spec as `dataset:<id>`."""
+        return self._json("POST", "/v1/datasets", content=path.read_bytes())
+
+    def studies(self, limit: int = 20, after: str | None = None) -> dict[str, Any]:
+        """A page of studies, newest first."""
+        return self._json("GET", "/v1/studies", params=_given(limit=limit, after=after))
+
+    def study(self, name: str) -> dict[str, Any]:
+        """One study with its progress."""
+        return self._json("GET", f"/v1/studies/{name}")
+
+    def trials(self, name: str) -> list[dict[str, Any]]:
+        """All trials of a study."""
+        found: list[dict[str, Any]] = []
+        while True:
+            after = found[-1]["number"] if found else None
+            page = self._json("GET", f"/v1/studies/{name}/trials", params=_given(limit=1000, after=after))
+            found += page["data"]
+            if not page["has_more"]:
+                return found
+
+    def trial(self, name: str, number: int) -> dict[str, Any]:
+        """One trial with its config and curve."""
+        return self._json("GET", f"/v1/studies/{name}/trials/{number}")
+
+    def ranking(self, name: str, top: int | None = None) -> dict[str, Any]:
+        """Completed trials, best first, beside the baseline."""
+        return self._json("GET", f"/v1/studies/{name}/ranking", params=_given(top=top))
+
+    def cancel(self, name: str) -> dict[str, Any]:
+        """End a study."""
+        return self._json("POST", f"/v1/studies/{name}/cancel")
+
+    def delete(self, name: str) -> None:
+        """Forget a study that is over."""
+        self._request("DELETE", f"/v1/studies/{name}")
+
+    def download_adapter(self, name: str, number: int, target: Path) -> None:
+        """Write a trial's weights to `target`, as a tar file."""
+        with self._http.stream("GET", f"/v1/studies/{name}/trials/{number}/adapter") as answer:
+            if answer.is_error:
+                answer.read()
+                raise _error_of(answer)
+            with target.open("wb") as file:
+                for chunk in answer.iter_bytes():
+                    file.write(chunk)
+
+    def events(self, name: str, after: int = 0) -> Iterator[dict[str, Any]]:
+        """What happens to a study, live, until it is over; goes on by itself when the connection breaks."""
+        failures = 0
+        while True:
+            try:
+                path, params = f"/v1/studies/{name}/events", {"after": after}
+                with connect_sse(self._http, "GET", path, params=params) as source:
+                    if source.response.is_error:
+                        source.response.read()
+                        raise _error_of(source.response)
+                    for message in source.iter_sse():
+                        failures = 0
+                        event = json.loads(message.data)
+                        after = event["id"]
+                        yield event
+                if self.study(name)["state"] in ("finished", "failed", "cancelled"):
+                    return
+            except httpx.TransportError as error:
+                failures += 1
+                if failures > RETRIES * 3:
+                    raise errors.ServiceUnavailable(self._unreachable(error)) from error
+                time.sleep(min(2.0**failures / 4, 5))
+
+    def _json(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self._request(method, path, **arguments).json()
+        return answer
+
+    def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        for attempt in range(RETRIES + 1):
+            try:
+                answer = self._http.request(method, path, **arguments)
+                break
+            except httpx.TransportError as error:
+                # Creating is safe to repeat too: a study is known by its name, a dataset by its content.
+                if attempt == RETRIES or isinstance(error, httpx.UnsupportedProtocol):
+                    raise errors.ServiceUnavailable(self._unreachable(error)) from error
+                time.sleep(0.25 * 2**attempt)
+        if answer.is_error:
+            raise _error_of(answer)
+        return answer
+
+    def _unreachable(self, error: Exception) -> str:
+        return (
+            f"no hpsearch service answers at {self.url} ({type(error).__name__}): "
+            "start one with `hpsearch serve`, or set HPSEARCH_URL"
+        )
+
+
+def _given(**params: Any) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}
+
+
+def _error_of(answer: httpx.Response) -> errors.HpsearchError:
+    """The service's problem as the error that it was raised from."""
+    try:
+        problem = answer.json()
+        code, detail = str(problem["code"]), str(problem["detail"])
+    except (ValueError, KeyError, TypeError):
+        return errors.HpsearchError(f"the service answered {answer.status_code}: {answer.text[:200]}")
+    kind = _BY_CODE.get(code, errors.InvalidInput if answer.status_code == 422 else errors.HpsearchError)
+    return kind(detail, str(problem.get("field", "")), int(problem.get("line", 0)))
+
+
+def _tree(kind: type[errors.HpsearchError]) -> Iterator[type[errors.HpsearchError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _tree(child)
+
+
+_BY_CODE = {kind.code: kind for kind in _tree(errors.HpsearchError)}

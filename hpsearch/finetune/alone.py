@@ -1,0 +1,61 @@
+"""One fine-tune from beginning to end, without a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpsearch.finetune.member import Member
+from hpsearch.finetune.prepare import Prepared, prepare
+from hpsearch.results import Report
+from hpsearch.spec.finetune import FinetuneConfig
+from hpsearch.spec.objective import Metric
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of one fine-tune."""
+
+    best: Report
+    reports: tuple[Report, ...]
+    """The baseline first."""
+    evaluation_contract: str
+    member: Member
+
+
+def finetune(
+    config: FinetuneConfig,
+    on_report: Callable[[Report], object] | None = None,
+    *,
+    metric: Metric = "validation_loss",
+    prepared: Prepared | None = None,
+    device: str = "cpu",
+    save_to: Path | None = None,
+) -> Outcome:
+    """Load, train every epoch, keep the best.
+
+    Args:
+        config: Resolved; its paths are absolute.
+        on_report: Called with each report as it comes, the baseline first.
+        metric: What the best report is best by.
+        prepared: What `prepare` returned for a config of the same key; left out, it is prepared here.
+        device: As torch names it: `cpu`, `cuda:0`.
+        save_to: Folder for the best weights.
+
+    Raises:
+        InvalidInput: The model, the data or the config can't be used.
+        TrialFailure: It diverged or ran out of memory.
+    """
+    prepared = prepared or prepare(config, device)
+    member = Member(config, prepared, metric)
+    tell = on_report or (lambda _report: None)
+    tell(prepared.baseline)
+    while not member.is_done:
+        report = member.advance()
+        if report is not None:
+            tell(report)
+    assert member.best is not None  # the last example of an epoch is always a report
+    if save_to is not None:
+        member.save_best(save_to)
+    return Outcome(member.best, tuple(member.reports), prepared.evaluation_contract, member)

@@ -1,0 +1,85 @@
+"""The validation loss, under a contract that makes values comparable.
+
+Completion tokens only, token-weighted over the whole split, nothing dropped out, the same examples in the same
+order with the same truncation for every trial, whatever its hyperparameters. Sums are float64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hpsearch.finetune.batches import micro_batches
+from hpsearch.finetune.loss import scores
+from hpsearch.finetune.model import Anatomy, precision
+from hpsearch.finetune.tokens import TokenisedExample
+
+CONTRACT_VERSION = 1
+"""Raise it with any change that moves values."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over the validation split found."""
+
+    loss: float
+    """Nats per completion token."""
+    bits_per_byte: float
+    """Bits of all completion tokens per byte of completion text."""
+    token_accuracy: float
+    prompt_loss: float | None
+    """Nats per prompt token; None when there are none."""
+
+
+def evaluate(model: Any, anatomy: Anatomy, examples: Sequence[TokenisedExample], token_budget: int) -> Evaluation:
+    """Evaluate a model in eval mode.
+
+    Args:
+        model: On its device, adapters activated.
+        anatomy: Its anatomy.
+        examples: Of the validation split, each with at least one completion token.
+        token_budget: Tokens of a micro-batch, padding included.
+    """
+    device = model.device
+    # Completion nll, completion hits, completion tokens, prompt nll, prompt tokens: one transfer at the end.
+    sums = torch.zeros(5, dtype=torch.float64, device=device)
+    with torch.inference_mode(), precision(device):
+        for batch in micro_batches(examples, token_budget, prompts=True, device=device):
+            for nll, hits, completion in scores(model, anatomy, batch):
+                # `where`, not a product: an infinite prompt loss must not make the completions' NaN.
+                counted = [
+                    torch.where(completion, nll, 0).double().sum(),
+                    (hits & completion).double().sum(),
+                    completion.double().sum(),
+                    torch.where(completion, 0, nll).double().sum(),
+                    (~completion).double().sum(),
+                ]
+                sums += torch.stack(counted)
+    nll, hits, tokens, prompt_nll, prompt_tokens = sums.tolist()
+    text_bytes = sum(example.completion_bytes for example in examples)
+    return Evaluation(
+        nll / tokens,
+        nll / math.log(2) / max(text_bytes, 1),
+        hits / tokens,
+        prompt_nll / prompt_tokens if prompt_tokens else None,
+    )
+
+
+def evaluation_contract(validation: str, model: str, tokenizer: str, max_length: int, chat_template: str) -> str:
+    """SHA-256 of what is evaluated how; values of different contracts are never ranked together.
+
+    Args:
+        validation: Fingerprint of the validation examples.
+        model: Fingerprint of the base model.
+        tokenizer: Fingerprint of the tokenizer.
+        max_length: Tokens, after what the model can read.
+        chat_template: `auto` or `plain`.
+    """
+    terms = [CONTRACT_VERSION, validation, model, tokenizer, max_length, chat_template]
+    return hashlib.sha256(json.dumps(terms).encode()).hexdigest()

@@ -1,0 +1,205 @@
+"""One trial being trained: optimizer steps, reports, the best weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hpsearch.errors import Diverged, OutOfMemory
+from hpsearch.finetune.batches import micro_batches, optimizer_batch, steps_per_epoch
+from hpsearch.finetune.evaluate import evaluate
+from hpsearch.finetune.loss import total_weight, weighted_nll
+from hpsearch.finetune.model import precision
+from hpsearch.finetune.optimizer import build_optimizer, check_frozen_layers, set_learning_rates
+from hpsearch.finetune.prepare import Prepared, as_report
+from hpsearch.finetune.schedule import learning_rate_factor, warmup_steps
+from hpsearch.finetune.tokens import TokenisedExample
+from hpsearch.finetune.weights import State, own_weights
+from hpsearch.results import Report
+from hpsearch.spec.finetune import FinetuneConfig
+from hpsearch.spec.objective import Metric, ObjectiveSpec
+
+T = TypeVar("T")
+
+STEPS_BETWEEN_CHECKS = 16
+"""On a GPU, reading a loss waits for the device: a divergence is noticed so many steps late, or at a report."""
+
+
+def report_exposures(examples: int, epochs: int, reports_per_epoch: int) -> tuple[int, ...]:
+    """The exposures of all reports after the baseline: multiples of a part of an epoch, rounded up.
+
+    They depend on the data and on `reports_per_epoch` alone; more epochs only go on further. So they are the same
+    for every trial of a study. A trial reports a point after the first optimizer step that reaches it, under the
+    point's own number, although its batch may reach a little further. A step that passes several points reports
+    the last of them only: its weights did not exist at the earlier ones. Batches end with their epoch, so the
+    last example of each epoch is always a report.
+    """
+    points = {-(-place * examples // reports_per_epoch) for place in range(1, epochs * reports_per_epoch + 1)}
+    return tuple(sorted(points))
+
+
+class Member:
+    """One trial in training. Its numbers depend on its config and the shared data, not on its company."""
+
+    def __init__(self, config: FinetuneConfig, prepared: Prepared, metric: Metric = "validation_loss") -> None:
+        """Fresh weights and an optimizer.
+
+        Raises:
+            InvalidSpec: Nothing would be trained, or an adapter's target does not exist.
+        """
+        self.config, self.prepared, self.metric = config, prepared, metric
+        chosen, anatomy = config.hyperparameters, prepared.loaded.anatomy
+        check_frozen_layers(anatomy, chosen.frozen_layers)
+        count = len(prepared.train.examples)
+        self.total_steps = steps_per_epoch(count, chosen.batch_size) * chosen.epochs
+        self.total_exposure = count * chosen.epochs
+        self.steps = 0
+        self.exposure = 0
+        """Examples seen, over all epochs."""
+        self.tokens = 0
+        self.seconds = 0.0
+        """Device seconds, training and evaluation."""
+        self.reports: list[Report] = [prepared.baseline]
+        self.best: Report | None = None
+        """The best report after the baseline, by the metric; the earliest of equals."""
+        self._best_state: State = {}
+        self._points = list(report_exposures(count, chosen.epochs, config.reports_per_epoch))
+        self._warmup = warmup_steps(self.total_steps, chosen.warmup_fraction)
+        self._weights = own_weights(config, prepared.loaded, prepared.layers)
+        self._optimizer = build_optimizer(self._weights.named, anatomy, config)
+        self._token_budget = prepared.token_budget
+        self._evaluation_budget = prepared.evaluation_budget
+        self._nll = torch.zeros((), dtype=torch.float64, device=prepared.loaded.device)
+        self._weight = 0.0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all epochs are trained."""
+        return self.steps == self.total_steps
+
+    def advance(self) -> Report | None:
+        """Exactly one optimizer step, and an evaluation when one is due: then its report.
+
+        Raises:
+            Diverged: The training or validation loss is not finite.
+            OutOfMemory: Not even a single sequence fits.
+        """
+        started = time.perf_counter()
+        self._step()
+        point = self._reached()
+        report = None if point is None else self._evaluated(point)
+        self.seconds += time.perf_counter() - started
+        if report is None:
+            return None
+        report = replace(report, seconds=self.seconds)
+        self.reports.append(report)
+        self._keep_if_best(report)
+        return report
+
+    def save_best(self, folder: Path) -> None:
+        """Write the weights of the best report; `folder` is replaced whole."""
+        if self.best is None:
+            raise ValueError("nothing to save before the first report")
+        self._weights.save(self._best_state, folder)
+
+    def _step(self) -> None:
+        chosen = self.config.hyperparameters
+        examples = self.prepared.train.examples
+        places = optimizer_batch(self.config.seed, self.steps, len(examples), chosen.batch_size)
+        batch = [examples[place] for place in places]
+        weight = total_weight(batch, chosen.prompt_loss_weight)
+        nll, self._token_budget = _in_less_memory(
+            lambda budget: self._gradients(batch, weight, budget), self._token_budget
+        )
+        if self.config.model.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._weights.named.values(), self.config.model.max_grad_norm)
+        factor = learning_rate_factor(chosen.lr_schedule, self.steps, self.total_steps, self._warmup)
+        set_learning_rates(self._optimizer, factor)
+        self._optimizer.step()
+        self.steps += 1
+        self.exposure += len(batch)
+        self.tokens += sum(map(len, batch))
+        self._nll += nll
+        self._weight += weight
+        if self._nll.device.type == "cpu" or self.steps % STEPS_BETWEEN_CHECKS == 0:
+            self._check_training_loss()
+
+    def _gradients(self, batch: list[TokenisedExample], weight: float, token_budget: int) -> Tensor:
+        """The gradient of the loss of one optimizer batch; returns its sum(w * nll)."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loaded, prompt_loss_weight = self.prepared.loaded, self.config.hyperparameters.prompt_loss_weight
+        total = torch.zeros_like(self._nll)
+        with self._weights.training(self.steps) as model:
+            for part in micro_batches(batch, token_budget, prompts=prompt_loss_weight > 0, device=loaded.device):
+                with precision(loaded.device):
+                    nll = weighted_nll(model, loaded.anatomy, part, prompt_loss_weight)
+                (nll / weight).backward()  # type: ignore[no-untyped-call]
+                total += nll.detach()
+        return total
+
+    def _check_training_loss(self) -> float:
+        """The mean training loss since the last report."""
+        loss = float(self._nll) / self._weight
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the training loss is {loss} at step {self.steps}; a smaller learning rate multiplier helps"
+            )
+        return loss
+
+    def _reached(self) -> int | None:
+        """The report point that the last step has reached, if any."""
+        passed = [point for point in self._points if point <= self.exposure]
+        del self._points[: len(passed)]
+        return passed[-1] if passed else None
+
+    def _evaluated(self, point: int) -> Report:
+        training_loss = self._check_training_loss()
+        self._nll.zero_()
+        self._weight = 0.0
+        loaded, examples = self.prepared.loaded, self.prepared.validation.examples
+        with self._weights.evaluation() as model:
+            evaluation, self._evaluation_budget = _in_less_memory(
+                lambda budget: evaluate(model, loaded.anatomy, examples, budget), self._evaluation_budget
+            )
+        if not math.isfinite(evaluation.loss):
+            raise Diverged(f"the validation loss is {evaluation.loss} after {self.exposure} examples")
+        epoch = point / len(self.prepared.train.examples)
+        return replace(as_report(evaluation, point, epoch), training_loss=training_loss, tokens=self.tokens)
+
+    def _keep_if_best(self, report: Report) -> None:
+        sign = 1.0 if ObjectiveSpec(metric=self.metric).direction == "minimize" else -1.0
+        if self.best is None or sign * getattr(report, self.metric) < sign * getattr(self.best, self.metric):
+            self.best = report
+            # `clone`, because on a CPU `.cpu()` is no copy.
+            self._best_state = {name: tensor.detach().cpu().clone() for name, tensor in self._weights.named.items()}
+
+
+def _in_less_memory(compute: Callable[[int], T], token_budget: int) -> tuple[T, int]:
+    """Compute under a token budget, halved as often as memory runs out; what came out, and the budget that worked.
+
+    Raises:
+        OutOfMemory: Memory ran out even with single sequences (every sequence has more tokens than the budget).
+    """
+    while True:
+        try:
+            return compute(token_budget), token_budget
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        # Outside of the handler: the traceback held the failed attempt's tensors.
+        if token_budget <= 1:
+            raise OutOfMemory
+        token_budget //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,143 @@
+"""The base model in memory, and where things are in it, for any causal language model of transformers.
+
+Nothing here knows an architecture by name: blocks, embeddings and the output head are found from the model's own
+structure and from one tiny probe run.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpsearch.basemodel import BaseModel, describe
+from hpsearch.errors import UnsupportedModel
+from hpsearch.spec.finetune import ModelSpec
+
+FIELD = "model.base"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where things are in a causal language model; names are those of `named_parameters`."""
+
+    blocks: str
+    """Name of the list of transformer blocks."""
+    layers: int
+    below: frozenset[str]
+    """Parameters that are used before the first block: embeddings, and an output head tied to them."""
+    splits: bool
+    """Whether the logits are exactly the output head applied to the decoder's last hidden state, so that the
+    head can be applied to chosen positions only (not so with soft-capped or scaled logits)."""
+
+    def depth(self, parameter: str) -> int:
+        """Layers above the one that a parameter belongs to: 0 at the top, `layers` for the embeddings."""
+        if parameter in self.below:
+            return self.layers
+        if parameter.startswith(f"{self.blocks}."):
+            return self.layers - 1 - int(parameter[len(self.blocks) + 1 :].split(".", 1)[0])
+        return 0
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A base model on a device, with its tokenizer."""
+
+    facts: BaseModel
+    model: Any
+    """A `PreTrainedModel` in eval mode; no parameter has a gradient."""
+    tokenizer: Any
+    device: torch.device
+    anatomy: Anatomy
+
+
+def load_model(spec: ModelSpec, device: torch.device) -> LoadedModel:
+    """Load a base model and its tokenizer: from safetensors, and never with code of its own.
+
+    Weights are float32, but bfloat16 for a frozen base on a GPU.
+
+    Raises:
+        UnknownModel, UnsupportedModel: As `hpsearch.basemodel.describe`, or transformers can't load it.
+    """
+    facts = describe(spec.base, spec.revision)
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging  # seconds: not before the cheap checks
+
+    logging.disable_progress_bar()  # it would draw into the log of a service
+
+    # A hub model's fingerprint is its commit: facts and weights are then of one version.
+    revision = None if Path(spec.base).is_absolute() else facts.fingerprint
+    frozen_on_gpu = spec.method == "lora" and device.type == "cuda"
+    safely = {"revision": revision, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(spec.base, **safely)
+        model = AutoModelForCausalLM.from_pretrained(
+            spec.base, **safely, use_safetensors=True, dtype=torch.bfloat16 if frozen_on_gpu else torch.float32
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise UnsupportedModel(f"transformers can't load {spec.base}: {reason}", FIELD) from error
+    model.to(device).eval().requires_grad_(requires_grad=False)
+    return LoadedModel(facts, model, tokenizer, device, examine(model))
+
+
+def examine(model: Any) -> Anatomy:
+    """Find blocks, embeddings and head, by structure and one probe run."""
+    layers = model.config.get_text_config().num_hidden_layers
+    lists = [
+        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == layers
+    ]
+    if not lists:
+        raise UnsupportedModel(f"{type(model).__name__} has no list of {layers} blocks that could be found", FIELD)
+    blocks = min(lists, key=lambda name: name.count("."))
+    below, splits = _probe(model, blocks)
+    return Anatomy(blocks, layers, below, splits)
+
+
+def _probe(model: Any, blocks: str) -> tuple[frozenset[str], bool]:
+    """What runs before the first block, and whether the head can be applied by itself."""
+    ids = torch.arange(8, device=model.device).unsqueeze(0) % model.get_input_embeddings().num_embeddings
+    order: list[str] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _module, _args, name=name: order.append(name))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    first = order.index(f"{blocks}.0")
+    early = {
+        id(parameter) for name in order[:first] for parameter in model.get_submodule(name).parameters(recurse=False)
+    }
+    below = frozenset(
+        name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in early
+    )
+    return below, _splits(model, ids, logits)
+
+
+def _splits(model: Any, ids: Tensor, logits: Tensor) -> bool:
+    head = model.get_output_embeddings()
+    if head is None or model.base_model is model:
+        return False
+    with torch.no_grad():
+        return torch.equal(head(hidden_states(model, ids)), logits)
+
+
+def hidden_states(model: Any, ids: Tensor) -> Tensor:
+    """The decoder's last hidden states, [B, T, H], for right-padded ids [B, T].
+
+    A causal model needs no attention mask for right padding: real positions never look at later ones.
+    """
+    states: Tensor = model.base_model(input_ids=ids, use_cache=False)[0]
+    return states
+
+
+def precision(device: torch.device) -> AbstractContextManager[object]:
+    """Matrix products in bfloat16 on a GPU; float32 on a CPU, where bfloat16 is several times slower."""
+    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()

@@ -1,0 +1,116 @@
+"""What the trials of a study share: the loaded base model, the tokenised data and the baseline."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hpsearch.dataset import fingerprint, load
+from hpsearch.errors import InvalidDataset, UnsupportedModel
+from hpsearch.finetune.evaluate import Evaluation, evaluate, evaluation_contract
+from hpsearch.finetune.lora import AdaptedLinear, activate, adapt
+from hpsearch.finetune.model import LoadedModel, load_model
+from hpsearch.finetune.tokens import TokenisedSplit, tokenise, tokenizer_fingerprint
+from hpsearch.results import Report
+from hpsearch.spec.finetune import FinetuneConfig
+
+TOKEN_BUDGETS = {"cpu": 1024, "cuda": 16384}
+"""Tokens of a training micro-batch, by kind of device; halved when memory runs out. More is no faster on a CPU."""
+
+EVALUATION_BUDGETS = {"cpu": 2048, "cuda": 65536}
+"""The same for evaluation, which keeps no activations."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One base model on one device, with the data of a study. Nothing in it depends on hyperparameters."""
+
+    loaded: LoadedModel
+    layers: dict[str, AdaptedLinear]
+    """The adaptable layers of the base model; empty for full fine-tunes."""
+    train: TokenisedSplit
+    validation: TokenisedSplit
+    baseline: Report
+    """Report number 0 of every trial: the untouched base model, at exposure 0."""
+    evaluation_contract: str
+    token_budget: int
+    evaluation_budget: int
+
+
+def prepared_key(config: FinetuneConfig) -> str:
+    """Equal keys can share one `Prepared`: same base model, method and data files (by path, size and time)."""
+    terms: list[object] = [config.model.base, config.model.revision, config.model.method, config.data.model_dump()]
+    for path in (config.data.train, config.data.validation):
+        if path is not None and Path(path).is_file():
+            stat = Path(path).stat()
+            terms.append([stat.st_size, stat.st_mtime_ns])
+    return hashlib.sha256(json.dumps(terms).encode()).hexdigest()
+
+
+def prepare(config: FinetuneConfig, device: str = "cpu") -> Prepared:
+    """Load the model, tokenise the data, evaluate the baseline.
+
+    Args:
+        config: Of any trial of the study.
+        device: As torch names it: `cpu`, `cuda:0`.
+
+    Raises:
+        InvalidInput: The model or the data can't be used; the error's `field` says which part of the spec.
+    """
+    data = load(config.data)
+    loaded = load_model(config.model, torch.device(device))
+    max_length = min(config.data.max_length, loaded.facts.max_positions or config.data.max_length)
+    mode = config.data.chat_template
+    train = tokenise(data.train, loaded.tokenizer, max_length, mode, "data.train")
+    validation = tokenise(data.validation, loaded.tokenizer, max_length, mode, "data.validation")
+    for split, name in ((train, "training"), (validation, "validation")):
+        if not split.examples:
+            text = f"no {name} example has any completion left within {max_length} tokens: raise data.max_length"
+            raise InvalidDataset(text, "data.max_length")
+    contract = evaluation_contract(
+        validation=fingerprint(data.validation),
+        model=loaded.facts.fingerprint,
+        tokenizer=tokenizer_fingerprint(loaded.tokenizer),
+        max_length=max_length,
+        chat_template=mode,
+    )
+    layers = adapt(loaded.model, loaded.anatomy) if config.model.method == "lora" else {}
+    activate(layers, {})
+    kind = loaded.device.type
+    budget = EVALUATION_BUDGETS.get(kind, EVALUATION_BUDGETS["cpu"])
+    baseline = evaluate(loaded.model, loaded.anatomy, validation.examples, budget)
+    if not math.isfinite(baseline.loss):
+        raise UnsupportedModel(f"{config.model.base} has no finite loss even before training", "model.base")
+    return Prepared(
+        loaded,
+        layers,
+        train,
+        validation,
+        as_report(baseline, exposure=0, epoch=0.0),
+        contract,
+        TOKEN_BUDGETS.get(kind, TOKEN_BUDGETS["cpu"]),
+        budget,
+    )
+
+
+def as_report(evaluation: Evaluation, exposure: int, epoch: float) -> Report:
+    """An evaluation as a report, before anything was trained."""
+    return Report(
+        exposure=exposure,
+        epoch=epoch,
+        validation_loss=evaluation.loss,
+        validation_bits_per_byte=evaluation.bits_per_byte,
+        validation_token_accuracy=evaluation.token_accuracy,
+        validation_prompt_loss=evaluation.prompt_loss,
+    )
+
+
+def with_token_budget(prepared: Prepared, token_budget: int) -> Prepared:
+    """The same, trained in micro-batches of another size."""
+    return dataclasses.replace(prepared, token_budget=token_budget)

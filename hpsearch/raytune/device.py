@@ -1,0 +1,220 @@
+"""The device actor: one long-lived process per GPU (or CPU core) that trains the trials placed there.
+
+It keeps base models loaded and datasets tokenised, so no trial pays for importing torch, loading the model
+or tokenising. Trials come and go by messages; one thread trains them, the others answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from hpsearch import __version__
+from hpsearch.errors import HpsearchError, InvalidInput, TrialFailure
+from hpsearch.raytune.messages import Failed, Finished, Message, Removed, Reported, encode
+from hpsearch.results import Failure
+from hpsearch.spec.finetune import FinetuneConfig
+from hpsearch.spec.objective import Metric
+
+if TYPE_CHECKING:
+    from hpsearch.finetune.cohort import Event
+    from hpsearch.finetune.prepare import Prepared
+
+log = logging.getLogger(__name__)
+
+KEPT_MODELS = 2
+"""Base models with their data that stay loaded on a device while no trial uses them."""
+
+IDLE_SECONDS = 15 * 60
+"""A device without trials for so long ends its process and gives the memory back."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a device needs to know of a trial."""
+
+    config: str
+    """FinetuneConfig as JSON."""
+    metric: Metric
+    """What the best report is best by."""
+    adapter: str
+    """Folder for the best weights."""
+    capacity: int
+    """Trials that may share the device."""
+
+
+def device_names(node: str, gpus: list[int]) -> list[str]:
+    """The devices on which a trial that holds these GPUs (or a core) of a node may train."""
+    prefix = f"hpsearch-{__version__}-{node}"
+    if gpus:
+        return [f"{prefix}-gpu-{gpu}" for gpu in gpus]
+    return [f"{prefix}-cpu-{core}" for core in range(_cores(node))]
+
+
+def _cores(node: str) -> int:
+    for description in ray.nodes():
+        if description["NodeID"] == node:
+            return max(1, int(description["Resources"].get("CPU", 1)))
+    return 1
+
+
+def open_device(name: str) -> Any:
+    """The device of this name, started on this node if it is missing."""
+    kind, index = name.rsplit("-", 2)[1:]
+    node = ray.get_runtime_context().get_node_id()
+    return (
+        ray.remote(Device)
+        .options(
+            name=name,
+            get_if_exists=True,
+            lifetime="detached",  # it outlives the trial that was the first to need it
+            num_cpus=0,  # the trials on it hold its share
+            max_concurrency=128,
+            max_restarts=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False),
+        )
+        .remote(kind, int(index))
+    )
+
+
+class Device:
+    """Runs as a Ray actor; its methods are called from many threads."""
+
+    def __init__(self, kind: str, index: int) -> None:
+        # Before torch is imported: which GPU it sees, and one thread per core (spinning threads cost 4 to 25 times).
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(index) if kind == "gpu" else ""
+        os.environ["OMP_NUM_THREADS"] = "1"
+        self._is_gpu = kind == "gpu"
+        self._changed = threading.Condition()
+        self._slots: dict[str, Slot] = {}
+        self._joining: list[str] = []
+        self._outbox: dict[str, queue.Queue[str]] = {}
+        threading.Thread(target=self._train, name="train", daemon=True).start()
+
+    def admit(self, key: str, slot: Slot) -> bool:
+        """Take a trial on; False when the device is full. Its messages can be waited for at once."""
+        with self._changed:
+            if len(self._slots) >= slot.capacity and not self._is_gpu:
+                return False
+            self._slots[key] = slot
+            self._outbox[key] = queue.Queue()
+            self._joining.append(key)
+            self._changed.notify_all()
+            return True
+
+    def next_message(self, key: str) -> str:
+        """Wait for the trial's next message. Asking for it says that the one before was dealt with."""
+        outbox = self._outbox.get(key)
+        message = encode(Removed()) if outbox is None else outbox.get()
+        with self._changed:
+            self._changed.notify_all()
+        return message
+
+    def remove(self, key: str) -> None:
+        """Drop a trial: it ended, was pruned or was cancelled."""
+        with self._changed:
+            self._slots.pop(key, None)
+            outbox = self._outbox.pop(key, None)
+            if outbox is not None:
+                outbox.put(encode(Removed()))
+            self._changed.notify_all()
+
+    def trials(self) -> list[str]:
+        """The keys of the trials on the device."""
+        with self._changed:
+            return list(self._slots)
+
+    # The training thread. It alone touches models and the cohort.
+
+    def _train(self) -> None:
+        import torch
+
+        from hpsearch.finetune.cohort import Cohort
+
+        if not self._is_gpu:
+            torch.set_num_threads(1)
+        self._prepared: OrderedDict[str, Prepared] = OrderedDict()
+        self._cohort = Cohort()
+        self._contracts: dict[str, str] = {}
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(self._has_work, timeout=IDLE_SECONDS) and not self._slots:
+                    os._exit(0)  # ends the actor; the next trial that needs the device starts a new one
+                joining, self._joining = self._joining, []
+                slots = dict(self._slots)
+                waiting = {key for key, outbox in self._outbox.items() if not outbox.empty()}
+            for key in [key for key in self._cohort if key not in slots]:
+                self._cohort.remove(key)
+            self._contracts = {key: contract for key, contract in self._contracts.items() if key in slots}
+            for key in joining:
+                if key in slots:
+                    self._join(key, slots[key])
+            for key, event in self._cohort.tick(waiting):
+                self._send(key, self._message(key, slots[key], event))
+
+    def _has_work(self) -> bool:
+        """A trial to take on, one to drop, or one whose last message was dealt with."""
+        return bool(self._joining) or any(key not in self._outbox or self._outbox[key].empty() for key in self._cohort)
+
+    def _join(self, key: str, slot: Slot) -> None:
+        from hpsearch.finetune.member import Member
+
+        try:
+            config = FinetuneConfig.model_validate_json(slot.config)
+            prepared = self._prepare(config)
+            self._contracts[key] = prepared.evaluation_contract
+            self._cohort.admit(key, Member(config, prepared, slot.metric))
+        except Exception as error:  # whatever goes wrong with one trial is that trial's failure, never the device's
+            log.warning("trial not started", exc_info=True, extra={"trial": key})
+            self._send(key, failed(error))
+
+    def _prepare(self, config: FinetuneConfig) -> Prepared:
+        """The base model with its data, loaded once for all trials that share it."""
+        from hpsearch.finetune.prepare import prepare, prepared_key
+
+        key = prepared_key(config)
+        if key not in self._prepared:
+            while len(self._prepared) >= KEPT_MODELS:  # members of a forgotten one keep it alive until they end
+                self._prepared.popitem(last=False)
+            self._prepared[key] = prepare(config, "cuda:0" if self._is_gpu else "cpu")
+        self._prepared.move_to_end(key)
+        return self._prepared[key]
+
+    def _message(self, key: str, slot: Slot, event: Event) -> Message:
+        from hpsearch.finetune import cohort
+
+        if isinstance(event, cohort.Failed):
+            return failed(event.error)
+        if isinstance(event, cohort.Finished):
+            try:
+                event.member.save_best(Path(slot.adapter))
+            except OSError as error:
+                return failed(error)
+            return Finished(event.best, self._contracts[key], slot.adapter)
+        return Reported(event, self._contracts[key])
+
+    def _send(self, key: str, message: Message) -> None:
+        if isinstance(message, Failed):
+            log.warning("trial failed", extra={"trial": key, "failure": message.failure, "text": message.text})
+        outbox = self._outbox.get(key)
+        if outbox is not None:
+            outbox.put(encode(message))
+
+
+def failed(error: Exception) -> Failed:
+    """An error as the trial's end."""
+    if isinstance(error, TrialFailure):
+        return Failed(Failure(error.code), str(error))
+    if isinstance(error, InvalidInput):
+        return Failed(Failure.INVALID_DATA, str(error))
+    text = str(error) if isinstance(error, HpsearchError) else f"{type(error).__name__}: {error}"
+    return Failed(Failure.ERROR, text)

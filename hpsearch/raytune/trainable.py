@@ -1,0 +1,69 @@
+"""A Tune trial: a thin actor that holds the trial's share of a device and waits for what the device reports."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayActorError
+
+from hpsearch.errors import WorkerLost
+from hpsearch.raytune.device import Slot, device_names, open_device
+from hpsearch.raytune.messages import KEY, Failed, encode
+from hpsearch.results import Failure
+
+ADMISSION_SECONDS = 120
+
+
+class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
+    """One trial after another: Tune reuses the actor, so a trial pays for no process and no import."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Hand the trial to a device of this node."""
+        self._key = f"{config['study']}/{config['number']}/{self.trial_id}"
+        self._device: Any = None
+        names = device_names(ray.get_runtime_context().get_node_id(), [int(gpu) for gpu in ray.get_gpu_ids()])
+        deadline = time.monotonic() + ADMISSION_SECONDS
+        while self._device is None:
+            for name in names:
+                device = open_device(name)
+                try:
+                    admitted = ray.get(device.admit.remote(self._key, _slot(config)))
+                except RayActorError:
+                    continue  # it died just now; the next look makes a new one
+                if admitted:
+                    self._device = device
+                    return
+            if time.monotonic() > deadline:
+                raise WorkerLost(f"no device of this node took the trial within {ADMISSION_SECONDS} s")
+            time.sleep(0.2)
+
+    def step(self) -> dict[str, Any]:
+        """Wait for the trial's next message."""
+        try:
+            return {KEY: ray.get(self._device.next_message.remote(self._key))}
+        except RayActorError as error:
+            lost = Failed(Failure.WORKER_LOST, f"the device's process died: {str(error)[:500]}")
+            return {KEY: encode(lost)}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Let the device drop the trial, whether it has ended or not."""
+        if self._device is not None:
+            with contextlib.suppress(RayActorError):  # a dead device holds nothing
+                ray.get(self._device.remove.remote(self._key))
+            self._device = None
+
+
+def _slot(config: dict[str, Any]) -> Slot:
+    return Slot(
+        config=config["config"], metric=config["metric"], adapter=config["adapter"], capacity=config["capacity"]
+    )

@@ -1,0 +1,1 @@
+"""Claims queued studies, drives each, holds the lease."""

@@ -1,0 +1,38 @@
+"""`python -m hpsearch.runner`: connect to Ray, then claim studies until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+import optuna
+
+from hpsearch.raytune.driver import connect
+from hpsearch.runner.runner import Runner
+from hpsearch.service import configure_logging, end_with_parent
+from hpsearch.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT: trials then stop, and the study goes back to the queue."""
+    os.environ["TZ"] = "UTC"
+    configure_logging()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    end_with_parent()
+    settings = Settings()
+    runner = Runner(settings)
+    connect(settings.ray_address)
+    # After Ray, which installs a handler of its own.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: runner.stop.set())
+    log.info("runner ready", extra={"home": str(settings.home)})
+    runner.run()
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

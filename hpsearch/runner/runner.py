@@ -1,0 +1,148 @@
+"""One runner drives one study at a time; more studies at once need more runners on the same database."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import threading
+import time
+from typing import Any
+
+from hpsearch.basemodel import describe
+from hpsearch.dataset.load import load
+from hpsearch.errors import HpsearchError, InvalidInput, LeaseLost
+from hpsearch.lifecycle import StudyState
+from hpsearch.raytune.driver import drive
+from hpsearch.results import Failure
+from hpsearch.search import Search
+from hpsearch.settings import Settings
+from hpsearch.spec.defaults import default_params
+from hpsearch.storage import Database, Lease, Studies, StudyRow, optuna_storage
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+RENEW_SECONDS = 1.0
+"""Also how soon a cancelled study is noticed."""
+
+
+class Heartbeat:
+    """Renews a lease in a thread of its own, and notices that the study was cancelled or the lease lost."""
+
+    def __init__(self, studies: Studies, lease: Lease, seconds: float) -> None:
+        self.cancelled = threading.Event()
+        self.lost = threading.Event()
+        self._studies, self._lease, self._seconds = studies, lease, seconds
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(RENEW_SECONDS):
+            try:
+                if self._studies.renew(self._lease, self._seconds):
+                    self.cancelled.set()
+            except LeaseLost:
+                self.lost.set()
+                return
+            except Exception:  # a database that is away for a moment; if it stays away, the lease runs out by itself
+                log.warning("lease not renewed", exc_info=True, extra={"study": self._lease.study})
+
+
+class Runner:
+    """Claims and drives studies until it is told to stop."""
+
+    def __init__(self, settings: Settings) -> None:
+        settings.prepare_home()
+        self._settings = settings
+        self._studies = Studies(Database(settings.sql_url))
+        self._storage = optuna_storage(settings.sql_url)
+        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        """Drive one study after another."""
+        while not self.stop.is_set():
+            claimed = self._studies.claim(self._owner, self._settings.lease_seconds)
+            if claimed is None:
+                self.stop.wait(POLL_SECONDS)
+                continue
+            study, lease = claimed
+            log.info("study claimed", extra={"study": study.name, "runner": self._owner})
+            with Heartbeat(self._studies, lease, self._settings.lease_seconds) as heartbeat:
+                self._drive(study, lease, heartbeat)
+
+    def _drive(self, study: StudyRow, lease: Lease, heartbeat: Heartbeat) -> None:
+        """Drive a claimed study to its end, and write how it ended. Whatever happens, the runner goes on."""
+        try:
+            state, reason = self._search(study, lease, heartbeat)
+            self._studies.end(lease, state, reason)
+            log.info("study ended", extra={"study": study.name, "state": state, "reason": reason})
+        except LeaseLost:
+            log.warning("lease lost", extra={"study": study.name})
+        except Exception as error:  # a study that can't be driven fails with its reason, and the next one is claimed
+            log.exception("study failed", extra={"study": study.name})
+            text = str(error) if isinstance(error, HpsearchError) else f"{type(error).__name__}: {error}"
+            self._end_failed(lease, text)
+
+    def _end_failed(self, lease: Lease, text: str) -> None:
+        try:
+            self._studies.end(lease, StudyState.FAILED, text[:2000])
+        except LeaseLost:
+            log.warning("lease lost", extra={"study": lease.study})
+
+    def _search(self, study: StudyRow, lease: Lease, heartbeat: Heartbeat) -> tuple[StudyState, str]:
+        spec = study.spec
+        started_at = study.started_at or time.time()
+
+        def event(kind: str, details: dict[str, Any]) -> None:
+            self._studies.append_event(lease, kind, details)
+
+        def should_stop() -> bool:
+            return self.stop.is_set() or heartbeat.cancelled.is_set() or heartbeat.lost.is_set()
+
+        try:
+            model = describe(spec.model.base, spec.model.revision)
+            examples = len(load(spec.data).train)
+        except InvalidInput as error:  # it was fine when it was queued: somebody has changed or moved it since
+            return StudyState.FAILED, str(error)
+        search = Search(
+            spec,
+            self._storage,
+            examples=examples,
+            default_params=default_params(spec, examples),
+            elapsed=lambda: time.time() - started_at,
+            fence=lambda: self._studies.check(lease),
+            event=event,
+        )
+        artifacts = self._settings.artifacts_folder / spec.name
+        try:
+            if study.started_at is None:
+                shutil.rmtree(artifacts, ignore_errors=True)
+            drive(search, model, examples, artifacts, should_stop)
+        except LeaseLost:
+            raise
+        except Exception:
+            search.close(Failure.ERROR, "the study's driver failed")
+            search.close_waiting("the study failed")
+            raise
+        if heartbeat.cancelled.is_set():
+            search.close(Failure.CANCELLED, "the study was cancelled")
+            search.close_waiting("the study was cancelled")
+            return StudyState.CANCELLED, "cancelled"
+        if self.stop.is_set():
+            search.close(Failure.WORKER_LOST, "the runner was stopped")
+            return StudyState.QUEUED, "its runner was stopped; the next one goes on"
+        search.close(Failure.ERROR, "the search ended while the trial was running")
+        search.close_waiting("the search is over")
+        ended_well, reason = search.verdict()
+        return (StudyState.FINISHED if ended_well else StudyState.FAILED), reason

@@ -1,0 +1,5 @@
+"""Which trial next: Optuna behind ask, report, complete, prune and fail."""
+
+from hpsearch.search.search import Asked, Decision, Search
+
+__all__ = ["Asked", "Decision", "Search"]

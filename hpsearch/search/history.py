@@ -1,0 +1,77 @@
+"""Trials as they are read from an Optuna study."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from hpsearch.errors import TrialNotFound
+from hpsearch.results import Report, Trial, TrialState
+
+BASELINE = "baseline"
+"""Study attribute: the untouched base model's figures and their evaluation contract."""
+
+
+def load(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study | None:
+    """The Optuna study of this name; None before its search began."""
+    try:
+        return optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        return None
+
+
+def delete(storage: optuna.storages.BaseStorage, name: str) -> None:
+    """Forget the study's trials; nothing happens when there are none."""
+    if load(storage, name) is not None:
+        optuna.delete_study(study_name=name, storage=storage)
+
+
+def trials(study: optuna.Study | None) -> list[Trial]:
+    """All trials, by number."""
+    return [] if study is None else [as_trial(frozen) for frozen in study.get_trials(deepcopy=False)]
+
+
+def trial(study: optuna.Study | None, number: int) -> Trial:
+    """One trial; TrialNotFound without it."""
+    for found in trials(study):
+        if found.number == number:
+            return found
+    raise TrialNotFound(f"the study has no trial {number}")
+
+
+def baseline(study: optuna.Study | None) -> dict[str, Any] | None:
+    """What the untouched base model scored; None until a worker has evaluated it."""
+    return None if study is None else study.user_attrs.get(BASELINE)
+
+
+def as_trial(frozen: FrozenTrial) -> Trial:
+    """One of Optuna's trials in our words."""
+    attributes: Mapping[str, Any] = frozen.user_attrs
+    state = TrialState(frozen.state.name)
+    params = dict(frozen.params) or dict(frozen.system_attrs.get("fixed_params", {}))
+    return Trial(
+        number=frozen.number,
+        state=state,
+        params=params,
+        value=frozen.value if state == TrialState.COMPLETE else None,
+        reports=tuple(Report(**report) for report in attributes.get("curve", ())),
+        config=attributes.get("config"),
+        failure=attributes.get("failure"),
+        failure_text=attributes.get("failure_text"),
+        origin=attributes.get("origin", "search"),
+        retry_of=attributes.get("retry_of"),
+        best_epoch=attributes.get("best_epoch"),
+        adapter=attributes.get("adapter"),
+        evaluation_contract=attributes.get("evaluation_contract"),
+        started_at=_timestamp(frozen.datetime_start),
+        finished_at=_timestamp(frozen.datetime_complete),
+    )
+
+
+def _timestamp(naive: dt.datetime | None) -> float | None:
+    """Optuna 5 hands out naive local times."""
+    return None if naive is None else naive.timestamp()

@@ -1,0 +1,261 @@
+"""Which trial next: ask, report, complete, prune, fail. Optuna decides; nothing here knows Ray."""
+
+from __future__ import annotations
+
+import enum
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState as OptunaState
+
+from hpsearch.results import Failure, Report, Trial, TrialState
+from hpsearch.results.budget import hopeless, limit_reached, spent
+from hpsearch.search import history
+from hpsearch.search.distributions import distributions
+from hpsearch.search.pruners import pruner
+from hpsearch.search.samplers import sampler
+from hpsearch.spec.defaults import default_hyperparameters
+from hpsearch.spec.finetune import FinetuneConfig
+from hpsearch.spec.space import IntChoices, IntRange, Params
+from hpsearch.spec.study import StudySpec
+
+log = logging.getLogger(__name__)
+
+RETRIES = 2
+"""A trial whose worker was lost is tried again so often, under a new number."""
+
+
+class Decision(enum.Enum):
+    """What happens after a report."""
+
+    GO_ON = "go_on"
+    PRUNE = "prune"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial to run."""
+
+    number: int
+    params: Params
+    origin: str
+
+
+Event = Callable[[str, dict[str, Any]], None]
+
+
+class Search:
+    """One study's search. All it knows lies in SQL, so a new one on the same study goes on where the last stopped.
+
+    Args:
+        spec: The study.
+        storage: Where Optuna keeps the trials.
+        examples: Size of the training set.
+        default_params: The `auto` defaults: the first trial.
+        elapsed: Seconds since the study started, whenever it is asked.
+        fence: Raises LeaseLost when this process must not write any more; called before every write.
+        event: Told what happened, in the order it happened.
+    """
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        storage: optuna.storages.BaseStorage,
+        *,
+        examples: int,
+        default_params: Params,
+        elapsed: Callable[[], float] = lambda: 0.0,
+        fence: Callable[[], None] = lambda: None,
+        event: Event = lambda _kind, _details: None,
+    ) -> None:
+        self.spec = spec
+        self._fence, self._event, self._elapsed = fence, event, elapsed
+        self._distributions = distributions(spec.search_space)
+        self._metric, self._direction = spec.objective.metric, spec.objective.direction
+        self._live: dict[int, optuna.Trial] = {}
+        self._warmup_until: dict[int, float] = {}
+        self._ends_at: dict[int, int] = {}
+        self._fence()
+        self._storage = storage
+        self._study = optuna.create_study(
+            study_name=spec.name,
+            storage=storage,
+            direction=self._direction,
+            load_if_exists=True,
+            sampler=sampler(spec.sampler, spec.seed, 0),
+            pruner=pruner(
+                spec.pruner, examples / spec.objective.reports_per_epoch, examples * _most_epochs(spec, examples)
+            ),
+        )
+        if not self._study.user_attrs.get("spec"):
+            self._begin(default_params)
+        self._close_interrupted()
+
+    def _begin(self, default_params: Params) -> None:
+        """Line up the first trials: the defaults, then the user's own."""
+        self._study.set_metric_names([self._metric])
+        firsts = [("defaults", default_params)] if default_params else []
+        for origin, params in [*firsts, *(("first_trials", params) for params in self.spec.first_trials)]:
+            self._study.enqueue_trial(params, user_attrs={"origin": origin}, skip_if_exists=True)
+        # Written last: a search that dies before this line begins again, and skips what is lined up already.
+        self._study.set_user_attr("spec", json.loads(self.spec.model_dump_json()))
+
+    def _close_interrupted(self) -> None:
+        """Trials that an earlier process left running end as lost, and are tried again."""
+        for trial in self.trials():
+            if trial.state == TrialState.RUNNING:
+                self.fail(trial.number, Failure.WORKER_LOST, "the process that drove the study ended")
+
+    def trials(self) -> list[Trial]:
+        """All trials so far."""
+        return history.trials(self._study)
+
+    def ask(self) -> Asked | None:
+        """The next trial, or None when the budget has no room for one (look again when a running one has ended)."""
+        trials = self.trials()
+        waiting = any(trial.state == TrialState.WAITING for trial in trials)
+        if not waiting and not self._distributions and any(map(_has_counted, trials)):
+            return None  # nothing varies: one trial says it all
+        if limit_reached(self.spec.budget, trials, self._elapsed()) or hopeless(trials):
+            return None
+        self._fence()
+        self._study.sampler = sampler(self.spec.sampler, self.spec.seed, len(trials))
+        trial = self._study.ask(fixed_distributions=self._distributions)
+        self._live[trial.number] = trial
+        asked = Asked(trial.number, dict(trial.params), trial.user_attrs.get("origin", "search"))
+        self._event("trial.started", {"number": asked.number, "params": asked.params, "origin": asked.origin})
+        return asked
+
+    def start(self, number: int, config: FinetuneConfig, examples: int) -> None:
+        """Keep the resolved config on the trial, before it trains."""
+        self._fence()
+        hyperparameters = config.hyperparameters
+        self._ends_at[number] = hyperparameters.epochs * examples
+        self._warmup_until[number] = hyperparameters.warmup_fraction * self._ends_at[number]
+        self._live[number].set_user_attr("config", json.loads(config.model_dump_json()))
+
+    def report(self, number: int, report: Report, contract: str) -> Decision:
+        """Keep one report; decide whether the trial goes on. The report's figures are finite."""
+        self._fence()
+        trial = self._live[number]
+        value = float(getattr(report, self._metric))
+        if not math.isfinite(value):
+            raise ValueError(f"trial {number} reported {value}: a diverged trial must fail, not report")
+        if report.exposure == 0:
+            self._keep_baseline(report, contract)
+        curve = [*trial.user_attrs.get("curve", []), report.as_json()]
+        trial.set_user_attr("curve", curve)
+        trial.report(value, step=report.exposure)
+        self._event("trial.reported", {"number": number, "value": value, **_outline(report)})
+        # The baseline and reports inside warm-up say nothing yet; the last report has nothing left to save.
+        if report.exposure <= self._warmup_until.get(number, 0.0) or report.exposure >= self._ends_at[number]:
+            return Decision.GO_ON
+        over = spent(self.spec.budget, self.trials(), self._elapsed()) is not None
+        return Decision.PRUNE if over or trial.should_prune() else Decision.GO_ON
+
+    def _keep_baseline(self, report: Report, contract: str) -> None:
+        if history.baseline(self._study) is None:
+            figures = {name: value for name, value in report.as_json().items() if name.startswith("validation_")}
+            self._study.set_user_attr(history.BASELINE, {**figures, "evaluation_contract": contract})
+            self._event("study.baseline", figures)
+
+    def complete(self, number: int, best: Report, contract: str, adapter: str) -> None:
+        """The trial ran to its end: its value is its best report's, whose weights lie in `adapter`."""
+        self._fence()
+        trial = self._live.pop(number)
+        for name, attribute in (
+            ("best_epoch", best.epoch),
+            ("adapter", adapter),
+            ("evaluation_contract", contract),
+            ("device_seconds", _last(trial).get("seconds", 0.0)),
+            ("tokens", _last(trial).get("tokens", 0)),
+        ):
+            trial.set_user_attr(name, attribute)
+        value = float(getattr(best, self._metric))
+        self._study.tell(trial, value)
+        self._event("trial.completed", {"number": number, "value": value, **_outline(best)})
+
+    def prune(self, number: int) -> None:
+        """The trial was stopped after its last report."""
+        self._fence()
+        trial = self._live.pop(number)
+        trial.set_user_attr("device_seconds", _last(trial).get("seconds", 0.0))
+        self._study.tell(trial, state=OptunaState.PRUNED)
+        self._event("trial.pruned", {"number": number, "exposure": _last(trial).get("exposure", 0)})
+
+    def fail(self, number: int, failure: Failure, text: str) -> None:
+        """The trial has no value. One whose worker was lost is lined up again, finitely often."""
+        self._fence()
+        live = self._live.pop(number, None)
+        frozen = self._study.get_trials(deepcopy=False)[number]
+        trial = live or optuna.Trial(self._study, frozen._trial_id)
+        trial.set_user_attr("failure", str(failure))
+        trial.set_user_attr("failure_text", text[:2000])
+        if failure == Failure.WORKER_LOST and self._attempts(history.as_trial(frozen)) <= RETRIES:
+            # First the retry, then the end of this attempt: dying in between must not lose the params.
+            attributes = {"origin": "retry", "retry_of": number}
+            self._study.enqueue_trial(dict(frozen.params), user_attrs=attributes)
+        self._study.tell(trial, state=OptunaState.FAIL)
+        self._event("trial.failed", {"number": number, "failure": str(failure), "text": text[:2000]})
+
+    def _attempts(self, trial: Trial) -> int:
+        """How often these params were tried, this time included."""
+        by_number = {other.number: other for other in self.trials()}
+        attempts, retry_of = 1, trial.retry_of
+        while retry_of is not None:
+            attempts, retry_of = attempts + 1, by_number[retry_of].retry_of
+        return attempts
+
+    def is_running(self, number: int) -> bool:
+        """Whether the trial still waits for its end."""
+        return number in self._live
+
+    def close(self, failure: Failure, text: str) -> None:
+        """End every trial that is still running: nothing stays RUNNING that isn't."""
+        for number in list(self._live):
+            self.fail(number, failure, text)
+
+    def close_waiting(self, text: str) -> None:
+        """The search is over for good: what was lined up will not be tried."""
+        for frozen in self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,)):
+            self._fence()
+            self._storage.set_trial_user_attr(frozen._trial_id, "failure", str(Failure.CANCELLED))
+            self._storage.set_trial_user_attr(frozen._trial_id, "failure_text", text[:2000])
+            self._storage.set_trial_state_values(frozen._trial_id, OptunaState.FAIL)
+
+    def verdict(self) -> tuple[bool, str]:
+        """Whether the search ended well, and why it ended."""
+        trials = self.trials()
+        why = hopeless(trials)
+        if why is not None:
+            return False, why
+        if not any(trial.state == TrialState.COMPLETE for trial in trials):
+            return False, "no trial completed"
+        return True, limit_reached(self.spec.budget, trials, self._elapsed()) or "the search space is exhausted"
+
+
+def _most_epochs(spec: StudySpec, examples: int) -> int:
+    epochs = spec.search_space.epochs
+    if isinstance(epochs, IntRange):
+        return epochs.high
+    if isinstance(epochs, IntChoices):
+        return max(epochs.choices)
+    return default_hyperparameters(examples, spec.model.method).epochs if epochs == "auto" else epochs
+
+
+def _has_counted(trial: Trial) -> bool:
+    return trial.state != TrialState.FAIL
+
+
+def _last(trial: optuna.Trial) -> dict[str, Any]:
+    curve = trial.user_attrs.get("curve", [])
+    return curve[-1] if curve else {}
+
+
+def _outline(report: Report) -> dict[str, Any]:
+    return {"exposure": report.exposure, "epoch": report.epoch, "training_loss": report.training_loss}

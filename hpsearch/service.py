@@ -1,0 +1,51 @@
+"""What every process of the service does: log lines a machine can read, and end with the process that started it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+
+_OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+PARENT = "HPSEARCH_PARENT_PID"
+"""Set by `hpsearch serve` for the processes that it starts."""
+
+
+class Lines(logging.Formatter):
+    """One line each: time, level, a sentence, then its fields. JSON when nobody looks at a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        fields = {name: value for name, value in vars(record).items() if name not in _OWN_FIELDS}
+        text = record.getMessage()
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        if sys.stderr.isatty():
+            return f"{at} {record.levelname.lower():7} {text} " + " ".join(f"{k}={v}" for k, v in fields.items())
+        return json.dumps({"at": at, "level": record.levelname.lower(), "text": text, **fields}, default=str)
+
+
+def configure_logging() -> None:
+    """Our own lines at INFO, libraries' at WARNING, on standard error."""
+    stream = logging.StreamHandler()
+    stream.setFormatter(Lines())
+    logging.basicConfig(level=logging.WARNING, handlers=[stream], force=True)
+    logging.getLogger("hpsearch").setLevel(logging.INFO)
+
+
+def end_with_parent() -> None:
+    """End this process (SIGTERM) when the one that started it is gone, however that died."""
+    parent = int(os.environ.get(PARENT, "0"))
+    if parent:
+        threading.Thread(target=_watch, args=(parent,), name="parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,101 @@
+"""What the operator decides, read from the environment (`HPSEARCH_...`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from hpsearch.errors import PathNotAllowed
+
+
+class Settings(BaseSettings):
+    """Every setting has a default that works on one machine."""
+
+    model_config = SettingsConfigDict(env_prefix="HPSEARCH_", frozen=True, use_attribute_docstrings=True)
+
+    home: Path = Field(default_factory=lambda: Path.home() / ".hpsearch")
+    """Database, uploaded datasets, artifacts. Ray workers on other machines need it at the same path."""
+    database_url: str | None = None
+    """SQLAlchemy URL; left out, SQLite in the home. PostgreSQL: `postgresql+psycopg://user:password@host/db`."""
+    allowed_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders, separated by colons, below which models and data may be read; the home always."""
+    tokens_file: Path | None = None
+    """JSON file of hashed tokens; left out, `tokens.json` in the home."""
+    ray_address: str | None = None
+    """A running Ray cluster (`auto`, `ray-head:6379`); left out, the runner starts one on this machine."""
+    lease_seconds: float = Field(20, ge=2, le=3600)
+    """A runner that was not heard of for so long has lost its study to the next one."""
+    max_upload_bytes: int = Field(1 << 30, ge=1024)
+    """Largest dataset file that may be uploaded."""
+
+    @field_validator("allowed_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        return [part for part in value.split(":") if part] if isinstance(value, str) else value
+
+    @field_validator("home", "allowed_roots", "tokens_file")
+    @classmethod
+    def _make_absolute(cls, value: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
+        if isinstance(value, tuple):
+            return tuple(path.expanduser().resolve() for path in value)
+        return value.expanduser().resolve() if value else None
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """All folders below which models and data may be read."""
+        return (*self.allowed_roots, self.home)
+
+    @property
+    def sql_url(self) -> str:
+        """The database, with the embedded default filled in."""
+        return self.database_url or f"sqlite:///{self.home / 'hpsearch.db'}"
+
+    @property
+    def datasets_folder(self) -> Path:
+        """Where uploads are kept, one file per content hash."""
+        return self.home / "datasets"
+
+    @property
+    def artifacts_folder(self) -> Path:
+        """Where trained weights are kept: `<study>/<trial number>/`."""
+        return self.home / "artifacts"
+
+    @property
+    def tokens_path(self) -> Path:
+        """The file of hashed tokens."""
+        return self.tokens_file or self.home / "tokens.json"
+
+    def prepare_home(self) -> None:
+        """Make the folders; private, because uploads and weights are."""
+        for folder in (self.home, self.datasets_folder, self.artifacts_folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def locate(self, path: str, field: str) -> Path | None:
+        """The existing file or folder that a person named, or None.
+
+        An absolute path must lie below an allowed root, links followed; a relative one is looked up
+        below each of them, in their order.
+
+        Raises:
+            PathNotAllowed: The path leads outside.
+        """
+        if "\x00" in path or "://" in path or path.startswith("~"):
+            raise PathNotAllowed(f"{field}: '{path[:200]}' is not a plain path below an allowed root", field)
+        outside = False
+        for root in self.roots:
+            candidate = (root / path).resolve()
+            if not candidate.is_relative_to(root):
+                outside = True
+            elif candidate.exists():
+                return candidate
+        if outside and (Path(path).is_absolute() or ".." in Path(path).parts):
+            roots = ":".join(str(root) for root in self.roots)
+            raise PathNotAllowed(
+                f"{field}: '{path}' is outside the allowed roots ({roots}); the operator of the service "
+                "can add its folder to HPSEARCH_ALLOWED_ROOTS",
+                field,
+            )
+        return None

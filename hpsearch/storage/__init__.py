@@ -1,0 +1,21 @@
+"""Where it is kept: specs, states, leases, events and datasets beside Optuna's trials, in one database."""
+
+from hpsearch.storage.database import Database
+from hpsearch.storage.datasets import DatasetRow, Datasets
+from hpsearch.storage.events import Event, events_after
+from hpsearch.storage.optuna_storage import optuna_storage
+from hpsearch.storage.studies import Lease, Page, Studies, StudyRow, count_by_state
+
+__all__ = [
+    "Database",
+    "DatasetRow",
+    "Datasets",
+    "Event",
+    "Lease",
+    "Page",
+    "Studies",
+    "StudyRow",
+    "count_by_state",
+    "events_after",
+    "optuna_storage",
+]

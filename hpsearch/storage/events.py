@@ -1,0 +1,40 @@
+"""What happened to a study: an append-only list in SQL, read by cursor."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from hpsearch.storage.database import Database
+from hpsearch.storage.tables import events
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened; ids grow, so a reader goes on behind the last one it saw."""
+
+    id: int
+    study: str
+    kind: str
+    at: float
+    details: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """The details lie beside the event's own fields."""
+        return {"id": self.id, "study": self.study, "kind": self.kind, "at": self.at, **self.details}
+
+
+def append(connection: sa.Connection, study: str, kind: str, at: float, details: dict[str, Any]) -> None:
+    """Add an event in the transaction that made it true."""
+    connection.execute(events.insert().values(study=study, kind=kind, at=at, details=json.dumps(details)))
+
+
+def events_after(database: Database, study: str, last_id: int, limit: int = 500) -> list[Event]:
+    """The study's events behind `last_id`, oldest first."""
+    query = sa.select(events).where(events.c.study == study, events.c.id > last_id).order_by(events.c.id).limit(limit)
+    with database.read() as connection:
+        rows = connection.execute(query).mappings().all()
+    return [Event(row["id"], row["study"], row["kind"], row["at"], json.loads(row["details"])) for row in rows]
