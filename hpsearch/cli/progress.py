@@ -16,6 +16,19 @@ from rich.text import Text
 STATE_STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "RUNNING": "cyan"}
 
 
+SHORT_NAMES = {
+    "batch_size": "batch",
+    "learning_rate_multiplier": "lr mult",
+    "prompt_loss_weight": "prompt",
+    "weight_decay": "decay",
+    "lr_schedule": "schedule",
+    "warmup_fraction": "warm-up",
+    "frozen_layers": "frozen",
+    "layer_lr_decay": "layer lr",
+}
+"""So that the ranking fits a terminal of 80 columns."""
+
+
 class Progress:
     """What is known of a study from its events."""
 
@@ -125,16 +138,17 @@ def ranking_table(ranking: dict[str, Any]) -> Table:
     metric = ranking["objective"]["metric"]
     rows = ranking["ranking"]
     names = list(rows[0]["params"]) if rows else []
-    table = Table(title=f"{ranking['study']}: {ranking['state']}", title_justify="left")
-    for column in ("rank", "trial", metric, "best epoch"):
+    title = f"{ranking['study']}: {ranking['state']}, by {metric}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("#", "trial", metric.removeprefix("validation_"), "best at"):
         table.add_column(column, justify="right", no_wrap=True)
     for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(SHORT_NAMES.get(name, name), justify="right", no_wrap=True)
     for row in rows:
         params = [brief(row["params"].get(name, "")) for name in names]
         value = Text(f"{row['value']:.4f}", "green" if row["rank"] == 1 else "")
-        table.add_row(str(row["rank"]), str(row["number"]), value, f"{row['best_epoch']:g}", *params)
+        table.add_row(str(row["rank"]), str(row["number"]), value, f"ep {row['best_epoch']:g}", *params)
     if ranking["baseline"] is not None:
-        table.add_section()
+        table.add_row()
         table.add_row("", "baseline", f"{ranking['baseline'][metric]:.4f}", "", *[""] * len(names), style="dim")
     return table

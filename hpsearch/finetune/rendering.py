@@ -4,7 +4,8 @@ Three renderings:
 
 - A chat example through the tokenizer's own chat template.
 - A chat example without one (`plain`): `System: ...`, `User: ...`, `Assistant: ...`, each on a line of its own,
-  joined by newlines. Tools and functions are `Tool: ...`.
+  joined by newlines. Tools and functions are `Tool: ...`. A prompt ends in `Assistant:`; the space after it belongs
+  to the completion.
 - A prompt and its completion, joined as they are.
 
 The last two are closed by the tokenizer's end-of-sequence token when the text ends with a completion. Nothing is
@@ -61,15 +62,17 @@ def render(example: Example, tokenizer: Any, mode: TemplateMode) -> Rendering:
 
 def _plain(example: ChatExample) -> Rendering:
     text = ""
-    spans = []
+    contents = []
     for message in example.messages:
         role = "Tool" if message.role == "function" else message.role.capitalize()
         text += f"\n{role}: " if text else f"{role}: "
         if message.weight:
-            spans.append((len(text), len(text) + len(message.content)))
+            contents.append((len(text), len(text) + len(message.content)))
         text += message.content
+    # With the space: the prompt then ends in `Assistant:` whether or not the tokenizer joins the space to a word.
+    spans = tuple((start - 1, end) for start, end in contents)
     close = bool(example.messages[-1].weight)
-    return Rendering(text, tuple(spans), tuple(spans), add_special_tokens=True, close=close)
+    return Rendering(text, spans, tuple(contents), add_special_tokens=True, close=close)
 
 
 def _templated(example: ChatExample, tokenizer: Any) -> Rendering:
