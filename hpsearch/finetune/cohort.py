@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from hpsearch.errors import TrialFailure
-from hpsearch.finetune.member import Member
+from hpsearch.errors import OutOfMemory, TrialFailure
+from hpsearch.finetune.member import Member, is_out_of_memory
 from hpsearch.results import Report
 
 
@@ -34,7 +34,7 @@ class Cohort:
     """Members by key. Each tick is one optimizer step for every one of them.
 
     A member may be admitted or removed between any two ticks, which changes nothing for the others. All LoRA
-    members of one `Prepared` share its base model.
+    members of one `Prepared` share its base model, so all of them belong to one thread.
     """
 
     def __init__(self) -> None:
@@ -91,6 +91,6 @@ def as_failure(error: Exception) -> TrialFailure:
     """The failure as one that is stored on a trial: anything unforeseen keeps its text."""
     if isinstance(error, TrialFailure):
         return error
-    failure = TrialFailure(f"{type(error).__name__}: {error}"[:2000])
+    failure = OutOfMemory() if is_out_of_memory(error) else TrialFailure(f"{type(error).__name__}: {error}"[:2000])
     failure.__cause__ = error
     return failure

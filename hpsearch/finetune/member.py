@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import time
 from collections.abc import Callable
@@ -155,9 +156,10 @@ class Member:
 
     def _reached(self) -> int | None:
         """The report point that the last step has reached, if any."""
-        passed = [point for point in self._points if point <= self.exposure]
-        del self._points[: len(passed)]
-        return passed[-1] if passed else None
+        passed = bisect.bisect_right(self._points, self.exposure)
+        reached = self._points[passed - 1] if passed else None
+        del self._points[:passed]
+        return reached
 
     def _evaluated(self, point: int) -> Report:
         training_loss = self._check_training_loss()
@@ -191,7 +193,7 @@ def _in_less_memory(compute: Callable[[int], T], token_budget: int) -> tuple[T, 
         try:
             return compute(token_budget), token_budget
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         # Outside of the handler: the traceback held the failed attempt's tensors.
         if token_budget <= 1:
@@ -201,5 +203,6 @@ def _in_less_memory(compute: Callable[[int], T], token_budget: int) -> tuple[T, 
             torch.cuda.empty_cache()
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the device or in the process; PyTorch's CPU allocator says so by text only."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -36,15 +36,12 @@ class TokenisedExample:
     """bool, [T]: completion tokens. The first token is predicted by nothing and counts nowhere."""
     completion_bytes: int
     """UTF-8 bytes of the completion text that was kept, without end-of-turn markers."""
+    completion_tokens: int
+    """Completion tokens that are predicted."""
     truncated: bool
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    @property
-    def completion_tokens(self) -> int:
-        """Completion tokens that are predicted."""
-        return int(self.completion[1:].sum())
 
     @property
     def prompt_tokens(self) -> int:
@@ -166,6 +163,7 @@ def _cut(rendering: Rendering, encoding: Encoding, eos: int | None, max_length: 
         torch.tensor(ids[:max_length], dtype=torch.int64),
         torch.tensor(completion[:max_length], dtype=torch.bool),
         sum(len(rendering.text[start : min(stop, end)].encode()) for start, stop in rendering.contents),
+        sum(completion[1:max_length]),
         truncated,
     )
 

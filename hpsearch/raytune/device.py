@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,10 @@ KEPT_MODELS = 2
 
 IDLE_SECONDS = 15 * 60
 """A device without trials for so long ends its process and gives the memory back."""
+
+
+SILENT_SECONDS = 10
+"""A trial whose own process was not heard of for so long is dropped: the process died with its driver."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class Device:
         self._is_gpu = kind == "gpu"
         self._changed = threading.Condition()
         self._slots: dict[str, Slot] = {}
+        self._heard: dict[str, float] = {}
         self._joining: list[str] = []
         self._outbox: dict[str, queue.Queue[str]] = {}
         threading.Thread(target=self._train, name="train", daemon=True).start()
@@ -106,10 +112,17 @@ class Device:
             if len(self._slots) >= slot.capacity and not self._is_gpu:
                 return False
             self._slots[key] = slot
+            self._heard[key] = time.monotonic()
             self._outbox[key] = queue.Queue()
             self._joining.append(key)
             self._changed.notify_all()
             return True
+
+    def touch(self, key: str) -> None:
+        """The trial's process lives."""
+        with self._changed:
+            if key in self._slots:
+                self._heard[key] = time.monotonic()
 
     def next_message(self, key: str) -> str:
         """Wait for the trial's next message. Asking for it says that the one before was dealt with."""
@@ -123,10 +136,15 @@ class Device:
         """Drop a trial: it ended, was pruned or was cancelled."""
         with self._changed:
             self._slots.pop(key, None)
+            self._heard.pop(key, None)
             outbox = self._outbox.pop(key, None)
             if outbox is not None:
                 outbox.put(encode(Removed()))
             self._changed.notify_all()
+
+    def pid(self) -> int:
+        """The device's process."""
+        return os.getpid()
 
     def trials(self) -> list[str]:
         """The keys of the trials on the device."""
@@ -145,9 +163,16 @@ class Device:
         self._prepared: OrderedDict[str, Prepared] = OrderedDict()
         self._cohort = Cohort()
         self._contracts: dict[str, str] = {}
+        idle_since = time.monotonic()
         while True:
             with self._changed:
-                if not self._changed.wait_for(self._has_work, timeout=IDLE_SECONDS) and not self._slots:
+                self._changed.wait_for(self._has_work, timeout=1)
+            for key in self._silent():
+                log.warning("trial dropped: its process is gone", extra={"trial": key})
+                self.remove(key)
+            with self._changed:
+                idle_since = time.monotonic() if self._slots else idle_since
+                if time.monotonic() - idle_since > IDLE_SECONDS:
                     os._exit(0)  # ends the actor; the next trial that needs the device starts a new one
                 joining, self._joining = self._joining, []
                 slots = dict(self._slots)
@@ -160,6 +185,10 @@ class Device:
                     self._join(key, slots[key])
             for key, event in self._cohort.tick(waiting):
                 self._send(key, self._message(key, slots[key], event))
+
+    def _silent(self) -> list[str]:
+        with self._changed:
+            return [key for key in self._slots if time.monotonic() - self._heard[key] > SILENT_SECONDS]
 
     def _has_work(self) -> bool:
         """A trial to take on, one to drop, or one whose last message was dealt with."""

@@ -34,6 +34,7 @@ def connect(address: str | None) -> None:
     """Join the cluster at `address`, or start one on this machine that ends with this process."""
     # Tune complains at the end that it finds no result files: it was told to write none.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune.tune").setLevel(logging.WARNING)
     os.environ.update({name: os.environ.get(name, value) for name, value in TUNE_SETTINGS.items()})
     if address is not None:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False)

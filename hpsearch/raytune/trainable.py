@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ from hpsearch.raytune.messages import KEY, Failed, encode
 from hpsearch.results import Failure
 
 ADMISSION_SECONDS = 120
+TOUCH_SECONDS = 2
 
 
 class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
@@ -36,6 +38,8 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
                     continue  # it died just now; the next look makes a new one
                 if admitted:
                     self._device = device
+                    self._gone = threading.Event()
+                    threading.Thread(target=_touch, args=(device, self._key, self._gone), daemon=True).start()
                     return
             if time.monotonic() > deadline:
                 raise WorkerLost(f"no device of this node took the trial within {ADMISSION_SECONDS} s")
@@ -58,9 +62,16 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
     def cleanup(self) -> None:
         """Let the device drop the trial, whether it has ended or not."""
         if self._device is not None:
+            self._gone.set()
             with contextlib.suppress(RayActorError):  # a dead device holds nothing
                 ray.get(self._device.remove.remote(self._key))
             self._device = None
+
+
+def _touch(device: Any, key: str, gone: threading.Event) -> None:
+    """Tell the device that this process lives: when it dies with its driver, nobody else could tell."""
+    while not gone.wait(TOUCH_SECONDS):
+        device.touch.remote(key)
 
 
 def _slot(config: dict[str, Any]) -> Slot:

@@ -7,8 +7,6 @@ import os
 import signal
 import sys
 
-import optuna
-
 from hpsearch.raytune.driver import connect
 from hpsearch.runner.runner import Runner
 from hpsearch.service import configure_logging, end_with_parent
@@ -21,7 +19,6 @@ def main() -> None:
     """Run until SIGTERM or SIGINT: trials then stop, and the study goes back to the queue."""
     os.environ["TZ"] = "UTC"
     configure_logging()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     end_with_parent()
     settings = Settings()
     runner = Runner(settings)

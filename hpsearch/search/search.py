@@ -6,6 +6,7 @@ import enum
 import json
 import logging
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +99,9 @@ class Search:
 
     def _begin(self, default_params: Params) -> None:
         """Line up the first trials: the defaults, then the user's own."""
-        self._study.set_metric_names([self._metric])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.set_metric_names([self._metric])
         firsts = [("defaults", default_params)] if default_params else []
         for origin, params in [*firsts, *(("first_trials", params) for params in self.spec.first_trials)]:
             self._study.enqueue_trial(params, user_attrs={"origin": origin}, skip_if_exists=True)

@@ -92,7 +92,10 @@ class _Choices(Closed):
         if value in self.choices or isinstance(value, str) or any(isinstance(c, str) for c in self.choices):
             known: Value = value if value in self.choices else self.choices[0]
             return known
-        nearest: Value = min(self.choices, key=lambda choice: abs(choice - value))
+        if value > 0 and min(self.choices) > 0:  # what matters between positive numbers is their ratio
+            nearest: Value = min(self.choices, key=lambda choice: max(choice / value, value / choice))
+        else:
+            nearest = min(self.choices, key=lambda choice: abs(choice - value))
         return nearest
 
 
