@@ -106,6 +106,8 @@ class Client:
                         raise _error_of(source.response)
                     for message in source.iter_sse():
                         failures = 0
+                        if not message.data:  # how httpx-sse shows a keep-alive
+                            continue
                         event = json.loads(message.data)
                         after = event["id"]
                         yield event

@@ -42,7 +42,7 @@ from typing import ClassVar
 class HpsearchError(Exception):
     """Something went wrong in hpsearch."""
 
-    code: ClassVar[str] = "error"
+    code: ClassVar[str] = "hpsearch_error"
 
     def __init__(self, detail: str = "", field: str = "", line: int = 0) -> None:
         self.detail = detail or inspect.cleandoc(type(self).__doc__ or "")

@@ -86,10 +86,14 @@ class Settings(BaseSettings):
             raise PathNotAllowed(f"{field}: '{path[:200]}' is not a plain path below an allowed root", field)
         outside = False
         for root in self.roots:
-            candidate = (root / path).resolve()
+            try:
+                candidate = (root / path).resolve()
+                exists = candidate.exists()
+            except (OSError, RuntimeError):  # a name that is too long, links in a circle: nothing is there
+                continue
             if not candidate.is_relative_to(root):
                 outside = True
-            elif candidate.exists():
+            elif exists:
                 return candidate
         if outside and (Path(path).is_absolute() or ".." in Path(path).parts):
             roots = ":".join(str(root) for root in self.roots)

@@ -29,6 +29,7 @@ class Preflight:
         self._settings, self._datasets = settings, datasets
         self.spec = self._located(spec)
         self.model: BaseModel = describe(self.spec.model.base, self.spec.model.revision)
+        self._pin_revision()
         self._check_against_model()
         self.warnings = [*self._lint(self.spec.data.train, "train")]
         if self.spec.data.validation is not None:
@@ -56,6 +57,12 @@ class Preflight:
         )
         model = spec.model.model_copy(update={"base": str(base) if base else spec.model.base})
         return spec.model_copy(update={"data": data, "model": model})
+
+    def _pin_revision(self) -> None:
+        """A hub model's branch moves: every trial of the study gets the commit that it names now."""
+        if not Path(self.model.path).is_absolute():
+            model = self.spec.model.model_copy(update={"revision": self.model.fingerprint})
+            self.spec = self.spec.model_copy(update={"model": model})
 
     def _data_path(self, named: str | None, field: str) -> str | None:
         if named is None:

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from hpsearch import errors
-from hpsearch.spec.closed import field_path
+from hpsearch.spec.closed import field_path, message_of
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def install(app: FastAPI) -> None:
         for fault in error.errors():
             place = fault["loc"][1:] if fault["loc"][:1] == ("body",) else fault["loc"]
             key = str(fault["ctx"]["key"]) if fault["type"] == "unknown_key" else ""
-            faults.append({"field": field_path(place, key), "message": fault["msg"].removeprefix("Value error, ")})
+            faults.append({"field": field_path(place, key), "message": message_of(fault)})
         detail = "; ".join(f"{fault['field'] or 'body'}: {fault['message']}" for fault in faults)
         code = errors.InvalidSpec.code if error.errors()[0]["loc"][:1] == ("body",) else "invalid_request"
         return problem(422, "Invalid input", code, detail, field=faults[0]["field"], errors=faults)

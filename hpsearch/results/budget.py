@@ -43,7 +43,9 @@ def spent(budget: BudgetSpec, trials: Sequence[Trial], elapsed: float) -> str | 
 
 def hopeless(trials: Sequence[Trial]) -> str | None:
     """Why the next trial would fail as well: the last ones to end all failed for the same reason. None otherwise."""
-    ended = sorted((t for t in trials if t.state.is_finished), key=lambda t: (t.finished_at or 0.0, t.number))
+    retried = {trial.retry_of for trial in trials}  # a lost trial that gets another chance says nothing yet
+    ended = [trial for trial in trials if trial.state.is_finished and trial.number not in retried]
+    ended.sort(key=lambda trial: (trial.finished_at or 0.0, trial.number))
     last = ended[-SAME_FAILURES:]
     reasons = {trial.failure for trial in last}
     if len(last) < SAME_FAILURES or len(reasons) != 1 or reasons <= {None, Failure.DIVERGED, Failure.CANCELLED}:

@@ -12,7 +12,7 @@ from hpsearch.runner.runner import Runner
 from hpsearch.service import configure_logging, end_with_parent
 from hpsearch.settings import Settings
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("hpsearch.runner")  # __name__ is "__main__" here, which our settings do not reach
 
 
 def main() -> None:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from hpsearch.spec.closed import Closed
+from hpsearch.spec.space import refuse_truth
 
+_PATTERN = r"(\d+(\.\d+)?[smhd])+"
+_DURATION = {
+    "anyOf": [
+        {"type": "number", "exclusiveMinimum": 0},
+        {"type": "string", "pattern": f"^{_PATTERN}$"},
+        {"type": "null"},
+    ]
+}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _seconds(value: Any) -> Any:
     """`"90m"`, `"1h30m"` or a number of seconds."""
-    if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value):
+    refuse_truth(value)
+    if isinstance(value, str) and re.fullmatch(_PATTERN, value):
         return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([smhd])", value))
     return value
 
@@ -24,7 +34,9 @@ class BudgetSpec(Closed):
 
     trials: int | None = Field(20, ge=1, le=100_000)
     """Trials that ran to a result: completed, pruned or diverged. Retries of lost workers are free."""
-    wall_clock: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds)] = None
+    wall_clock: Annotated[
+        Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds), WithJsonSchema(_DURATION)
+    ] = None
     """Seconds since the study started, or a duration such as `90m` or `8h`."""
     gpu_hours: float | None = Field(None, gt=0)
     """Hours of device time, summed over trials (without a GPU: hours of a core)."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -10,8 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from hpsearch.errors import InvalidSpec
 
-UNION_TAGS = frozenset({"range", "choices", "fixed", "int", "float"})
-"""Tags of our unions: pydantic puts them into an error's location, people never wrote them."""
+_BRANCHES = frozenset({"int", "float", "str", "bool"})
+_FIELD = re.compile(r"[a-z_0-9]+")
 
 
 class Closed(BaseModel):
@@ -43,7 +45,8 @@ class Closed(BaseModel):
 
 def field_path(location: tuple[int | str, ...], extra: str = "") -> str:
     """The place of an error as a person would write it: `search_space.epochs.low`."""
-    parts = [str(part) for part in location if part not in UNION_TAGS and not str(part).startswith("literal[")]
+    # Pydantic puts a union's branch (`<range>`, `constrained-int`) among the names; nobody wrote those.
+    parts = [str(part) for part in location if part not in _BRANCHES and _FIELD.fullmatch(str(part))]
     return ".".join([*parts, extra] if extra else parts)
 
 
@@ -52,12 +55,19 @@ def problems_of(error: ValidationError) -> list[dict[str, str]]:
     problems: dict[str, dict[str, str]] = {}
     for fault in error.errors(include_input=False, include_url=False):
         key = str(fault["ctx"]["key"]) if fault["type"] == "unknown_key" else ""
-        field, message = field_path(fault["loc"], key), fault["msg"].removeprefix("Value error, ")
+        field, message = field_path(fault["loc"], key), message_of(fault)
         if field in problems:  # the branches of a union, each with its own complaint
             problems[field]["message"] += f", or: {message}"
         else:
             problems[field] = {"field": field, "message": message, "type": fault["type"]}
     return list(problems.values())
+
+
+def message_of(fault: Mapping[str, Any]) -> str:
+    """A pydantic fault's text, without the input."""
+    if fault["type"] == "union_tag_invalid":
+        return f"unknown type; it is one of {fault['ctx']['expected_tags']}"
+    return str(fault["msg"]).removeprefix("Value error, ")
 
 
 def as_invalid_spec(error: ValidationError) -> InvalidSpec:

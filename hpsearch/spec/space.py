@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from hpsearch.spec.closed import Closed
 
@@ -42,20 +43,21 @@ class _Range(Closed):
         return self
 
     def contains(self, value: Value) -> bool:
-        """Whether a value lies in the range (steps are not checked)."""
-        return not isinstance(value, str) and self.low <= value <= self.high
+        """Whether a value is one of the range's points."""
+        if isinstance(value, str) or not self.low <= value <= self.high:
+            return False
+        return self.step is None or math.isclose(value, float(self.nearest(value)), rel_tol=1e-9, abs_tol=1e-12)
 
     def nearest(self, value: Value) -> Value:
         """The range's point that is nearest to `value`: clipped, then rounded to the step."""
         if isinstance(value, str):
             raise TypeError(f"a range has no point near {value!r}")
-        clipped = min(max(value, self.low), self.high)
+        point = min(max(value, self.low), self.high)
         if self.step is not None:
-            clipped = self.low + round((clipped - self.low) / self.step) * self.step
-            if clipped > self.high:
-                clipped -= self.step
-        point: Value = type(self.low)(clipped)
-        return point
+            most = math.floor((self.high - self.low) / self.step + 1e-9)
+            point = min(self.low + min(round((point - self.low) / self.step), most) * self.step, self.high)
+        nearest: Value = type(self.low)(point)
+        return nearest
 
 
 class IntRange(_Range):
@@ -64,6 +66,10 @@ class IntRange(_Range):
     low: int
     high: int
     step: int | None = None
+
+    def contains(self, value: Value) -> bool:
+        """Whether a value is one of the range's whole numbers."""
+        return not isinstance(value, str) and float(value).is_integer() and super().contains(value)
 
 
 class FloatRange(_Range):
@@ -123,24 +129,33 @@ Varying = IntRange | FloatRange | IntChoices | FloatChoices | ScheduleChoices
 
 def _kind(value: Any) -> str:
     if isinstance(value, _Range) or (isinstance(value, dict) and ("low" in value or "high" in value)):
-        return "range"
-    return "choices" if isinstance(value, _Choices | dict) else "fixed"
+        return "<range>"
+    return "<choices>" if isinstance(value, _Choices | dict) else "<fixed>"
+
+
+def refuse_truth(value: Any) -> Any:
+    """True and False are no numbers, although Python counts with them."""
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")  # noqa: TRY004 - pydantic turns ValueError into a fault
+    return value
 
 
 IntParameter = Annotated[
-    Annotated[IntRange, Tag("range")]
-    | Annotated[IntChoices, Tag("choices")]
-    | Annotated[Literal["auto"] | int, Tag("fixed")],
+    Annotated[IntRange, Tag("<range>")]
+    | Annotated[IntChoices, Tag("<choices>")]
+    | Annotated[Literal["auto"] | int, Tag("<fixed>")],
     Discriminator(_kind),
+    BeforeValidator(refuse_truth),
 ]
 FloatParameter = Annotated[
-    Annotated[FloatRange, Tag("range")]
-    | Annotated[FloatChoices, Tag("choices")]
-    | Annotated[Literal["auto"] | float, Tag("fixed")],
+    Annotated[FloatRange, Tag("<range>")]
+    | Annotated[FloatChoices, Tag("<choices>")]
+    | Annotated[Literal["auto"] | float, Tag("<fixed>")],
     Discriminator(_kind),
+    BeforeValidator(refuse_truth),
 ]
 ScheduleParameter = Annotated[
-    Annotated[ScheduleChoices, Tag("choices")] | Annotated[Literal["auto", LRSchedule], Tag("fixed")],
+    Annotated[ScheduleChoices, Tag("<choices>")] | Annotated[Literal["auto", LRSchedule], Tag("<fixed>")],
     Discriminator(_kind),
 ]
 
@@ -197,6 +212,14 @@ class SearchSpace(Closed):
         """The parameters with one given value."""
         return {name: value for name, value in self if isinstance(value, Value) and value != "auto"}
 
+    def as_numbers(self, params: Params) -> Params:
+        """The params with numbers that were written as text (YAML reads `1e-4` so) made numbers."""
+        varying = self.varying()
+        return {
+            name: float(value) if isinstance(value, str) and _is_number(value) and name in varying else value
+            for name, value in params.items()
+        }
+
     def faults(self, params: Params) -> Iterator[str]:
         """What is wrong with params that a person wrote: unknown names, values outside the space."""
         varying = self.varying()
@@ -205,3 +228,10 @@ class SearchSpace(Closed):
                 yield f"'{name}' does not vary in this search space (varying: {', '.join(varying) or 'nothing'})"
             elif not varying[name].contains(value):
                 yield f"{name} = {value!r} lies outside its part of the search space"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

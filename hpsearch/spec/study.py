@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from hpsearch.spec.budget import BudgetSpec
 from hpsearch.spec.closed import Closed
@@ -62,12 +62,17 @@ class StudySpec(Closed):
             )
         return self
 
-    @model_validator(mode="after")
-    def _check_first_trials(self) -> Self:
-        for place, params in enumerate(self.first_trials):
-            for fault in self.search_space.faults(params):
+    @field_validator("first_trials")
+    @classmethod
+    def _check_first_trials(cls, trials: tuple[Params, ...], info: ValidationInfo) -> tuple[Params, ...]:
+        space: SearchSpace | None = info.data.get("search_space")
+        if space is None:  # refused itself
+            return trials
+        numbers = tuple(space.as_numbers(params) for params in trials)
+        for place, params in enumerate(numbers):
+            for fault in space.faults(params):
                 raise ValueError(f"first_trials.{place}: {fault}")
-        return self
+        return numbers
 
     @model_validator(mode="after")
     def _check_lora_needs_adapters(self) -> Self:

@@ -1,0 +1,3 @@
+#!/bin/sh
+# Succeeds while cron lives.
+kill -0 "$(cat /run/crond.pid)"

@@ -1,0 +1,282 @@
+"""The service as its users run it: real processes, the command line, kill -9."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from hpsearch.client import Client
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def a_spec_file(folder: Path, name: str, epochs: int = 2, trials: int = 3) -> Path:
+    """A study of a few seconds, its data beside it."""
+    for split, count in (("train", 40), ("validation", 10)):
+        lines = (STUDIES / f"data/tickets/{split}.jsonl").read_text().splitlines()[:count]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    spec = {
+        "name": name,
+        "model": {"base": "models/pydoc-llama", "base_learning_rate": 4e-3},
+        "data": {"train": "train.jsonl", "validation": "validation.jsonl"},
+        "search_space": {
+            "epochs": epochs,
+            "batch_size": {"choices": [4, 8]},
+            "learning_rate_multiplier": {"low": 0.3, "high": 3, "log": True},
+            "prompt_loss_weight": {"low": 0, "high": 0.5},
+            "dropout": {"low": 0, "high": 0.2},
+            "weight_decay": {"low": 0.001, "high": 0.1, "log": True},
+        },
+        "pruner": {"type": "none"},
+        "budget": {"trials": trials},
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+class Service:
+    """`hpsearch serve` on a home of its own."""
+
+    def __init__(self, home: Path, **environment: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {
+            **os.environ,
+            "HPSEARCH_HOME": str(home),
+            "HPSEARCH_ALLOWED_ROOTS": str(STUDIES),
+            "HPSEARCH_URL": self.url,
+            "HPSEARCH_LEASE_SECONDS": "4",
+            **environment,
+        }
+        self.log = home.parent / f"{home.name}.log"
+        self.client = Client(self.url)
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "hpsearch", "serve", "--port", str(self.port)]
+            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        wait_for(self.answers, 60)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
+        return False
+
+    def child(self, module: str) -> int:
+        """The process id of the API or the runner."""
+        listed = subprocess.run(
+            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=True
+        )
+        return next(int(line.split()[0]) for line in listed.stdout.splitlines() if f"-m {module}" in line)
+
+    def run(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "hpsearch", *arguments]
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def trials_reported(self, name: str) -> bool:
+        return any(trial["exposure"] > 0 for trial in self.client.trials(name))
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(40)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def service(tmp_path: Path, ray_address: str) -> Iterator[Service]:
+    running = Service(tmp_path / "home", HPSEARCH_RAY_ADDRESS=ray_address)
+    yield running
+    running.stop()
+
+
+def finished_trials(service: Service, name: str) -> dict[str, Any]:
+    """Wait for the study's end; nothing may be left open in it."""
+    wait_for(lambda: service.client.study(name)["state"] in ("finished", "failed", "cancelled"), 120)
+    study = service.client.study(name)
+    assert study["state"] == "finished", study["reason"]
+    assert not {"RUNNING", "WAITING"} & set(study["trials"])
+    return study
+
+
+def test_one_command_searches_on_this_machine_and_a_second_one_finds_it_done(tmp_path: Path) -> None:
+    spec, port = a_spec_file(tmp_path, "alone"), free_port()
+    environment = {**os.environ, "HPSEARCH_HOME": str(tmp_path / "home"), "HPSEARCH_ALLOWED_ROOTS": str(STUDIES)}
+    command = [sys.executable, "-m", "hpsearch", "run", str(spec), "--port", str(port), "--json"]
+    first = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert first.returncode == 0, first.stderr
+    ranking = json.loads(first.stdout)
+    assert [entry["rank"] for entry in ranking["ranking"]] == [1, 2, 3]
+    values = [entry["value"] for entry in ranking["ranking"]]
+    assert values == sorted(values)
+    assert values[0] < ranking["baseline"]["validation_loss"] - 0.5
+    assert set(ranking["ranking"][0]["params"]) == {
+        "batch_size",
+        "learning_rate_multiplier",
+        "prompt_loss_weight",
+        "dropout",
+        "weight_decay",
+    }
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert json.loads(second.stdout)["ranking"] == ranking["ranking"]
+    assert "is there already (finished)" in second.stderr
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/livez")
+
+
+def test_a_submitted_study_is_followed_ranked_and_its_winner_taken_home(service: Service, tmp_path: Path) -> None:
+    spec = a_spec_file(tmp_path, "followed")
+    checked = service.run("check", str(spec))
+    assert checked.returncode == 0
+    assert "40 training and 10 validation examples" in checked.stdout
+    assert "warning: data.train: only 40 examples" in checked.stdout
+
+    submitted = service.run("submit", str(spec), "--wait", "--json")
+    assert submitted.returncode == 0, submitted.stderr
+    ranking = json.loads(submitted.stdout)
+    assert ranking["state"] == "finished"
+    assert "baseline (the untouched base model)" in submitted.stderr
+
+    ranked = service.run("rank", "followed")
+    assert ranked.returncode == 0
+    assert "baseline" in ranked.stdout
+    best = ranking["ranking"][0]["number"]
+    shown = json.loads(service.run("show", "followed", str(best), "--json").stdout)
+    assert [report["exposure"] for report in shown["curve"]] == [0, 20, 40, 60, 80]
+    exported = service.run("export", "followed", "--output", str(tmp_path / "winner"))
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "winner/adapter_model.safetensors").is_file()
+    events = list(service.client.events("followed"))
+    assert events[0]["kind"] == "study.queued"
+    assert events[-1]["kind"] == "study.finished"
+
+
+def test_killing_the_api_in_the_middle_changes_nothing_for_the_study(service: Service, tmp_path: Path) -> None:
+    service.run("submit", str(a_spec_file(tmp_path, "survivor", epochs=6)))
+    wait_for(lambda: service.trials_reported("survivor"), 90)
+    os.kill(service.child("hpsearch.api"), signal.SIGKILL)
+    wait_for(service.answers, 60)
+    study = finished_trials(service, "survivor")
+    assert study["trials"] == {"COMPLETE": 3}
+
+
+def test_killing_the_runner_in_the_middle_repeats_what_was_interrupted_and_no_more(
+    service: Service, tmp_path: Path
+) -> None:
+    service.run("submit", str(a_spec_file(tmp_path, "taken-over", epochs=6)))
+    wait_for(lambda: service.trials_reported("taken-over"), 90)
+    os.kill(service.child("hpsearch.runner"), signal.SIGKILL)
+    study = finished_trials(service, "taken-over")
+    assert study["trials"]["COMPLETE"] == 3
+    trials = service.client.trials("taken-over")
+    lost = [trial for trial in trials if trial["failure"] == "worker_lost"]
+    assert lost
+    assert {trial["retry_of"] for trial in trials if trial["retry_of"] is not None} == {t["number"] for t in lost}
+    kept = [json.dumps(trial["params"], sort_keys=True) for trial in trials if trial["state"] == "COMPLETE"]
+    assert len(set(kept)) == 3
+    kinds = [event["kind"] for event in service.client.events("taken-over")]
+    assert "study.taken_over" in kinds
+
+
+def test_killing_the_whole_service_leaves_no_process_and_the_next_start_goes_on(
+    service: Service, tmp_path: Path
+) -> None:
+    service.run("submit", str(a_spec_file(tmp_path, "restarted", epochs=6)))
+    wait_for(lambda: service.trials_reported("restarted"), 90)
+    children = [service.child("hpsearch.api"), service.child("hpsearch.runner")]
+    service.process.kill()
+    service.process.wait()
+    wait_for(lambda: not any(map(is_alive, children)), 30)
+    service.start()
+    assert finished_trials(service, "restarted")["trials"]["COMPLETE"] == 3
+
+
+def test_stopping_the_service_hands_the_study_over_to_the_next_start(service: Service, tmp_path: Path) -> None:
+    service.run("submit", str(a_spec_file(tmp_path, "handed-over", epochs=6)))
+    wait_for(lambda: service.trials_reported("handed-over"), 90)
+    assert service.stop() == 0
+    service.start()
+    assert finished_trials(service, "handed-over")["trials"]["COMPLETE"] == 3
+
+
+def test_a_running_study_can_be_cancelled_and_then_deleted(service: Service, tmp_path: Path) -> None:
+    service.run("submit", str(a_spec_file(tmp_path, "unwanted", epochs=500)))
+    wait_for(lambda: service.trials_reported("unwanted"), 90)
+    assert service.run("cancel", "unwanted").returncode == 0
+    wait_for(lambda: service.client.study("unwanted")["state"] == "cancelled", 30)
+    assert set(service.client.study("unwanted")["trials"]) == {"FAIL"}
+    assert service.run("rank", "unwanted").returncode == 0
+    assert service.run("delete", "unwanted").returncode == 0
+    gone = service.run("show", "unwanted")
+    assert gone.returncode == 1
+    assert "study_not_found" in gone.stderr
+
+
+def test_a_wrong_spec_exits_with_65_and_one_line_that_names_the_field(service: Service, tmp_path: Path) -> None:
+    spec = a_spec_file(tmp_path, "wrong")
+    spec.write_text(spec.read_text().replace("dropout:", "dropuot:"))
+    refused = service.run("submit", str(spec))
+    assert refused.returncode == 65
+    assert refused.stderr.startswith("error: search_space.dropuot: unknown key 'dropuot'; did you mean 'dropout'?")
+    assert refused.stderr.count("\n") == 1
+    assert service.client.studies()["data"] == []
+
+
+def test_a_whole_study_on_postgresql(tmp_path: Path, ray_address: str, postgres_url: str) -> None:
+    service = Service(tmp_path / "home", HPSEARCH_RAY_ADDRESS=ray_address, HPSEARCH_DATABASE_URL=postgres_url)
+    try:
+        submitted = service.run("submit", str(a_spec_file(tmp_path, "on-postgres")), "--wait", "--json")
+        assert submitted.returncode == 0, submitted.stderr
+        assert len(json.loads(submitted.stdout)["ranking"]) == 3
+        shown = httpx.get(f"{service.url}/api/studies").json()
+        assert [study["study_name"] for study in shown["study_summaries"]] == ["on-postgres"]
+    finally:
+        service.stop()
+
+
+def test_the_readme_s_curl_lines_and_the_documented_client_work_as_written(service: Service, tmp_path: Path) -> None:
+    readme, api = (STUDIES.parent / "README.md").read_text(), (STUDIES.parent / "docs/api.md").read_text()
+    shell = readme.split("```sh\n")[1].split("```")[0]
+    python = api.split("```python\n")[1].split("```")[0]
+    for program, example in ((["bash", "-euo", "pipefail", "-c"], shell), ([sys.executable, "-c"], python)):
+        text = example.replace("http://127.0.0.1:8000", service.url)
+        ran = subprocess.run(
+            [*program, text], env=service.environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+    assert len(finished_trials(service, "by-curl")["trials"]) >= 1
+    assert service.client.ranking("from-python")["ranking"]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -1,0 +1,242 @@
+"""Members of a cohort: their reports, their company, their failures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from finetune_reference import a_config, conversation, write_examples
+
+from hpsearch.errors import Diverged, InvalidDataset, OutOfMemory, TrialFailure
+from hpsearch.finetune import Cohort, Failed, Finished, Member, as_failure, finetune, prepare
+from hpsearch.finetune import member as member_module
+from hpsearch.results import Report
+
+
+def run(cohort: Cohort) -> dict[str, list]:
+    """Tick until nobody is left; the events by key."""
+    events: dict[str, list] = {}
+    while len(cohort):
+        for key, event in cohort.tick():
+            events.setdefault(key, []).append(event)
+    return events
+
+
+def losses(events) -> list[float]:
+    return [event.validation_loss for event in events if isinstance(event, Report)]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_company_changes_nothing(method):
+    """Bitwise: the same trial alone, and among others that come, go and fail."""
+    config = a_config(method=method, dropout=0.2, epochs=2, reports_per_epoch=2)
+    prepared = prepare(config)
+    alone = finetune(config, prepared=prepared).reports
+    cohort = Cohort()
+    cohort.admit("pruned", Member(a_config(method=method, batch_size=7, dropout=0.5), prepared))
+    cohort.admit("subject", Member(config, prepared))
+    cohort.admit("fails", Member(a_config(method=method, learning_rate=1e30), prepared))
+    events = cohort.tick()
+    cohort.admit("late", Member(a_config(method=method, prompt_loss_weight=0.5, seed=9), prepared))
+    events += cohort.tick()
+    cohort.remove("pruned")
+    found = [event for key, event in events if key == "subject"]
+    found += run(cohort)["subject"]
+    assert [dataclasses.replace(event, seconds=0) for event in found if isinstance(event, Report)] == [
+        dataclasses.replace(report, seconds=0) for report in alone
+    ]
+
+
+def test_events_come_in_order_and_the_baseline_first():
+    config = a_config(epochs=2, reports_per_epoch=2)
+    prepared = prepare(config)
+    cohort = Cohort()
+    cohort.admit("a", Member(config, prepared))
+    events = run(cohort)["a"]
+    assert events[0] == prepared.baseline
+    assert [event.exposure for event in events[:-1]] == [0, 20, 40, 60, 80]
+    assert [event.epoch for event in events[:-1]] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert isinstance(events[-1], Finished)
+    assert events[-1].best == min(events[1:-1], key=lambda report: report.validation_loss)
+    assert events[-1].member.tokens == events[-2].tokens > 0
+    assert events[0].training_loss is None
+    assert all(event.training_loss is not None and event.seconds > 0 for event in events[1:-1])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "exposures"),
+    [
+        pytest.param(1, [10, 20, 30, 40, 50, 60, 70, 80], id="one-by-one"),
+        pytest.param(7, [10, 20, 30, 40, 50, 60, 70, 80], id="batches-that-straddle"),
+        pytest.param(16, [10, 30, 40, 50, 70, 80], id="a-step-that-passes-two-points"),
+        pytest.param(1000, [40, 80], id="larger-than-the-training-set"),
+    ],
+)
+def test_reports_lie_on_one_grid_whatever_the_batch_size(batch_size, exposures):
+    config = a_config(batch_size=batch_size, epochs=2, reports_per_epoch=4)
+    reports = finetune(config).reports
+    assert [report.exposure for report in reports[1:]] == exposures
+
+
+def test_the_last_example_gives_the_last_report_of_a_member():
+    member = finetune(a_config(batch_size=9, epochs=3, reports_per_epoch=1)).member
+    assert member.total_exposure == member.exposure == 120
+    assert member.total_steps == member.steps == 15
+    assert member.reports[-1].exposure == 120
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_loss_that_is_not_finite_diverges_and_spares_the_others(method):
+    prepared = prepare(a_config(method=method))
+    cohort = Cohort()
+    cohort.admit("wild", Member(a_config(method=method, learning_rate=1e30), prepared))
+    cohort.admit("tame", Member(a_config(method=method), prepared))
+    events = run(cohort)
+    assert isinstance(events["wild"][-1], Failed)
+    assert isinstance(events["wild"][-1].error, Diverged)
+    assert all(math.isfinite(loss) for loss in losses(events["wild"]))
+    assert isinstance(events["tame"][-1], Finished)
+
+
+def test_a_divergence_is_noticed_before_the_next_report():
+    config = a_config(learning_rate=1e30, reports_per_epoch=1)
+    member = Member(config, prepare(config))
+    cohort = Cohort()
+    cohort.admit("a", member)
+    failed = run(cohort)["a"][-1]
+    assert isinstance(failed.error, Diverged)
+    assert "the training loss is" in str(failed.error)
+    assert member.steps < member.total_steps
+    assert len(member.reports) == 1
+
+
+def test_members_that_wait_stand_still():
+    config = a_config()
+    prepared = prepare(config)
+    cohort = Cohort()
+    for key in ("a", "b"):
+        cohort.admit(key, Member(config, prepared))
+    assert [key for key, _ in cohort.tick(waiting={"a"})] == ["b", "b"]  # its baseline and its first report
+    assert list(cohort) == ["a", "b"]
+    assert cohort.remove("a").steps == 0
+    assert cohort.remove("b").steps == 1
+
+
+def test_weights_that_became_nan_diverge():
+    config = a_config()
+    member = Member(config, prepare(config))
+    with torch.no_grad():
+        next(iter(member._weights.named.values())).fill_(math.nan)
+    with pytest.raises(Diverged):
+        member.advance()
+
+
+class ScarceMemory:
+    """Stands in for the loss, on a device that holds so many tokens at a time."""
+
+    def __init__(self, capacity: int, error: Exception) -> None:
+        self.capacity, self.error, self.attempts = capacity, error, 0
+        self.real = member_module.weighted_nll
+
+    def __call__(self, model, anatomy, batch, prompt_loss_weight):
+        self.attempts += 1
+        if batch.ids.numel() > self.capacity:
+            raise self.error
+        return self.real(model, anatomy, batch, prompt_loss_weight)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_running_out_of_memory_halves_the_micro_batch_and_loses_nothing(monkeypatch, error):
+    config = a_config(batch_size=16, learning_rate=1e-3)
+    prepared = prepare(config)
+    plenty = finetune(config, prepared=prepared).reports
+    scarce = ScarceMemory(100, error)
+    monkeypatch.setattr(member_module, "weighted_nll", scarce)
+    reports = finetune(config, prepared=prepared).reports
+    assert scarce.attempts > 3
+    assert [report.exposure for report in reports] == [report.exposure for report in plenty]
+    assert losses(reports) == pytest.approx(losses(plenty), rel=1e-5)
+
+
+def test_a_sequence_that_does_not_fit_fails_its_member_only(monkeypatch):
+    config = a_config()
+    prepared = prepare(config)
+    monkeypatch.setattr(member_module, "weighted_nll", ScarceMemory(10, MemoryError()))
+    cohort = Cohort()
+    cohort.admit("a", Member(config, prepared))
+    (_, baseline), (_, failed) = cohort.tick()
+    assert baseline == prepared.baseline
+    assert isinstance(failed.error, OutOfMemory)
+    assert len(cohort) == 0
+
+
+def test_a_defect_is_a_failure_with_its_text():
+    failure = as_failure(ZeroDivisionError("division by zero"))
+    assert type(failure) is TrialFailure
+    assert failure.code == "error"
+    assert "ZeroDivisionError: division by zero" in str(failure)
+    assert as_failure(MemoryError()).code == "out_of_memory"
+
+
+def test_a_key_is_admitted_once():
+    config = a_config()
+    prepared = prepare(config)
+    cohort = Cohort()
+    cohort.admit("a", Member(config, prepared))
+    assert "a" in cohort
+    with pytest.raises(ValueError, match="already"):
+        cohort.admit("a", Member(config, prepared))
+
+
+def test_the_best_report_is_kept_by_the_metric():
+    config = a_config(learning_rate=0.1, epochs=3, lr_schedule="constant")
+    prepared = prepare(config)
+    by_loss = finetune(config, prepared=prepared)
+    by_accuracy = finetune(config, prepared=prepared, metric="validation_token_accuracy")
+    assert by_loss.best.validation_loss == min(losses(by_loss.reports[1:]))
+    best = max(report.validation_token_accuracy for report in by_accuracy.reports[1:])
+    assert by_accuracy.best.validation_token_accuracy == best
+
+
+def test_the_contract_knows_what_is_evaluated_and_not_how_it_is_trained():
+    def contract(**changes) -> str:
+        return prepare(a_config(**changes)).evaluation_contract
+
+    assert contract() == contract(learning_rate=1.0, prompt_loss_weight=1.0, batch_size=3) == contract(method="full")
+    others = {contract(max_length=32), contract(data="prompt_completion"), contract(templated=True)}
+    assert len(others | {contract(), prepare(a_config("gpt2")).evaluation_contract}) == 5
+
+
+def test_validation_ignores_the_prompt_loss_weight_and_the_batch_size():
+    prepared = prepare(a_config())
+    baselines = {
+        finetune(a_config(prompt_loss_weight=weight, batch_size=size), prepared=prepared).reports[0]
+        for weight, size in ((0.0, 4), (1.0, 13))
+    }
+    assert len(baselines) == 1
+
+
+def test_data_without_any_completion_left_is_refused():
+    records = [{"prompt": "long " * 60, "completion": "x"}] * 12
+    config = a_config(max_length=16)
+    data = config.data.model_copy(update={"train": write_examples("too-long.jsonl", records)})
+    with pytest.raises(InvalidDataset, match=r"raise data\.max_length"):
+        prepare(config.model_copy(update={"data": data}))
+
+
+def test_examples_whose_completion_is_cut_away_do_not_train():
+    records = [conversation(number) for number in range(12)]
+    records.append({"messages": [{"role": "user", "content": "long " * 200}, {"role": "assistant", "content": "x"}]})
+    config = a_config()
+    data = config.data.model_copy(update={"train": write_examples("one-too-long.jsonl", records)})
+    prepared = prepare(config.model_copy(update={"data": data}))
+    assert (len(prepared.train.examples), prepared.train.left_out) == (12, 1)
+
+
+def test_a_progress_callback_sees_every_report_the_baseline_first():
+    seen: list[Report] = []
+    outcome = finetune(a_config(reports_per_epoch=2), seen.append)
+    assert tuple(seen) == outcome.reports
+    assert seen[0].exposure == 0

@@ -1,0 +1,639 @@
+"""Which trial next: ask and tell without Ray, the same promises on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from hpsearch.errors import LeaseLost, TrialNotFound
+from hpsearch.results import Failure, Trial, TrialState
+from hpsearch.results.budget import SAME_FAILURES, counts
+from hpsearch.search import Asked, Decision, Search, history
+from hpsearch.search.search import RETRIES
+from hpsearch.spec import StudySpec
+from hpsearch.spec.defaults import default_params, resolve
+from hpsearch.storage import optuna_storage
+from tests.builders import SPACE, a_report, a_spec
+
+EXAMPLES = 100
+CONTRACT = "contract"
+Storage = optuna.storages.BaseStorage
+
+SAMPLERS = ["tpe", "random", "qmc", "gp", "cmaes"]
+PRUNERS: list[dict[str, Any]] = [
+    {"type": "none"},
+    {"type": "successive_halving"},
+    {"type": "hyperband"},
+    {"type": "percentile", "startup_trials": 2},
+]
+
+
+@pytest.fixture
+def storage(migrated_url: str) -> Iterator[Storage]:
+    opened = optuna_storage(migrated_url)
+    yield opened
+    opened.remove_session()
+    opened.engine.dispose()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path, sqlite_template: Path) -> Storage:
+    """Where the database makes no difference, the faster one."""
+    shutil.copy(sqlite_template, tmp_path / "search.db")
+    return optuna_storage(f"sqlite:///{tmp_path / 'search.db'}")
+
+
+class Driven:
+    """A search, and twenty lines that do what Ray does: ask, train a made-up loss, report, complete."""
+
+    def __init__(self, storage: Storage, spec: StudySpec, **changes: Any) -> None:
+        self.spec, self.storage = spec, storage
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.search = Search(
+            spec,
+            storage,
+            examples=EXAMPLES,
+            default_params=default_params(spec, EXAMPLES),
+            event=lambda kind, details: self.events.append((kind, details)),
+            **changes,
+        )
+
+    def ask(self) -> Asked | None:
+        asked = self.search.ask()
+        if asked is not None:
+            config = resolve(self.spec, asked.params, EXAMPLES, "llama", 1_000_000)
+            self.search.start(asked.number, config, EXAMPLES)
+        return asked
+
+    def must_ask(self) -> Asked:
+        return self.ask() or pytest.fail("the search had no trial")
+
+    def run(self, asked: Asked) -> Decision:
+        """Train one trial to its end, or until it is pruned."""
+        last = int(asked.params.get("epochs", 1)) * EXAMPLES
+        best = None
+        for exposure in range(0, last + 1, EXAMPLES // 2):
+            report = a_report(exposure, loss_of(asked.params, exposure))
+            if exposure and (best is None or report.validation_loss < best.validation_loss):
+                best = report
+            if self.search.report(asked.number, report, CONTRACT) == Decision.PRUNE:
+                self.search.prune(asked.number)
+                return Decision.PRUNE
+        assert best is not None
+        self.search.complete(asked.number, best, CONTRACT, f"artifacts/{asked.number}")
+        return Decision.GO_ON
+
+    def run_all(self) -> None:
+        while (asked := self.ask()) is not None:
+            self.run(asked)
+
+    def finish(self) -> None:
+        self.search.close(Failure.ERROR, "the search ended")
+        self.search.close_waiting("the search is over")
+
+    def trials(self) -> list[Trial]:
+        return history.trials(history.load(self.storage, self.spec.name))
+
+    def trial(self, number: int) -> Trial:
+        return history.trial(history.load(self.storage, self.spec.name), number)
+
+    def states(self) -> Counter[str]:
+        return Counter(str(trial.state) for trial in self.trials())
+
+
+def loss_of(params: dict[str, Any], exposure: int) -> float:
+    rate = float(params.get("learning_rate_multiplier", 1.0))
+    return 2.0 + 0.3 * abs(math.log10(rate)) - 0.5 * min(exposure / 400, 1.0) + 0.01 * int(params.get("epochs", 1))
+
+
+def points(trials: list[Trial]) -> list[str]:
+    return [json.dumps(trial.params, sort_keys=True) for trial in trials]
+
+
+def spec_of(trials: int = 6, **changes: Any) -> StudySpec:
+    fields: dict[str, Any] = {"sampler": {"type": "random"}, "pruner": {"type": "none"}, "budget": {"trials": trials}}
+    return a_spec(**{**fields, **changes})
+
+
+class TestTheWholeLoop:
+    @pytest.mark.parametrize("sampler", SAMPLERS)
+    def test_every_sampler_uses_the_budget_and_repeats_nothing(self, storage: Storage, sampler: str) -> None:
+        driven = Driven(storage, spec_of(6, sampler={"type": sampler} | _startup(sampler)))
+        driven.run_all()
+        driven.finish()
+        assert driven.states() == {"COMPLETE": 6}
+        assert len(set(points(driven.trials()))) == 6
+        for trial in driven.trials():
+            assert list(driven.spec.search_space.faults(trial.params)) == []
+            assert set(trial.params) == set(SPACE)
+
+    @pytest.mark.parametrize("pruner", PRUNERS, ids=lambda pruner: pruner["type"])
+    def test_every_pruner_ends_every_trial(self, storage: Storage, pruner: dict[str, Any]) -> None:
+        driven = Driven(storage, spec_of(8, pruner=pruner))
+        driven.run_all()
+        driven.finish()
+        states = driven.states()
+        assert sum(states.values()) == 8
+        assert set(states) <= {"COMPLETE", "PRUNED"}
+        assert states["COMPLETE"] >= 1
+        assert (states["PRUNED"] > 0) is (pruner["type"] != "none")
+
+    @pytest.mark.parametrize(
+        "pruner",
+        [
+            {"type": "hyperband", "min_reports": 1000},
+            {"type": "hyperband", "min_reports": 8},
+            {"type": "successive_halving", "min_reports": 1000},
+            {"type": "percentile", "min_reports": 1000, "startup_trials": 1},
+        ],
+        ids=lambda pruner: f"{pruner['type']}-{pruner['min_reports']}",
+    )
+    def test_a_pruner_that_never_gets_its_turn_does_no_harm(self, sqlite: Storage, pruner: dict[str, Any]) -> None:
+        driven = Driven(sqlite, spec_of(4, pruner=pruner))
+        driven.run_all()
+        driven.finish()
+        assert driven.states() == {"COMPLETE": 4}
+
+    @pytest.mark.parametrize("sampler", SAMPLERS)
+    def test_trials_that_start_together_repeat_nothing(self, sqlite: Storage, sampler: str) -> None:
+        driven = Driven(sqlite, spec_of(8, sampler={"type": sampler} | _startup(sampler)))
+        together = [driven.must_ask() for _ in range(8)]
+        assert driven.ask() is None
+        for asked in together:
+            driven.run(asked)
+        assert len(set(points(driven.trials()))) == 8
+
+    def test_the_same_study_draws_the_same_params_again(self, tmp_path: Path) -> None:
+        drawn = []
+        for place in ("one", "two"):
+            driven = Driven(optuna_storage(f"sqlite:///{tmp_path / place}.db"), spec_of(6, sampler={"type": "tpe"}))
+            driven.run_all()
+            drawn.append(points(driven.trials()))
+        assert drawn[0] == drawn[1]
+
+    def test_another_seed_draws_other_params(self, sqlite: Storage) -> None:
+        runs = []
+        for seed in (1, 2):
+            driven = Driven(sqlite, spec_of(4, name=f"seed-{seed}", seed=seed))
+            driven.run_all()
+            runs.append(set(points(driven.trials()[1:])))
+        assert not runs[0] & runs[1]
+
+    def test_accuracy_is_maximised(self, sqlite: Storage) -> None:
+        spec = spec_of(2, objective={"metric": "validation_token_accuracy"})
+        driven = Driven(sqlite, spec)
+        driven.run_all()
+        study = history.load(sqlite, "tickets")
+        assert study is not None
+        assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+        for trial in driven.trials():
+            assert trial.value == max(report.validation_token_accuracy for report in trial.reports if report.exposure)
+
+    def test_events_tell_what_happened_in_order(self, sqlite: Storage) -> None:
+        driven = Driven(sqlite, spec_of(1, search_space={"epochs": {"low": 1, "high": 1}}))
+        driven.run_all()
+        kinds = [kind for kind, _ in driven.events]
+        assert kinds == ["trial.started", "study.baseline", *["trial.reported"] * 3, "trial.completed"]
+        assert all(json.dumps(details) for _, details in driven.events)
+
+
+def _startup(sampler: str) -> dict[str, int]:
+    return {"startup_trials": 3} if sampler in ("tpe", "gp", "cmaes") else {}
+
+
+class TestTheFirstTrials:
+    def test_the_defaults_come_first_then_the_ones_that_a_person_named(self, storage: Storage) -> None:
+        firsts = [
+            {"epochs": 1, "learning_rate_multiplier": 0.5, "batch_size": 4},
+            {"epochs": 2, "learning_rate_multiplier": 5.0, "batch_size": 2},
+        ]
+        driven = Driven(storage, spec_of(4, first_trials=firsts))
+        asked = [driven.must_ask() for _ in range(4)]
+        assert [one.origin for one in asked] == ["defaults", "first_trials", "first_trials", "search"]
+        assert asked[0].params == default_params(driven.spec, EXAMPLES)
+        assert [asked[1].params, asked[2].params] == firsts
+
+    def test_what_a_first_trial_leaves_out_is_drawn_anew_for_each(self, sqlite: Storage) -> None:
+        driven = Driven(sqlite, spec_of(5, first_trials=[{"epochs": 1}, {"epochs": 2}, {"epochs": 3}]))
+        asked = [driven.must_ask() for _ in range(5)]
+        assert [one.params["epochs"] for one in asked[1:4]] == [1, 2, 3]
+        assert len({one.params["learning_rate_multiplier"] for one in asked}) == 5
+
+    def test_a_first_trial_that_is_the_defaults_is_tried_once(self, sqlite: Storage) -> None:
+        defaults = default_params(spec_of(), EXAMPLES)
+        driven = Driven(sqlite, spec_of(2, first_trials=[defaults]))
+        assert [driven.must_ask().origin for _ in range(2)] == ["defaults", "search"]
+
+    def test_first_trials_beyond_the_budget_are_not_tried_and_do_not_wait_for_ever(self, sqlite: Storage) -> None:
+        driven = Driven(sqlite, spec_of(2, first_trials=[{"epochs": n} for n in (1, 2, 3, 4)]))
+        driven.run_all()
+        driven.finish()
+        assert driven.states() == {"COMPLETE": 2, "FAIL": 3}
+        assert {trial.failure for trial in driven.trials()[2:]} == {"cancelled"}
+
+    def test_nothing_varies_and_one_trial_says_it_all(self, sqlite: Storage) -> None:
+        driven = Driven(sqlite, spec_of(1, search_space={}))
+        driven.run_all()
+        assert driven.states() == {"COMPLETE": 1}
+
+    def test_a_search_that_died_while_it_began_begins_again(self, sqlite: Storage) -> None:
+        spec = spec_of(6, first_trials=[{"epochs": 1}, {"epochs": 2}])
+        study = optuna.create_study(study_name=spec.name, storage=sqlite, direction="minimize")
+        study.enqueue_trial(default_params(spec, EXAMPLES), user_attrs={"origin": "defaults"})
+        driven = Driven(sqlite, spec)
+        assert [driven.must_ask().origin for _ in range(4)] == ["defaults", "first_trials", "first_trials", "search"]
+
+
+class TestReporting:
+    def test_the_value_is_the_best_reports_and_no_report_is_lost(self, storage: Storage) -> None:
+        driven = Driven(storage, spec_of(1))
+        asked = driven.must_ask()
+        reports = [a_report(0, 3.0), a_report(50, 1.5), a_report(100, 1.0), a_report(400, 2.0)]
+        for report in reports:
+            assert driven.search.report(asked.number, report, CONTRACT) == Decision.GO_ON
+        driven.search.complete(asked.number, reports[2], CONTRACT, "artifacts/0")
+        trial = driven.trial(0)
+        assert (trial.state, trial.value, trial.best_epoch) == (TrialState.COMPLETE, 1.0, 1.0)
+        assert trial.reports == tuple(reports)
+        assert (trial.adapter, trial.evaluation_contract) == ("artifacts/0", CONTRACT)
+        assert trial.config is not None
+        assert trial.config["hyperparameters"]["epochs"] == asked.params["epochs"]
+
+    def test_a_pruned_trial_keeps_its_last_report_and_has_no_value(self, storage: Storage) -> None:
+        driven = Driven(storage, spec_of(1))
+        asked = driven.must_ask()
+        driven.search.report(asked.number, a_report(50, 0.001), CONTRACT)
+        driven.search.prune(asked.number)
+        trial = driven.trial(0)
+        assert (trial.state, trial.value) == (TrialState.PRUNED, None)
+        assert trial.reports == (a_report(50, 0.001),)
+        assert driven.events[-1] == ("trial.pruned", {"number": 0, "exposure": 50})
+
+    @pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+    def test_a_loss_that_is_not_finite_is_no_report(self, sqlite: Storage, loss: float) -> None:
+        driven = Driven(sqlite, spec_of(1))
+        asked = driven.must_ask()
+        with pytest.raises(ValueError, match="diverged"):
+            driven.search.report(asked.number, a_report(50, loss), CONTRACT)
+        driven.search.fail(asked.number, Failure.DIVERGED, "the loss is nan")
+        trial = driven.trial(0)
+        assert (trial.state, trial.failure, trial.failure_text) == (TrialState.FAIL, "diverged", "the loss is nan")
+        assert trial.reports == ()
+
+    def test_a_diverged_trial_counts_and_is_not_repeated(self, sqlite: Storage) -> None:
+        driven = Driven(sqlite, spec_of(2))
+        for _ in range(2):
+            driven.search.fail(driven.must_ask().number, Failure.DIVERGED, "nan")
+        assert driven.ask() is None
+        assert driven.states() == {"FAIL": 2}
+        assert driven.search.verdict() == (False, "no trial completed")
+
+    def test_the_baseline_is_kept_once_from_the_first_report_at_exposure_zero(self, storage: Storage) -> None:
+        driven = Driven(storage, spec_of(2))
+        first, second = driven.must_ask(), driven.must_ask()
+        assert history.baseline(history.load(storage, "tickets")) is None
+        driven.search.report(second.number, a_report(0, 3.0), CONTRACT)
+        driven.search.report(first.number, a_report(0, 9.0), "other")
+        baseline = history.baseline(history.load(storage, "tickets"))
+        assert baseline is not None
+        assert (baseline["validation_loss"], baseline["evaluation_contract"]) == (3.0, CONTRACT)
+        assert [kind for kind, _ in driven.events].count("study.baseline") == 1
+
+
+class TestPruning:
+    @pytest.fixture
+    def judged(self, sqlite: Storage) -> Callable[..., Driven]:
+        """A search whose pruner stops whatever is worse than the good trials that completed before."""
+
+        def build(**space: Any) -> Driven:
+            pruner = {"type": "percentile", "percentile": 1, "startup_trials": 1, "min_reports": 1}
+            search_space = {"epochs": {"low": 2, "high": 2}, "learning_rate_multiplier": {"low": 0.1, "high": 9}}
+            driven = Driven(sqlite, spec_of(9, pruner=pruner, search_space={**search_space, **space}))
+            asked = driven.must_ask()
+            for exposure in range(0, 201, 10):
+                driven.search.report(asked.number, a_report(exposure, 0.5), CONTRACT)
+            driven.search.complete(asked.number, a_report(200, 0.5), CONTRACT, "artifacts/0")
+            return driven
+
+        return build
+
+    def decisions(self, driven: Driven, exposures: list[int]) -> list[Decision]:
+        asked = driven.must_ask()
+        return [driven.search.report(asked.number, a_report(exposure, 9.0), CONTRACT) for exposure in exposures]
+
+    def test_a_trial_that_is_not_promising_is_stopped(self, judged: Callable[..., Driven]) -> None:
+        assert self.decisions(judged(), [100]) == [Decision.PRUNE]
+
+    def test_nothing_is_stopped_at_the_baseline(self, judged: Callable[..., Driven]) -> None:
+        assert self.decisions(judged(), [0]) == [Decision.GO_ON]
+
+    def test_nothing_is_stopped_inside_its_warm_up(self, judged: Callable[..., Driven]) -> None:
+        decisions = self.decisions(judged(warmup_fraction=0.6), [60, 110, 120, 130])
+        assert decisions == [Decision.GO_ON, Decision.GO_ON, Decision.GO_ON, Decision.PRUNE]
+
+    def test_nothing_is_stopped_at_its_last_report(self, judged: Callable[..., Driven]) -> None:
+        assert self.decisions(judged(), [200]) == [Decision.GO_ON]
+
+    @pytest.mark.parametrize(
+        ("exposure", "decision"),
+        [(0, Decision.GO_ON), (100, Decision.PRUNE), (400, Decision.GO_ON)],
+        ids=["baseline", "midway", "last"],
+    )
+    def test_a_budget_that_is_spent_stops_running_trials_too(
+        self, sqlite: Storage, exposure: int, decision: Decision
+    ) -> None:
+        now = 0.0
+        driven = Driven(sqlite, spec_of(9, budget={"wall_clock": "1m"}), elapsed=lambda: now)
+        asked = driven.must_ask()
+        assert driven.search.report(asked.number, a_report(50), CONTRACT) == Decision.GO_ON
+        now = 60.0
+        assert driven.search.report(asked.number, a_report(exposure), CONTRACT) == decision
+        assert driven.ask() is None
+
+
+class TestEnding:
+    def test_nothing_stays_running_or_waiting(self, storage: Storage) -> None:
+        driven = Driven(storage, spec_of(6, first_trials=[{"epochs": 1}, {"epochs": 2}]))
+        for _ in range(2):
+            driven.ask()
+        driven.search.close(Failure.CANCELLED, "the study was cancelled")
+        driven.search.close_waiting("the study was cancelled")
+        assert driven.states() == {"FAIL": 3}
+        assert {(t.failure, t.failure_text) for t in driven.trials()} == {("cancelled", "the study was cancelled")}
+
+    def test_the_same_failure_again_and_again_ends_the_study(self, sqlite: Storage) -> None:
+        driven = Driven(sqlite, spec_of(50))
+        while (asked := driven.ask()) is not None:
+            driven.search.fail(asked.number, Failure.ERROR, "no space left on device")
+        ended_well, why = driven.search.verdict()
+        assert not ended_well
+        assert "no space left on device" in why
+        assert len(driven.trials()) == SAME_FAILURES
+
+    def test_the_verdict_names_the_limit(self, sqlite: Storage) -> None:
+        driven = Driven(sqlite, spec_of(2))
+        driven.run_all()
+        ended_well, why = driven.search.verdict()
+        assert ended_well
+        assert "2 trials" in why
+
+    def test_a_number_that_no_trial_has_is_not_found(self, sqlite: Storage) -> None:
+        driven = Driven(sqlite, spec_of(2))
+        with pytest.raises(TrialNotFound):
+            driven.trial(99)
+        assert history.trials(history.load(sqlite, "missing")) == []
+        history.delete(sqlite, "missing")
+        history.delete(sqlite, "tickets")
+        assert history.load(sqlite, "tickets") is None
+
+
+class TestAfterACrash:
+    """A crash is a search that is dropped: the next one knows only what lies in SQL."""
+
+    @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+    def test_interrupted_trials_are_lost_and_tried_again_once_each(self, storage: Storage, sampler: str) -> None:
+        spec = spec_of(8, sampler={"type": sampler} | _startup(sampler))
+        before = Driven(storage, spec)
+        done = before.must_ask()
+        before.run(done)
+        running = [before.must_ask() for _ in range(2)]
+        before.search.report(running[0].number, a_report(50), CONTRACT)
+        after = Driven(storage, spec)
+        for asked in running:
+            trial = after.trial(asked.number)
+            assert (trial.state, trial.failure) == (TrialState.FAIL, "worker_lost")
+        again = [after.must_ask() for _ in range(2)]
+        assert [one.params for one in again] == [one.params for one in running]
+        assert [one.origin for one in again] == ["retry", "retry"]
+        assert [after.trial(one.number).retry_of for one in again] == [one.number for one in running]
+        for one in again:
+            after.run(one)
+        after.run_all()
+        after.finish()
+        ended = [trial for trial in after.trials() if trial.failure != "worker_lost"]
+        assert len(ended) == 8
+        assert len(set(points(ended))) == 8
+        assert after.states() == {"COMPLETE": 8, "FAIL": 2}
+
+    @pytest.mark.parametrize("parallel", [SAME_FAILURES, 2 * SAME_FAILURES])
+    def test_one_crash_is_not_hopeless_however_many_trials_it_interrupts(self, sqlite: Storage, parallel: int) -> None:
+        spec = spec_of(2 * parallel)
+        before = Driven(sqlite, spec)
+        running = [before.must_ask() for _ in range(parallel)]
+        after = Driven(sqlite, spec)
+        assert [after.must_ask().params for _ in running] == [asked.params for asked in running]
+        assert after.must_ask().origin == "search"
+
+    def test_a_runner_that_stops_for_a_moment_is_not_hopeless_either(self, sqlite: Storage) -> None:
+        before = Driven(sqlite, spec_of(2 * SAME_FAILURES))
+        for _ in range(SAME_FAILURES):
+            before.must_ask()
+        before.search.close(Failure.WORKER_LOST, "the runner was stopped")
+        assert Driven(sqlite, spec_of(2 * SAME_FAILURES)).must_ask().origin == "retry"
+
+    def test_params_are_tried_again_finitely_often(self, sqlite: Storage) -> None:
+        spec = spec_of(8)
+        params = []
+        for _ in range(RETRIES + 1):
+            params.append(Driven(sqlite, spec).must_ask().params)
+        assert params == [params[0]] * (RETRIES + 1)
+        after = Driven(sqlite, spec)
+        assert after.must_ask().params != params[0]
+        attempts = [trial for trial in after.trials() if trial.params == params[0]]
+        assert [trial.failure for trial in attempts] == ["worker_lost"] * (RETRIES + 1)
+        assert [trial.retry_of for trial in attempts] == [None, *(trial.number for trial in attempts[:-1])]
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_many_crashes_repeat_no_point_and_keep_to_the_budget(self, sqlite: Storage, seed: int) -> None:
+        dice = random.Random(seed)
+        spec = spec_of(10, name=f"crashes-{seed}", sampler={"type": "tpe", "startup_trials": 3})
+        for _ in range(6):
+            driven = Driven(sqlite, spec)
+            running = [asked for asked in (driven.ask() for _ in range(3)) if asked]
+            for asked in running[: dice.randint(0, 3)]:
+                driven.run(asked)
+        driven = Driven(sqlite, spec)
+        driven.run_all()
+        driven.finish()
+        trials = driven.trials()
+        counted = [trial for trial in trials if counts(trial)]
+        assert len(counted) == 10
+        assert len(set(points(counted))) == 10
+        assert set(driven.states()) <= {"COMPLETE", "FAIL"}
+
+    def test_a_finished_study_stays_as_it_is(self, sqlite: Storage) -> None:
+        driven = Driven(sqlite, spec_of(3))
+        driven.run_all()
+        before = driven.trials()
+        again = Driven(sqlite, spec_of(3))
+        assert again.ask() is None
+        assert again.trials() == before
+
+    def test_a_crash_in_the_midst_of_asking_loses_no_first_trial(self, sqlite: Storage) -> None:
+        spec = spec_of(4, first_trials=[{"epochs": 1, "learning_rate_multiplier": 0.5, "batch_size": 4}])
+        driven = Driven(sqlite, spec)
+        waiting = history.load(sqlite, "tickets")
+        assert waiting is not None
+        # What Optuna's `ask` does first: the trial is RUNNING, its params are not drawn yet.
+        first = waiting.get_trials()[0]
+        assert sqlite.set_trial_state_values(first._trial_id, optuna.trial.TrialState.RUNNING)
+        after = Driven(sqlite, spec)
+        asked = [after.must_ask() for _ in range(3)]
+        assert default_params(spec, EXAMPLES) in [one.params for one in asked]
+        assert driven.spec.first_trials[0] in [one.params for one in asked]
+
+
+class TestTheFence:
+    def test_who_has_lost_the_lease_writes_nothing(self, storage: Storage) -> None:
+        lost = False
+
+        def fence() -> None:
+            if lost:
+                raise LeaseLost
+
+        driven = Driven(storage, spec_of(6, first_trials=[{"epochs": 1}]), fence=fence)
+        one, two, three = (driven.must_ask() for _ in range(3))
+        driven.search.report(one.number, a_report(50), CONTRACT)
+        before, events = driven.trials(), list(driven.events)
+        lost = True
+        config = resolve(driven.spec, two.params, EXAMPLES, "llama", 1)
+        for write in (
+            driven.search.ask,
+            lambda: driven.search.start(two.number, config, EXAMPLES),
+            lambda: driven.search.report(one.number, a_report(100), CONTRACT),
+            lambda: driven.search.report(two.number, a_report(0), CONTRACT),
+            lambda: driven.search.complete(one.number, a_report(50), CONTRACT, "a"),
+            lambda: driven.search.prune(two.number),
+            lambda: driven.search.fail(three.number, Failure.ERROR, "x"),
+            lambda: driven.search.fail(three.number, Failure.WORKER_LOST, "x"),
+            lambda: driven.search.close(Failure.CANCELLED, "x"),
+            lambda: driven.search.close_waiting("x") or driven.search.ask(),
+            lambda: Driven(storage, driven.spec, fence=fence),
+        ):
+            with pytest.raises(LeaseLost):
+                write()
+        assert driven.trials() == before
+        assert driven.events == events
+        assert history.baseline(history.load(storage, "tickets")) is None
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Anything may happen in any order: asks, reports, endings of every kind, crashes."""
+
+    BUDGET = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storage = optuna.storages.InMemoryStorage()
+        self.ended: dict[int, Trial] = {}
+        self.running: dict[int, Asked] = {}
+
+    @initialize(sampler=st.sampled_from(["random", "tpe"]), firsts=st.integers(0, 2))
+    def begin(self, sampler: str, firsts: int) -> None:
+        first_trials = [{"epochs": 1 + place} for place in range(firsts)]
+        self.spec = spec_of(self.BUDGET, sampler={"type": sampler}, first_trials=first_trials)
+        self.driven = Driven(self.storage, self.spec)
+
+    @rule()
+    def ask(self) -> None:
+        asked = self.driven.ask()
+        if asked is not None:
+            self.running[asked.number] = asked
+
+    def pick(self, drawn: st.DataObject) -> int:
+        return drawn.draw(st.sampled_from(sorted(self.running)))
+
+    @precondition(lambda self: self.running)
+    @rule(drawn=st.data())
+    def report(self, drawn: st.DataObject) -> None:
+        number = self.pick(drawn)
+        seen = self.driven.trial(number).reports
+        exposure = seen[-1].exposure + 50 if seen else 0
+        self.driven.search.report(number, a_report(exposure), CONTRACT)
+        assert self.driven.trial(number).reports == (*seen, a_report(exposure))
+
+    @precondition(lambda self: self.running)
+    @rule(drawn=st.data())
+    def complete(self, drawn: st.DataObject) -> None:
+        number = self.pick(drawn)
+        self.driven.search.complete(number, a_report(100), CONTRACT, "artifacts")
+        del self.running[number]
+        assert self.driven.trial(number).state == TrialState.COMPLETE
+
+    @precondition(lambda self: self.running)
+    @rule(drawn=st.data())
+    def prune(self, drawn: st.DataObject) -> None:
+        number = self.pick(drawn)
+        self.driven.search.prune(number)
+        del self.running[number]
+        assert self.driven.trial(number).state == TrialState.PRUNED
+
+    @precondition(lambda self: self.running)
+    @rule(drawn=st.data(), failure=st.sampled_from(list(Failure)))
+    def fail(self, drawn: st.DataObject, failure: Failure) -> None:
+        number = self.pick(drawn)
+        self.driven.search.fail(number, failure, "text")
+        del self.running[number]
+        assert self.driven.trial(number).failure == failure
+
+    @rule()
+    def crash(self) -> None:
+        self.driven = Driven(self.storage, self.spec)
+        self.running.clear()
+
+    @invariant()
+    def the_budget_is_kept(self) -> None:
+        assert sum(map(counts, self.driven.trials())) <= self.BUDGET
+
+    @invariant()
+    def who_is_running_is_known_to_the_search(self) -> None:
+        running = {trial.number for trial in self.driven.trials() if trial.state == TrialState.RUNNING}
+        assert running == set(self.running)
+        assert all(self.driven.search.is_running(number) for number in running)
+
+    @invariant()
+    def what_has_ended_never_changes(self) -> None:
+        ended = {trial.number: trial for trial in self.driven.trials() if trial.state.is_finished}
+        assert {number: ended[number] for number in self.ended} == self.ended
+        self.ended = ended
+
+    @invariant()
+    def params_are_retried_finitely_often_and_otherwise_once(self) -> None:
+        tried = Counter(points([trial for trial in self.driven.trials() if len(trial.params) == len(SPACE)]))
+        assert not tried or max(tried.values()) <= RETRIES + 1
+        fresh = [trial for trial in self.driven.trials() if trial.retry_of is None and len(trial.params) == len(SPACE)]
+        assert len(set(points(fresh))) == len(fresh)
+
+    def teardown(self) -> None:
+        self.driven.finish()
+        assert not {"RUNNING", "WAITING"} & set(self.driven.states())
+
+
+Interleavings.TestCase.settings = settings(
+    max_examples=100, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestInterleavings = Interleavings.TestCase
+
+
+def test_retries_form_a_chain_of_one_successor_each(sqlite: Storage) -> None:
+    for _ in range(5):
+        driven = Driven(sqlite, spec_of(8))
+        for _ in range(3):
+            driven.ask()
+    parents = [trial.retry_of for trial in driven.trials() if trial.retry_of is not None]
+    assert len(parents) == len(set(parents))
+    for one, other in itertools.pairwise(parents):
+        assert one < other

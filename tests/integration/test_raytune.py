@@ -1,0 +1,263 @@
+"""Studies driven on a real Ray cluster with the bundled model, a few dozen examples each."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import ray
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from hpsearch.basemodel import describe
+from hpsearch.dataset.load import load
+from hpsearch.errors import LeaseLost
+from hpsearch.raytune.driver import drive
+from hpsearch.results import Failure, TrialState
+from hpsearch.search import Search
+from hpsearch.spec import StudySpec
+from hpsearch.spec.defaults import default_params
+from hpsearch.storage import optuna_storage
+
+STUDIES = Path(__file__).parents[2] / "studies"
+MODEL = STUDIES / "models/pydoc-llama"
+
+pytestmark = pytest.mark.usefixtures("ray_address")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, str]:
+    files = {}
+    for split, count in (("train", 40), ("validation", 10)):
+        lines = (STUDIES / f"data/tickets/{split}.jsonl").read_text().splitlines()[:count]
+        path = tmp_path / f"{split}.jsonl"
+        path.write_text("\n".join(lines) + "\n")
+        files[split] = str(path)
+    return files
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Any:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna_storage(f"sqlite:///{tmp_path}/study.db")
+
+
+def spec_of(data: dict[str, str], name: str, **changes: Any) -> StudySpec:
+    return StudySpec.model_validate(
+        {
+            "name": name,
+            "model": {"base": str(MODEL), "base_learning_rate": 4e-3},
+            "data": data,
+            "search_space": {
+                "epochs": 2,
+                "batch_size": 8,
+                "learning_rate_multiplier": {"low": 0.3, "high": 3, "log": True},
+                "dropout": {"low": 0.0, "high": 0.2},
+            },
+            "pruner": {"type": "none"},
+            "budget": {"trials": 3},
+            **changes,
+        }
+    )
+
+
+class Study:
+    """A search with everything that driving it needs."""
+
+    def __init__(self, spec: StudySpec, storage: Any, folder: Path, **options: Any) -> None:
+        self.model, self.folder = describe(spec.model.base), folder
+        self.examples = len(load(spec.data).train)
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        options = {"event": lambda kind, details: self.events.append((kind, details)), **options}
+        params = default_params(spec, self.examples)
+        self.search = Search(spec, storage, examples=self.examples, default_params=params, **options)
+
+    def drive(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        drive(self.search, self.model, self.examples, self.folder / "artifacts", should_stop)
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.events]
+
+
+def test_a_study_ends_with_values_curves_configs_and_adapters(
+    data: dict[str, str], storage: Any, tmp_path: Path
+) -> None:
+    study = Study(spec_of(data, "whole"), storage, tmp_path)
+    study.drive()
+    trials = study.search.trials()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
+    assert study.search.verdict()[0]
+    for trial in trials:
+        assert [report.exposure for report in trial.reports] == [0, 20, 40, 60, 80]
+        assert trial.value == min(report.validation_loss for report in trial.reports[1:])
+        assert trial.config is not None
+        assert trial.config["hyperparameters"]["dropout"] == trial.params["dropout"]
+        assert trial.adapter is not None
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL), trial.adapter)
+    assert len({trial.evaluation_contract for trial in trials}) == 1
+    assert trials[0].origin == "defaults"
+    assert trials[0].value < trials[0].reports[0].validation_loss - 0.5
+
+
+def test_a_pruned_trial_is_pruned_in_sql_and_keeps_its_last_report(
+    data: dict[str, str], storage: Any, tmp_path: Path
+) -> None:
+    spec = spec_of(
+        data,
+        "pruned",
+        search_space={
+            "epochs": 3,
+            "batch_size": 8,
+            "learning_rate_multiplier": {"choices": [1.0, 1e-6]},
+        },
+        first_trials=[{"learning_rate_multiplier": 1.0}, {"learning_rate_multiplier": 1e-6}],
+        pruner={"type": "percentile", "startup_trials": 1, "min_reports": 1, "percentile": 50},
+        budget={"trials": 2},
+        parallelism={"max_concurrent_trials": 1},
+    )
+    study = Study(spec, storage, tmp_path)
+    study.drive()
+    good, bad = study.search.trials()
+    assert (good.state, bad.state) == (TrialState.COMPLETE, TrialState.PRUNED)
+    assert bad.value is None
+    assert bad.adapter is None
+    assert [report.exposure for report in bad.reports] == [0, 20]
+
+
+def test_a_diverging_trial_fails_as_such_and_the_study_goes_on(
+    data: dict[str, str], storage: Any, tmp_path: Path
+) -> None:
+    spec = spec_of(
+        data,
+        "diverged",
+        model={"base": str(MODEL), "base_learning_rate": 1.0, "method": "full", "max_grad_norm": None},
+        search_space={"epochs": 2, "batch_size": 8, "learning_rate_multiplier": {"choices": [1e6, 1e-3]}},
+        first_trials=[{"learning_rate_multiplier": 1e6}, {"learning_rate_multiplier": 1e-3}],
+        budget={"trials": 2},
+    )
+    study = Study(spec, storage, tmp_path)
+    study.drive()
+    by_rate = {trial.params["learning_rate_multiplier"]: trial for trial in study.search.trials()}
+    assert by_rate[1e6].state == TrialState.FAIL
+    assert by_rate[1e6].failure == Failure.DIVERGED
+    assert "not finite" in str(by_rate[1e6].failure_text) or "loss is" in str(by_rate[1e6].failure_text)
+    assert by_rate[1e-3].state == TrialState.COMPLETE
+
+
+def test_a_killed_device_loses_its_trials_only_and_they_are_tried_again(
+    data: dict[str, str], storage: Any, tmp_path: Path
+) -> None:
+    spec = spec_of(data, "killed", search_space={**_long_space(), "epochs": 16}, budget={"trials": 2})
+    study = Study(spec, storage, tmp_path)
+    killer = threading.Thread(target=_kill_a_device_when, args=(lambda: "trial.reported" in study.kinds(),))
+    killer.start()
+    study.drive()
+    killer.join()
+    trials = study.search.trials()
+    lost = [trial for trial in trials if trial.failure == Failure.WORKER_LOST]
+    assert lost, "the device was killed while it trained"
+    for trial in lost:
+        retries = [other for other in trials if other.retry_of == trial.number]
+        assert [other.params for other in retries] == [trial.params]
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 2
+    assert not [trial for trial in trials if not trial.state.is_finished]
+
+
+def _long_space() -> dict[str, Any]:
+    return {"batch_size": 4, "learning_rate_multiplier": {"low": 0.1, "high": 1.0}}
+
+
+def _kill_a_device_when(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not ready() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if "-cpu-" in actor["name"]]
+    for name in names:
+        device = ray.get_actor(name, namespace="hpsearch")
+        if ray.get(device.trials.remote()):
+            os.kill(ray.get(device.pid.remote()), signal.SIGKILL)
+            return
+    raise AssertionError(f"no device trains anything: {names}")
+
+
+def test_a_stopped_study_stops_within_seconds_and_leaves_nothing_running(
+    data: dict[str, str], storage: Any, tmp_path: Path
+) -> None:
+    stop = threading.Event()
+
+    def event(kind: str, _: dict[str, Any]) -> None:
+        if kind == "trial.reported":
+            stop.set()
+
+    study = Study(
+        spec_of(data, "stopped", search_space={**_long_space(), "epochs": 500}), storage, tmp_path, event=event
+    )
+    started = time.monotonic()
+    study.drive(stop.is_set)
+    study.search.close(Failure.CANCELLED, "the study was cancelled")
+    study.search.close_waiting("the study was cancelled")
+    assert time.monotonic() - started < 45
+    assert {trial.state for trial in study.search.trials()} == {TrialState.FAIL}
+    assert _trials_on_devices() == []
+
+
+def test_a_lost_lease_stops_the_search_and_nothing_more_is_written(
+    data: dict[str, str], storage: Any, tmp_path: Path
+) -> None:
+    lost = threading.Event()
+    study: Study
+
+    def fence() -> None:
+        if lost.is_set():
+            raise LeaseLost
+
+    def event(kind: str, _: dict[str, Any]) -> None:
+        if kind == "trial.reported":
+            lost.set()
+
+    spec = spec_of(data, "fenced", search_space={**_long_space(), "epochs": 500})
+    study = Study(spec, storage, tmp_path, event=event, fence=fence)
+    with pytest.raises(LeaseLost):
+        study.drive()
+    reports = sum(len(trial.reports) for trial in study.search.trials())
+    assert reports == 1
+    assert all(trial.state == TrialState.RUNNING for trial in study.search.trials())
+
+
+def test_a_broken_target_module_fails_every_trial_and_ends_the_study_early(
+    data: dict[str, str], storage: Any, tmp_path: Path
+) -> None:
+    model = {"base": str(MODEL), "lora": {"target_modules": ["no_such_layer"]}}
+    study = Study(spec_of(data, "hopeless", model=model, budget={"trials": 50}), storage, tmp_path)
+    study.drive()
+    ended_well, reason = study.search.verdict()
+    assert not ended_well
+    assert "no_such_layer" in reason
+    assert len(study.search.trials()) < 10
+
+
+def test_driving_leaves_no_files_but_the_artifacts(data: dict[str, str], storage: Any, tmp_path: Path) -> None:
+    import tempfile
+
+    before = set(Path(tempfile.gettempdir()).glob("hpsearch-tune-*"))
+    Study(spec_of(data, "tidy", budget={"trials": 1}), storage, tmp_path).drive()
+    assert set(Path(tempfile.gettempdir()).glob("hpsearch-tune-*")) == before
+    assert sorted(path.name for path in (tmp_path / "artifacts" / "0").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert json.loads((tmp_path / "artifacts/0/adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def _trials_on_devices() -> list[str]:
+    found: list[str] = []
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if "-cpu-" in actor["name"]:
+            found += ray.get(ray.get_actor(actor["name"], namespace="hpsearch").trials.remote())
+    return found

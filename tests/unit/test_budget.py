@@ -1,0 +1,111 @@
+"""Is it over?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hpsearch.results import Failure, Trial, TrialState
+from hpsearch.results.budget import SAME_FAILURES, counts, hopeless, limit_reached, spent
+from hpsearch.spec.budget import BudgetSpec
+from tests.builders import a_report, a_trial
+
+
+def failed(number: int, failure: Failure | None, **changes: Any) -> Trial:
+    return a_trial(number, None, state=TrialState.FAIL, failure=failure, failure_text=f"text {number}", **changes)
+
+
+@pytest.mark.parametrize(
+    ("trial", "counted"),
+    [
+        pytest.param(a_trial(), True, id="completed"),
+        pytest.param(a_trial(state=TrialState.PRUNED), True, id="pruned"),
+        pytest.param(a_trial(state=TrialState.RUNNING), True, id="running"),
+        pytest.param(a_trial(state=TrialState.WAITING), False, id="waiting"),
+        pytest.param(failed(0, Failure.DIVERGED), True, id="diverged"),
+        pytest.param(failed(0, Failure.OUT_OF_MEMORY), True, id="out-of-memory"),
+        pytest.param(failed(0, Failure.ERROR), True, id="error"),
+        pytest.param(failed(0, Failure.WORKER_LOST), False, id="worker-lost"),
+        pytest.param(failed(0, Failure.CANCELLED), False, id="cancelled"),
+    ],
+)
+def test_a_trial_counts_when_its_params_got_their_chance(trial: Trial, counted: bool) -> None:
+    assert counts(trial) is counted
+
+
+@pytest.mark.parametrize(("used", "over"), [(0, False), (2, False), (3, True), (4, True)])
+def test_the_trials_of_the_budget_are_used_up(used: int, over: bool) -> None:
+    why = limit_reached(BudgetSpec(trials=3), [a_trial(number) for number in range(used)], 0)
+    assert (why is not None) is over
+    assert why is None or "3 trials" in why
+
+
+def test_lost_workers_leave_room_for_their_retries() -> None:
+    trials = [failed(0, Failure.WORKER_LOST), failed(1, Failure.WORKER_LOST), a_trial(2)]
+    assert limit_reached(BudgetSpec(trials=2), trials, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("budget", "elapsed", "said"),
+    [
+        pytest.param({"wall_clock": "1m"}, 59.9, None, id="time-left"),
+        pytest.param({"wall_clock": "1m"}, 60.0, "wall-clock", id="time-over"),
+        pytest.param({"tokens": 2001}, 0, None, id="tokens-left"),
+        pytest.param({"tokens": 2000}, 0, "2,000 training tokens", id="tokens-over"),
+        pytest.param({"gpu_hours": 0.01}, 0, None, id="hours-left"),
+        pytest.param({"gpu_hours": 20 / 3600}, 0, "device hours", id="hours-over"),
+    ],
+)
+def test_each_limit_ends_the_search_when_it_is_reached(budget: dict[str, Any], elapsed: float, said: str | None) -> None:
+    # Two trials, each with 1000 tokens and 10 device seconds at its last report.
+    trials = [
+        a_trial(0, reports=(a_report(50), a_report(100))),
+        a_trial(1, state=TrialState.RUNNING, reports=(a_report(100),)),
+        a_trial(2, state=TrialState.WAITING),
+    ]
+    for why in (spent(BudgetSpec(**budget), trials, elapsed), limit_reached(BudgetSpec(**budget), trials, elapsed)):
+        assert (why is None) if said is None else (said in str(why))
+
+
+def test_a_spent_budget_of_trials_does_not_stop_running_ones() -> None:
+    assert spent(BudgetSpec(trials=1), [a_trial(state=TrialState.RUNNING)], 1e9) is None
+
+
+@pytest.mark.parametrize(
+    "reason", [Failure.ERROR, Failure.OUT_OF_MEMORY, Failure.WORKER_LOST, Failure.INVALID_DATA], ids=str
+)
+def test_failing_again_and_again_for_one_reason_is_hopeless(reason: Failure) -> None:
+    trials = [a_trial(0), *(failed(number, reason) for number in range(1, SAME_FAILURES + 1))]
+    why = hopeless(trials)
+    assert why is not None
+    assert str(reason) in why
+    assert f"text {SAME_FAILURES}" in why
+    assert hopeless(trials[:-1]) is None
+
+
+@pytest.mark.parametrize("reason", [Failure.DIVERGED, Failure.CANCELLED], ids=str)
+def test_other_params_may_do_better_than_diverged_ones(reason: Failure) -> None:
+    assert hopeless([failed(number, reason) for number in range(20)]) is None
+
+
+def test_lost_workers_whose_trials_are_tried_again_are_not_hopeless() -> None:
+    lost = [failed(number, Failure.WORKER_LOST) for number in range(SAME_FAILURES)]
+    retries = [a_trial(trial.number + 50, None, state=TrialState.WAITING, retry_of=trial.number) for trial in lost]
+    assert hopeless([*lost, *retries]) is None
+
+
+def test_different_reasons_are_not_hopeless() -> None:
+    reasons = [Failure.ERROR, Failure.OUT_OF_MEMORY] * 5
+    assert hopeless([failed(number, reason) for number, reason in enumerate(reasons)]) is None
+
+
+def test_it_is_the_order_of_ending_that_counts_not_the_number() -> None:
+    trials = [failed(number, Failure.ERROR, finished_at=float(number)) for number in range(1, SAME_FAILURES + 1)]
+    assert hopeless([a_trial(0, finished_at=99.0), *trials]) is None
+    assert hopeless([a_trial(99, finished_at=0.0), *trials]) is not None
+
+
+def test_running_trials_do_not_interrupt_a_row_of_failures() -> None:
+    trials = [failed(number, Failure.ERROR) for number in range(SAME_FAILURES)]
+    assert hopeless([*trials, a_trial(50, state=TrialState.RUNNING, finished_at=None)]) is not None

@@ -1,0 +1,140 @@
+"""Progress: what a person sees of a study's events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hpsearch.cli.progress import Progress, follow, ranking_table
+from tests.builders import spec_fields
+
+PARAMS = {"epochs": 2, "learning_rate_multiplier": 0.123456}
+
+
+def a_progress(metric: str = "validation_loss", trials: int | None = 4) -> Progress:
+    spec = spec_fields(objective={"metric": metric}, budget={"trials": trials})
+    return Progress({"name": "tickets", "state": "queued", "reason": "", "spec": spec})
+
+
+def told(progress: Progress, *events: dict[str, Any]) -> list[str | None]:
+    return [progress.take(event) for event in events]
+
+
+def started(number: int) -> dict[str, Any]:
+    return {"kind": "trial.started", "number": number, "params": PARAMS, "origin": "search"}
+
+
+def completed(number: int, value: float) -> dict[str, Any]:
+    return {"kind": "trial.completed", "number": number, "value": value, "epoch": 1.5}
+
+
+def test_every_kind_of_event_has_its_line() -> None:
+    lines = told(
+        a_progress(),
+        {"kind": "study.queued"},
+        {"kind": "study.started", "runner": "r"},
+        {"kind": "study.baseline", "validation_loss": 3.25, "validation_bits_per_byte": 1.0},
+        started(0),
+        {"kind": "trial.reported", "number": 0, "value": 2.0, "epoch": 0.5, "exposure": 50},
+        completed(0, 1.5),
+        started(1),
+        {"kind": "trial.pruned", "number": 1, "exposure": 50},
+        started(2),
+        {"kind": "trial.failed", "number": 2, "failure": "diverged", "text": "the loss is nan"},
+        {"kind": "study.cancel_requested"},
+        {"kind": "study.taken_over", "runner": "s"},
+        {"kind": "study.finished", "reason": "all 4 trials of the budget were used"},
+    )
+    assert lines == [
+        "study queued",
+        "study started",
+        "baseline (the untouched base model): validation_loss 3.2500",
+        "trial 0 started: epochs=2 learning_rate_multiplier=0.123",
+        None,
+        "trial 0 complete: validation_loss 1.5000 (best after epoch 1.5)",
+        "trial 1 started: epochs=2 learning_rate_multiplier=0.123",
+        "trial 1 pruned after epoch 0",
+        "trial 2 started: epochs=2 learning_rate_multiplier=0.123",
+        "trial 2 failed (diverged): the loss is nan",
+        "study cancel requested",
+        "study taken over",
+        "study finished: all 4 trials of the budget were used",
+    ]
+
+
+def test_it_counts_what_has_ended_and_knows_the_state() -> None:
+    progress = a_progress()
+    told(progress, {"kind": "study.started"}, started(0), completed(0, 2.0), started(1))
+    assert (progress.state, progress.ended, progress.wanted) == ("running", 1, 4)
+    told(progress, {"kind": "study.cancelled", "reason": "cancelled"})
+    assert (progress.state, progress.reason) == ("cancelled", "cancelled")
+
+
+@pytest.mark.parametrize(("metric", "best"), [("validation_loss", (1, 0.5)), ("validation_token_accuracy", (0, 0.9))])
+def test_the_best_is_the_best_in_the_direction_of_the_metric(metric: str, best: tuple[int, float]) -> None:
+    progress = a_progress(metric)
+    assert progress.best is None
+    told(progress, started(0), completed(0, 0.9), started(1), completed(1, 0.5), started(2))
+    told(progress, {"kind": "trial.reported", "number": 2, "value": 0.0, "epoch": 1, "exposure": 9})
+    assert progress.best == best
+
+
+def shown(renderable: Any, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(renderable)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("trials", [4, None])
+def test_the_picture_has_every_trial_and_the_budget(trials: int | None) -> None:
+    progress = a_progress(trials=trials)
+    told(progress, {"kind": "study.baseline", "validation_loss": 3.25}, started(0), completed(0, 1.5), started(1))
+    told(progress, {"kind": "trial.failed", "number": 1, "failure": "error", "text": "x"})
+    text = shown(progress.picture())
+    assert "baseline 3.2500" in text
+    assert "best 1.5000 (trial 0)" in text
+    assert "COMPLETE" in text
+    assert "FAIL" in text
+    assert f"2/{trials or '?'} trials" in text
+
+
+def test_an_empty_picture_can_be_drawn() -> None:
+    assert "tickets" in shown(a_progress().picture())
+
+
+def test_lines_go_to_standard_error_and_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    events = [started(0), completed(0, 1.5)]
+    follow(iter(events), a_progress(), quiet=False)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "trial 0 complete" in printed.err
+    follow(iter(events), a_progress(), quiet=True)
+    assert capsys.readouterr() == ("", "")
+
+
+def a_ranking(rows: int) -> dict[str, Any]:
+    ranking = [
+        {"rank": n, "number": n + 4, "value": n / 2, "params": PARAMS, "best_epoch": 1.5} for n in range(1, rows + 1)
+    ]
+    return {
+        "study": "tickets",
+        "state": "finished",
+        "objective": {"metric": "validation_loss", "direction": "minimize"},
+        "baseline": {"validation_loss": 3.25},
+        "ranking": ranking,
+    }
+
+
+def test_the_ranking_is_printed_best_first_beside_the_baseline() -> None:
+    lines = shown(ranking_table(a_ranking(2)), 80).splitlines()
+    rows = [line.split() for line in lines if line.strip()]
+    assert ["1", "5", "0.5000", "1.5", "2", "0.123"] in rows
+    assert rows.index(["1", "5", "0.5000", "1.5", "2", "0.123"]) < rows.index(["2", "6", "1.0000", "1.5", "2", "0.123"])
+    assert ["baseline", "3.2500"] in rows
+
+
+@pytest.mark.parametrize("baseline", [None, {"validation_loss": 3.25}])
+def test_a_ranking_of_nothing_can_be_printed(baseline: Any) -> None:
+    assert "tickets" in shown(ranking_table({**a_ranking(0), "baseline": baseline}))
