@@ -156,7 +156,7 @@ def _error_of(answer: httpx.Response) -> errors.HpsearchError:
     except (ValueError, KeyError, TypeError):
         return errors.HpsearchError(f"the service answered {answer.status_code}: {answer.text[:200]}")
     kind = _BY_CODE.get(code, errors.InvalidInput if answer.status_code == 422 else errors.HpsearchError)
-    return kind(detail, str(problem.get("field", "")), int(problem.get("line", 0)))
+    return kind(detail, str(problem.get("field") or ""), int(problem.get("line") or 0))
 
 
 def _tree(kind: type[errors.HpsearchError]) -> Iterator[type[errors.HpsearchError]]:

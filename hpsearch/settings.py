@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -51,7 +52,7 @@ class Settings(BaseSettings):
     @property
     def sql_url(self) -> str:
         """The database, with the embedded default filled in."""
-        return self.database_url or f"sqlite:///{self.home / 'hpsearch.db'}"
+        return self.database_url or f"sqlite:///{quote(str(self.home / 'hpsearch.db'))}"
 
     @property
     def datasets_folder(self) -> Path:

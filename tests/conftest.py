@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
@@ -30,6 +31,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TZ"] = "UTC"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says more about what else this machine does.
+hypothesis.settings.register_profile("hpsearch", deadline=None)
+hypothesis.settings.load_profile("hpsearch")
 
 STUDIES = Path(__file__).parent.parent / "studies"
 
@@ -127,8 +132,10 @@ def postgres(start_postgres: Callable[[], Postgres]) -> Postgres:
 def _new_database(server: Postgres, template: str) -> Iterator[str]:
     name = f"test_{secrets.token_hex(8)}"
     server.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield server.url(name)
-    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    try:
+        yield server.url(name)
+    finally:
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -220,9 +227,11 @@ def served(app: Any) -> Iterator[str]:
     while not server.started:
         assert thread.is_alive(), "the server did not start"
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,12 @@ class _NoAliases(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise InvalidSpec(f"the key '{key}' is given twice", str(key), node.start_mark.line + 1)
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise InvalidSpec(f"the key '{key}' is given twice", str(key), key_node.start_mark.line + 1)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -37,12 +41,12 @@ def read_spec(path: Path) -> dict[str, Any]:
         raise InvalidSpec(f"there is no file {path}")
     if path.stat().st_size > LARGEST_SPEC:
         raise TooLarge(f"{path} is larger than {LARGEST_SPEC:,} bytes: is it a spec?")
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         if path.suffix == ".toml":
             spec: Any = tomllib.loads(text)
         elif path.suffix == ".json":
-            spec = json.loads(text)
+            spec = json.loads(text, object_pairs_hook=_no_key_twice)
         else:
             spec = yaml.load(text, _NoAliases)
     except yaml.MarkedYAMLError as error:
@@ -50,9 +54,28 @@ def read_spec(path: Path) -> dict[str, Any]:
         raise InvalidSpec(f"{path}, line {line}: {error.problem}", line=line) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidSpec(f"{path}: {error}") from error
+    for place in _not_finite(spec):
+        raise InvalidSpec(f"{place}: not a finite number", place)
     if not isinstance(spec, dict):
         raise InvalidSpec(f"{path} holds no study spec (a mapping with name, model, data, search_space)")
     return spec
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidSpec(f"the key '{name}' is given twice", name)
+    return dict(pairs)
+
+
+def _not_finite(value: Any, place: str = "") -> Iterator[str]:
+    """Where a spec holds infinity or no number at all, which JSON can't say."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        yield from _not_finite(part, f"{place}.{name}" if place else str(name))
 
 
 def upload_data(spec: dict[str, Any], beside: Path, client: Client) -> dict[str, Any]:

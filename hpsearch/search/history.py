@@ -52,7 +52,8 @@ def as_trial(frozen: FrozenTrial) -> Trial:
     """One of Optuna's trials in our words."""
     attributes: Mapping[str, Any] = frozen.user_attrs
     state = TrialState(frozen.state.name)
-    params = dict(frozen.params) or dict(frozen.system_attrs.get("fixed_params", {}))
+    # Given params are there before Optuna has drawn the rest: while the trial waits, or after a crash in `ask`.
+    params = {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
     return Trial(
         number=frozen.number,
         state=state,

@@ -121,13 +121,14 @@ class Search:
     def ask(self) -> Asked | None:
         """The next trial, or None when the budget has no room for one (look again when a running one has ended)."""
         trials = self.trials()
-        waiting = any(trial.state == TrialState.WAITING for trial in trials)
+        waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
         if not waiting and not self._distributions and any(map(_has_counted, trials)):
             return None  # nothing varies: one trial says it all
         if limit_reached(self.spec.budget, trials, self._elapsed()) or hopeless(trials):
             return None
         self._fence()
-        self._study.sampler = sampler(self.spec.sampler, self.spec.seed, len(trials))
+        number = min(waiting, default=len(trials))  # Optuna hands out what waits first
+        self._study.sampler = sampler(self.spec.sampler, self.spec.seed, number)
         trial = self._study.ask(fixed_distributions=self._distributions)
         self._live[trial.number] = trial
         asked = Asked(trial.number, dict(trial.params), trial.user_attrs.get("origin", "search"))
@@ -199,10 +200,10 @@ class Search:
         trial = live or optuna.Trial(self._study, frozen._trial_id)
         trial.set_user_attr("failure", str(failure))
         trial.set_user_attr("failure_text", text[:2000])
-        if failure == Failure.WORKER_LOST and self._attempts(history.as_trial(frozen)) <= RETRIES:
+        ended = history.as_trial(frozen)
+        if failure == Failure.WORKER_LOST and ended.params and self._attempts(ended) <= RETRIES:
             # First the retry, then the end of this attempt: dying in between must not lose the params.
-            attributes = {"origin": "retry", "retry_of": number}
-            self._study.enqueue_trial(dict(frozen.params), user_attrs=attributes)
+            self._study.enqueue_trial(ended.params, user_attrs={"origin": "retry", "retry_of": number})
         self._study.tell(trial, state=OptunaState.FAIL)
         self._event("trial.failed", {"number": number, "failure": str(failure), "text": text[:2000]})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +17,15 @@ from sqlalchemy import event
 VERSION_TABLE = "hpsearch_alembic_version"
 """Optuna keeps its own `alembic_version` in the same database."""
 
+WRITERS_LOCK = 7042001
+"""PostgreSQL's advisory lock of our writers."""
+
 SQLITE_PRAGMAS = (
-    "PRAGMA journal_mode=WAL",
-    "PRAGMA synchronous=NORMAL",  # a commit survives the process; Optuna's cost 20 ms each without it
     "PRAGMA busy_timeout=60000",
+    "PRAGMA synchronous=NORMAL",  # a commit survives the process; Optuna's cost 20 ms each without it
     "PRAGMA foreign_keys=ON",
 )
+WAL_ATTEMPTS = 50
 
 
 def set_pragmas(connection: Any, _record: Any) -> None:
@@ -28,6 +33,14 @@ def set_pragmas(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     for pragma in SQLITE_PRAGMAS:
         cursor.execute(pragma)
+    for attempt in range(WAL_ATTEMPTS):  # the switch to WAL happens once per file, and does not wait for others
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError:
+            if attempt == WAL_ATTEMPTS - 1:
+                raise
+            time.sleep(0.1)
     cursor.close()
 
 
@@ -56,8 +69,6 @@ class Database:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self.write() as connection:
-            if not self.is_sqlite:  # two processes that start together must not both create the tables
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(7042001)"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
@@ -69,9 +80,15 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """One transaction that commits at the end of the block, or leaves nothing."""
+        """One transaction that commits at the end of the block, or leaves nothing.
+
+        Writers take turns, on PostgreSQL as on SQLite: what a block has read stays true until it commits. They are
+        few and take milliseconds; trials are not written here.
+        """
         writing = self._engine.execution_options(hpsearch_write=True)
         with writing.connect() as connection, connection.begin():
+            if not self.is_sqlite:
+                connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})"))
             yield connection
 
     def now(self, connection: sa.Connection) -> float:

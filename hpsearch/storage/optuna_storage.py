@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import optuna
 from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from hpsearch.storage.database import engine_arguments, set_pragmas
+
+ATTEMPTS = 5
 
 
 def optuna_storage(url: str) -> optuna.storages.BaseStorage:
@@ -13,8 +19,20 @@ def optuna_storage(url: str) -> optuna.storages.BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # what it says of each trial, our events say too
     # RDBStorage runs str.format on the URL (to fill in {SCHEMA_VERSION}): braces must not reach it.
     escaped = url.replace("{", "%7B").replace("}", "%7D")
-    storage = optuna.storages.RDBStorage(escaped, engine_kwargs=engine_arguments(url))
+    storage = _open(escaped, engine_arguments(url))
     if url.startswith("sqlite"):
         event.listen(storage.engine, "connect", set_pragmas)
         storage.engine.dispose()  # connections opened before the listener lack the pragmas
     return storage
+
+
+def _open(url: str, arguments: dict[str, Any]) -> optuna.storages.RDBStorage:
+    """Open Optuna's tables; processes that start together all try to make them, and all but one fail once."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+        except (IntegrityError, OperationalError, ProgrammingError):
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError("unreachable")

@@ -91,6 +91,8 @@ class Studies:
                     "state": StudyState.QUEUED,
                     "priority": spec.priority,
                     "created_at": now,
+                    # Tokens grow from the time, so that a lease on a deleted study is worth nothing on its namesake.
+                    "lease_token": int(now * 1000),
                 }
                 connection.execute(studies.insert().values(values))
                 append(connection, spec.name, "study.queued", now, {})
@@ -187,6 +189,8 @@ class Studies:
         """Write how the study ended (or QUEUED to hand it over) and give the lease up, in one transaction."""
         with self._database.write() as connection:
             now = self._database.now(connection)
+            if state == StudyState.QUEUED and self._get(connection, lease.study).cancel_requested:
+                state, reason = StudyState.CANCELLED, "cancelled"
             check_move(lease.study, StudyState.RUNNING, state)
             changes = {
                 "state": state,

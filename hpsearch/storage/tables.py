@@ -23,7 +23,7 @@ studies = sa.Table(
     sa.Column("started_at", sa.Double),
     sa.Column("finished_at", sa.Double),
     sa.Column("lease_owner", sa.String(255)),
-    sa.Column("lease_token", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("lease_token", sa.BigInteger, nullable=False),
     sa.Column("lease_expires_at", sa.Double),
 )
 

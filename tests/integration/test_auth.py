@@ -70,7 +70,7 @@ ROLES = {"read": 1, "submit": 2, "admin": 3}
 @pytest.mark.parametrize(
     ("method", "path", "needed"),
     [(*route, level) for level, routes in enumerate((READS, SUBMITS, ADMINS), start=1) for route in routes],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_each_role_may_do_what_it_may_and_no_more(
     guarded: Guarded, method: str, path: str, needed: int, who: str

@@ -57,7 +57,7 @@ def test_lost_workers_leave_room_for_their_retries() -> None:
         pytest.param({"gpu_hours": 20 / 3600}, 0, "device hours", id="hours-over"),
     ],
 )
-def test_each_limit_ends_the_search_when_it_is_reached(budget: dict[str, Any], elapsed: float, said: str | None) -> None:
+def test_each_limit_ends_the_search_when_reached(budget: dict[str, Any], elapsed: float, said: str | None) -> None:
     # Two trials, each with 1000 tokens and 10 device seconds at its last report.
     trials = [
         a_trial(0, reports=(a_report(50), a_report(100))),

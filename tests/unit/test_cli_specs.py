@@ -164,7 +164,7 @@ class TestAgainstTheService:
         ("changes", "code", "said"),
         [
             ({"nmae": 1}, 65, "did you mean 'name'?"),
-            ({"model": {"base": "models/none"}}, 65, "model.base"),
+            ({"model": {"base": "models/none"}}, 65, "models/none"),
             ({"data": {"train": "files/broken.jsonl"}}, 65, "line 2"),
             ({"budget": {"trials": 3, "gpu_hours": float("inf")}}, 65, "budget.gpu_hours"),
             ({"budget": {"trials": 3, "gpu_hours": float("nan")}}, 65, "budget.gpu_hours"),

@@ -24,9 +24,7 @@ def test_the_states_are_the_ones_scripts_rely_on() -> None:
     assert set(MOVES) == set(StudyState)
 
 
-@pytest.mark.parametrize(
-    ("current", "target"), itertools.product(StudyState, StudyState), ids=lambda state: str(state)
-)
+@pytest.mark.parametrize(("current", "target"), itertools.product(StudyState, StudyState), ids=str)
 def test_a_move_is_legal_or_raises(current: StudyState, target: StudyState) -> None:
     if target in LEGAL[current]:
         check_move("tickets", current, target)

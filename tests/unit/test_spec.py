@@ -219,13 +219,22 @@ def test_a_plain_name_is_taken(name: str) -> None:
         pytest.param({"model": {}}, "model.base", "required", id="no-model"),
         pytest.param({"search_space": {}}, "", "nothing varies", id="empty-space"),
         pytest.param({"search_space": {"epochs": 3}}, "", "nothing varies", id="only-fixed"),
-        pytest.param({"first_trials": [{"epochs": 9}]}, "first_trials", "first_trials.0: epochs = 9", id="first-trial-outside"),
         pytest.param(
-            {"first_trials": [{"epochs": 1}, {"dropout": 0.1}]}, "first_trials", "first_trials.1: 'dropout'", id="does-not-vary"
+            {"first_trials": [{"epochs": 9}]}, "first_trials", "first_trials.0: epochs = 9", id="first-trial-outside"
         ),
-        pytest.param({"first_trials": [{"batch_size": 3}]}, "first_trials", "first_trials.0", id="not-among-the-choices"),
+        pytest.param(
+            {"first_trials": [{"epochs": 1}, {"dropout": 0.1}]},
+            "first_trials",
+            "first_trials.1: 'dropout'",
+            id="does-not-vary",
+        ),
+        pytest.param(
+            {"first_trials": [{"batch_size": 3}]}, "first_trials", "first_trials.0", id="not-among-the-choices"
+        ),
         pytest.param({"first_trials": [{"epochs": 2.5}]}, "first_trials", "first_trials.0", id="between-whole-numbers"),
-        pytest.param({"first_trials": [{"epochs": "two"}]}, "first_trials", "first_trials.0", id="first-trial-of-words"),
+        pytest.param(
+            {"first_trials": [{"epochs": "two"}]}, "first_trials", "first_trials.0", id="first-trial-of-words"
+        ),
         pytest.param({"budget": {"trials": None}}, "budget", "at least one limit", id="no-limit"),
         pytest.param({"budget": {"trials": 0}}, "budget.trials", "greater", id="no-trials"),
         pytest.param({"budget": {"gpu_hours": float("inf")}}, "budget.gpu_hours", "finite", id="endless-hours"),

@@ -22,7 +22,7 @@ def upgrade() -> None:
         sa.Column("started_at", sa.Double),
         sa.Column("finished_at", sa.Double),
         sa.Column("lease_owner", sa.String(255)),
-        sa.Column("lease_token", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("lease_token", sa.BigInteger, nullable=False),
         sa.Column("lease_expires_at", sa.Double),
     )
     op.create_table(
