@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from hpsearch import __version__
 from hpsearch.api import dashboard, datasets, health, problems, studies, trials
 from hpsearch.api.auth import Tokens
+from hpsearch.api.guard import LimitedBody, OwnPagesOnly
 from hpsearch.api.state import Service
 from hpsearch.api.views import ProblemView
 from hpsearch.settings import Settings
@@ -16,7 +19,10 @@ from hpsearch.storage import Database, Datasets, Studies, optuna_storage
 LOOPBACK_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 SPEC_BYTES = 2**20
 
-PROBLEMS = {status: {"model": ProblemView, "description": "problem details"} for status in (401, 403, 404, 409, 422)}
+_PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": ProblemView.model_json_schema()}}}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": "problem details", **_PROBLEM} for status in (401, 403, 404, 409, 413, 422)
+}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -31,8 +37,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url="/v1/docs",
         redoc_url=None,
         openapi_url="/v1/openapi.json",
-        responses=PROBLEMS,  # type: ignore[arg-type]
-        max_body_size=SPEC_BYTES,
+        responses=PROBLEMS,
     )
     datasets_table = Datasets(database, settings.datasets_folder)
     app.state.service = Service(settings, database, Studies(database), datasets_table, storage)
@@ -40,7 +45,9 @@ def create_app(settings: Settings) -> FastAPI:
     if not app.state.tokens:
         # Whoever has no token must come from this machine, and not through a web page of somebody else
         # (DNS rebinding): its Host header gives it away.
+        app.add_middleware(OwnPagesOnly)
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
+    app.add_middleware(LimitedBody, most=SPEC_BYTES, unlimited="/v1/datasets")
     problems.install(app)
     for router in (studies.router, trials.router, datasets.router, health.router):
         app.include_router(router)

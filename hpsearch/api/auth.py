@@ -50,9 +50,12 @@ class Tokens:
             return cls(())
         try:
             rows = json.loads(path.read_text())
-            return cls(tuple(Token(row["name"], Role[row["role"].upper()], row["sha256"]) for row in rows))
+            tokens = tuple(Token(row["name"], Role[row["role"].upper()], row["sha256"]) for row in rows)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidInput(f"{path} is not a list of {{name, role, sha256}}: {error}") from error
+        if not tokens or not isinstance(rows, list):  # an empty file must not open the door
+            raise InvalidInput(f"{path} is there but holds no tokens; remove it, or make one with `hpsearch token`")
+        return cls(tokens)
 
     def __bool__(self) -> bool:
         return bool(self._tokens)
@@ -76,7 +79,7 @@ def _presented(request: Request) -> str:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except (binascii.Error, ValueError):  # not base64, not ASCII, not UTF-8
             return ""
     return ""
 

@@ -23,10 +23,7 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 BODY = {"required": True, "content": {"application/jsonl": {"schema": {"type": "string", "format": "binary"}}}}
 
 
-UNLIMITED = 2**63  # over the application's limit for specs; the setting is enforced while reading
-
-
-@router.post("", status_code=201, max_body_size=UNLIMITED, dependencies=[submit], openapi_extra={"requestBody": BODY})
+@router.post("", status_code=201, dependencies=[submit], openapi_extra={"requestBody": BODY})
 async def upload_dataset(request: Request, response: Response, service: Door) -> DatasetView:
     """Upload examples, one JSON object per line, as the request's body. The same content again is the same dataset."""
     digest, size = hashlib.sha256(), 0

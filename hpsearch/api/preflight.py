@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from hpsearch.basemodel import BaseModel, describe
 from hpsearch.dataset.lint import LintReport, lint, lint_overlap
 from hpsearch.dataset.load import load
 from hpsearch.errors import InvalidDataset, InvalidSpec, TooFewExamples, UnknownDataset, UnknownModel
 from hpsearch.settings import Settings
+from hpsearch.spec.closed import as_invalid_spec
 from hpsearch.spec.defaults import default_hyperparameters
 from hpsearch.spec.space import IntChoices, IntRange
 from hpsearch.spec.study import StudySpec
@@ -49,20 +52,19 @@ class Preflight:
             raise UnknownModel(
                 f"there is no folder '{spec.model.base}' below the allowed roots ({roots})", "model.base"
             )
-        data = spec.data.model_copy(
-            update={
+        changes: dict[str, dict[str, str | None]] = {
+            "data": {
                 "train": self._data_path(spec.data.train, "data.train"),
                 "validation": self._data_path(spec.data.validation, "data.validation"),
-            }
-        )
-        model = spec.model.model_copy(update={"base": str(base) if base else spec.model.base})
-        return spec.model_copy(update={"data": data, "model": model})
+            },
+            "model": {"base": str(base) if base else spec.model.base},
+        }
+        return _changed(spec, changes)
 
     def _pin_revision(self) -> None:
         """A hub model's branch moves: every trial of the study gets the commit that it names now."""
         if not Path(self.model.path).is_absolute():
-            model = self.spec.model.model_copy(update={"revision": self.model.fingerprint})
-            self.spec = self.spec.model_copy(update={"model": model})
+            self.spec = _changed(self.spec, {"model": {"revision": self.model.fingerprint}})
 
     def _data_path(self, named: str | None, field: str) -> str | None:
         if named is None:
@@ -99,6 +101,17 @@ class Preflight:
                 "and at least one must be trained",
                 "search_space.frozen_layers",
             )
+
+
+def _changed(spec: StudySpec, changes: dict[str, dict[str, str | None]]) -> StudySpec:
+    """The spec with some values replaced, checked again: two names may turn out to be one file."""
+    values = spec.model_dump()
+    for part, replaced in changes.items():
+        values[part] |= replaced
+    try:
+        return StudySpec.model_validate(values)
+    except ValidationError as error:
+        raise as_invalid_spec(error) from error
 
 
 def refuse(report: LintReport, field: str) -> None:

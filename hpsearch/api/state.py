@@ -49,9 +49,10 @@ class Service:
 
     def delete(self, study: str) -> None:
         """Forget a study that is over: our rows, Optuna's trials, the weights."""
-        self.studies.delete(study)
+        self.studies.check_deletable(study)
         history.delete(self.optuna_storage, study)
         shutil.rmtree(self.settings.artifacts_folder / study, ignore_errors=True)
+        self.studies.delete(study)  # last, so that a deletion that breaks off can be repeated
 
 
 def _service(request: Request) -> Any:

@@ -25,6 +25,7 @@ from hpsearch.storage import events_after
 router = APIRouter(prefix="/v1/studies/{name}", tags=["trials"])
 
 POLL_SECONDS = 0.5
+LAST_ID = 2**63 - 1
 STREAM_SECONDS = 3600
 """A stream ends after so long; the client goes on behind the last event it saw."""
 
@@ -81,8 +82,8 @@ def _existing(name: Name, service: Door) -> None:
 async def stream_events(
     name: Name,
     service: Door,
-    after: Annotated[int, Query(ge=0, description="Start behind this event.")] = 0,
-    last_event_id: Annotated[int | None, Header(ge=0)] = None,
+    after: Annotated[int, Query(ge=0, le=LAST_ID, description="Start behind this event.")] = 0,
+    last_event_id: Annotated[int | None, Header(ge=0, le=LAST_ID)] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """What happens to the study, live, from its beginning; ends when the study is over."""
     last = after if last_event_id is None else last_event_id

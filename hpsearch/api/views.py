@@ -53,7 +53,7 @@ class StudyDetailView(StudyView):
 
     trials: dict[str, int]
     """Trials by state."""
-    baseline: dict[str, float] | None
+    baseline: dict[str, float | None] | None
     """The untouched base model's figures, once a worker has evaluated it."""
     best: dict[str, Any] | None
     """Number, value and params of the best completed trial."""

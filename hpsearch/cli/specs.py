@@ -28,7 +28,10 @@ class _NoAliases(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = key_node.value  # as written: what makes no key is refused below
+            if not isinstance(key, str):
+                line = key_node.start_mark.line + 1
+                raise InvalidSpec(f"line {line}: a key must be a word", line=line)
             if key in seen:
                 raise InvalidSpec(f"the key '{key}' is given twice", str(key), key_node.start_mark.line + 1)
             seen.add(key)
@@ -52,6 +55,8 @@ def read_spec(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise InvalidSpec(f"{path}, line {line}: {error.problem}", line=line) from error
+    except UnicodeDecodeError as error:
+        raise InvalidSpec(f"{path} is not UTF-8 text (byte {error.start})") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidSpec(f"{path}: {error}") from error
     for place in _not_finite(spec):

@@ -18,7 +18,7 @@ class Ranking:
     study: str
     state: str
     objective: ObjectiveSpec
-    baseline: dict[str, float] | None
+    baseline: dict[str, float | None] | None
     """The untouched base model under the same evaluation contract."""
     trials: tuple[Trial, ...]
     counts: dict[str, int]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
 import threading
 import time
@@ -126,8 +125,6 @@ class Runner:
         )
         artifacts = self._settings.artifacts_folder / spec.name
         try:
-            if study.started_at is None:
-                shutil.rmtree(artifacts, ignore_errors=True)
             drive(search, model, examples, artifacts, should_stop)
         except LeaseLost:
             raise

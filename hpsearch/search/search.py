@@ -27,7 +27,7 @@ from hpsearch.spec.study import StudySpec
 
 log = logging.getLogger(__name__)
 
-RETRIES = 2
+RETRIES = 3
 """A trial whose worker was lost is tried again so often, under a new number."""
 
 

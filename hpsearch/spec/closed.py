@@ -38,9 +38,14 @@ class Closed(BaseModel):
             close = difflib.get_close_matches(str(unknown[0]), known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
             raise PydanticCustomError(
-                "unknown_key", "unknown key '{key}'; {hint}", {"key": str(unknown[0])[:100], "hint": hint}
+                "unknown_key", "unknown key '{key}'; {hint}", {"key": _printable(unknown[0]), "hint": hint}
             )
         return values
+
+
+def _printable(key: object) -> str:
+    """A key as it may be shown: JSON can hold half characters, which can't be encoded."""
+    return str(key)[:100].encode(errors="replace").decode()
 
 
 def field_path(location: tuple[int | str, ...], extra: str = "") -> str:

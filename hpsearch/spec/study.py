@@ -6,7 +6,8 @@ import hashlib
 import json
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic.config import JsonDict
 
 from hpsearch.spec.budget import BudgetSpec
 from hpsearch.spec.closed import Closed
@@ -22,6 +23,20 @@ StudyName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=63
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 
 
+EXAMPLE: JsonDict = {
+    "name": "tickets",
+    "model": {"base": "models/pydoc-llama", "base_learning_rate": 0.004},
+    "data": {"train": "data/tickets/train.jsonl", "validation": "data/tickets/validation.jsonl"},
+    "search_space": {
+        "epochs": {"low": 1, "high": 3},
+        "batch_size": {"choices": [4, 8, 16]},
+        "learning_rate_multiplier": {"low": 0.2, "high": 5, "log": True},
+    },
+    "budget": {"trials": 8},
+}
+"""What the API's documentation shows."""
+
+
 class ParallelismSpec(Closed):
     """How many trials train at once."""
 
@@ -33,6 +48,8 @@ class ParallelismSpec(Closed):
 
 class StudySpec(Closed):
     """One search: a base model, a dataset, what may vary, and how much may be spent."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     name: StudyName
     """Lower-case letters, digits, dots, dashes and underscores, at most 63. It names the study everywhere."""

@@ -228,12 +228,15 @@ class Studies:
                 raise IllegalMove(f"study '{name}' changed just now; look again")
             return self._get(connection, name)
 
+    def check_deletable(self, name: str) -> None:
+        """Raise IllegalMove while the study is not over."""
+        with self._database.read() as connection:
+            _check_over(self._get(connection, name))
+
     def delete(self, name: str) -> None:
         """Forget a study that is over; IllegalMove while it is not."""
         with self._database.write() as connection:
-            study = self._get(connection, name)
-            if not study.state.is_over:
-                raise IllegalMove(f"study '{name}' is {study.state}: cancel it before deleting it")
+            _check_over(self._get(connection, name))
             connection.execute(studies.delete().where(studies.c.name == name))
             connection.execute(events.delete().where(events.c.study == name))
             connection.execute(idempotency_keys.delete().where(idempotency_keys.c.study == name))
@@ -249,6 +252,11 @@ class Studies:
     def _update_leased(self, connection: sa.Connection, lease: Lease, changes: dict[str, Any]) -> None:
         if connection.execute(studies.update().where(self._holds(lease)).values(changes)).rowcount != 1:
             raise LeaseLost(f"the lease on study '{lease.study}' has passed to another runner")
+
+
+def _check_over(study: StudyRow) -> None:
+    if not study.state.is_over:
+        raise IllegalMove(f"study '{study.name}' is {study.state}: cancel it before deleting it")
 
 
 def _as_study(row: sa.RowMapping) -> StudyRow:
