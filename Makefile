@@ -34,11 +34,11 @@ format: $(INSTALLED)
 schema: $(INSTALLED)  ## Write the published JSON schema anew
 	$(BIN)/hpsearch schema > studies/study.schema.json
 
+# Without a GPU, PyTorch's CPU build is taken: uv knows where it is. What it can't reach, pip looks for itself.
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("hpsearch needs Python 3.11 or newer; set PYTHON=python3.12, say") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("hpsearch needs Python 3.11 or newer; set PYTHON=python3.12, say") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	# Without a GPU, take PyTorch's CPU build: uv knows where it is. What it can't reach, pip looks for itself.
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
 	  $(BIN)/pip install --quiet uv && \
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=cpu -c constraints.txt torch 2>/dev/null \

@@ -96,7 +96,7 @@ def run(
         print(f"dashboard: {url}/dashboard", file=sys.stderr)  # noqa: T201
         client = Client(url)
         study = _submit(client, spec, name, quiet=False)
-        _follow(client, study, quiet=False)
+        _follow(client, study, quiet=False, hint="stopping the service; the same command again goes on from here")
         _print_ranking(client, study["name"], None, as_json, quiet=False)
         _exit_by_outcome(client, study["name"])
 
@@ -229,6 +229,21 @@ def export(
 
 
 @app.command()
+def finetune(
+    config: Annotated[Path, typer.Argument(help="A trial as `show` prints it, or its config.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="Folder for the best weights.", show_default=False)],
+    device: Annotated[str, typer.Option(help="`cpu`, `cuda:0`, or `auto`: a GPU if there is one.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Run one fine-tune alone, without a service. Interrupted, the same command goes on where it stopped."""
+    from hpsearch.cli.finetune import finetune as train
+    from hpsearch.cli.finetune import summary
+
+    outcome = train(config, output, device)
+    typer.echo(json.dumps(outcome) if as_json else summary(outcome))
+
+
+@app.command()
 def schema() -> None:
     """The JSON schema of a study spec, for editors and validators."""
     from hpsearch.spec import StudySpec
@@ -261,12 +276,12 @@ def _submit(client: Client, spec: Path, name: str | None, quiet: bool) -> dict[s
     return study
 
 
-def _follow(client: Client, study: dict[str, Any], quiet: bool) -> None:
+def _follow(client: Client, study: dict[str, Any], quiet: bool, hint: str = "") -> None:
     try:
         follow(client.events(study["name"]), Progress(study), quiet)
     except KeyboardInterrupt:
-        hint = f"the study goes on; `hpsearch watch {study['name']}` looks again, `hpsearch cancel` ends it"
-        print(hint, file=sys.stderr)  # noqa: T201
+        goes_on = f"the study goes on; `hpsearch watch {study['name']}` looks again, `hpsearch cancel` ends it"
+        print(hint or goes_on, file=sys.stderr)  # noqa: T201
         raise typer.Exit(130) from None
 
 

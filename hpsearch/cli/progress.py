@@ -116,7 +116,9 @@ def outline(params: dict[str, Any]) -> str:
 
 def brief(value: Any) -> str:
     """A parameter's value in a few characters."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.2g}" if abs(value) < 0.01 else f"{value:.3g}"
+    return str(value)
 
 
 def follow(events: Iterable[dict[str, Any]], progress: Progress, quiet: bool) -> None:
