@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import optuna
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -29,7 +30,8 @@ def create_app(settings: Settings) -> FastAPI:
     """The application over the settings' database; tables are created or migrated."""
     settings.prepare_home()
     database = Database(settings.sql_url)
-    storage = optuna_storage(settings.sql_url)
+    # Wrapped once: Optuna then keeps finished trials in memory instead of reading them at every request.
+    storage = optuna.storages.get_storage(optuna_storage(settings.sql_url))
     app = FastAPI(
         title="hpsearch",
         version=__version__,

@@ -31,6 +31,8 @@ class Preflight:
         """
         self._settings, self._datasets = settings, datasets
         self.spec = self._located(spec)
+        self.fingerprint = self.spec.fingerprint()
+        """Of what was asked, before a hub model's branch became a commit: asking again is the same study."""
         self.model: BaseModel = describe(self.spec.model.base, self.spec.model.revision)
         self._pin_revision()
         self._check_against_model()

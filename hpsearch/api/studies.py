@@ -34,7 +34,7 @@ def create_study(
 ) -> StudyView:
     """Queue a study. The same name with the same spec answers 200 with the study that is there."""
     checked = Preflight(spec, service.settings, service.datasets)
-    row, created = service.studies.create(checked.spec, idempotency_key)
+    row, created = service.studies.create(checked.spec, idempotency_key, checked.fingerprint)
     response.status_code = 201 if created else 200
     response.headers["Location"] = str(request.url_for("get_study", name=row.name).path)
     return StudyView.of(row)

@@ -17,7 +17,6 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 from ray.tune.search import Searcher
 
-from hpsearch.errors import LeaseLost
 from hpsearch.raytune.messages import KEY, Failed, Finished, Reported, decode
 from hpsearch.results import Failure
 from hpsearch.search import Asked, Decision, Search
@@ -31,17 +30,15 @@ Resolve = Callable[[Asked], FinetuneConfig]
 class Bridge:
     """What searcher, scheduler and stopper share: the Search, and which Tune trial is which of its trials."""
 
-    def __init__(
-        self, search: Search, resolve: Resolve, examples: int, artifacts: Path, should_stop: Callable[[], bool]
-    ) -> None:
+    def __init__(self, search: Search, resolve: Resolve, artifacts: Path, should_stop: Callable[[], bool]) -> None:
         self.search = search
         self._resolve = resolve
-        self._examples = examples
         self._artifacts = artifacts
         self._should_stop = should_stop
         self._numbers: dict[str, int] = {}
         self._pruned: set[int] = set()
-        self.lease_lost: LeaseLost | None = None
+        self.error: Exception | None = None
+        """The first thing that went wrong while Tune called: kept, because Tune would pass it on as text only."""
 
     def __reduce__(self) -> Any:
         # Tune pickles its parts into its experiment folder. Ours hold a database URL, and are never restored.
@@ -49,7 +46,7 @@ class Bridge:
 
     def stops(self) -> bool:
         """Whether every trial must end now."""
-        return self.lease_lost is not None or self._should_stop()
+        return self.error is not None or self._should_stop()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config for Tune; None to be asked again; FINISHED when nothing is left to do."""
@@ -60,9 +57,9 @@ class Bridge:
             if asked is None:
                 return None if any(map(self.search.is_running, self._numbers.values())) else str(Searcher.FINISHED)
             config = self._resolve(asked)
-            self.search.start(asked.number, config, self._examples)
-        except LeaseLost as lost:
-            self.lease_lost = lost
+            self.search.start(asked.number, config)
+        except Exception as error:  # driving ends, and whoever drives decides
+            self.error = self.error or error
             return str(Searcher.FINISHED)
         self._numbers[trial_id] = asked.number
         return {
@@ -87,22 +84,24 @@ class Bridge:
                 self.search.complete(number, message.best, message.contract, message.adapter)
             elif isinstance(message, Failed):
                 self.search.fail(number, message.failure, message.text)
-        except LeaseLost as lost:
-            self.lease_lost = lost
+            elif not self.stops():
+                self.search.fail(number, Failure.WORKER_LOST, "the device dropped the trial")
+        except Exception as error:  # driving ends, and whoever drives decides
+            self.error = self.error or error
         return False
 
     def ended(self, trial_id: str, lost: bool) -> None:
         """Tune has stopped a trial; `lost` when its process died."""
         number = self._numbers.pop(trial_id, None)
-        if number is None or not self.search.is_running(number) or self.lease_lost:
+        if number is None or not self.search.is_running(number) or self.error:
             return
         try:
             if number in self._pruned:
                 self.search.prune(number)
             elif lost:
                 self.search.fail(number, Failure.WORKER_LOST, "the process of the trial died")
-        except LeaseLost as error:
-            self.lease_lost = error
+        except Exception as error:  # driving ends, and whoever drives decides
+            self.error = self.error or error
 
 
 class AskSearcher(Searcher):  # type: ignore[misc]

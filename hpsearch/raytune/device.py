@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -57,12 +57,26 @@ class Slot:
     """Trials that may share the device."""
 
 
-def device_names(node: str, gpus: list[int]) -> list[str]:
+@dataclass(frozen=True)
+class DeviceAddress:
+    """One GPU, or one core, of one node."""
+
+    node: str
+    kind: Literal["gpu", "cpu"]
+    id: str
+    """Of a GPU as Ray names it: an index, or a UUID."""
+
+    @property
+    def name(self) -> str:
+        """The device actor's name in the cluster."""
+        return f"hpsearch-{__version__}-{self.node}-{self.kind}-{self.id}"
+
+
+def devices_of(node: str, gpus: list[str]) -> list[DeviceAddress]:
     """The devices on which a trial that holds these GPUs (or a core) of a node may train."""
-    prefix = f"hpsearch-{__version__}-{node}"
     if gpus:
-        return [f"{prefix}-gpu-{gpu}" for gpu in gpus]
-    return [f"{prefix}-cpu-{core}" for core in range(_cores(node))]
+        return [DeviceAddress(node, "gpu", gpu) for gpu in gpus]
+    return [DeviceAddress(node, "cpu", str(core)) for core in range(_cores(node))]
 
 
 def _cores(node: str) -> int:
@@ -72,39 +86,37 @@ def _cores(node: str) -> int:
     return 1
 
 
-def open_device(name: str) -> Any:
-    """The device of this name, started on this node if it is missing."""
-    kind, index = name.rsplit("-", 2)[1:]
-    node = ray.get_runtime_context().get_node_id()
+def open_device(address: DeviceAddress) -> Any:
+    """The device at this address, started if it is missing."""
     return (
         ray.remote(Device)
         .options(
-            name=name,
+            name=address.name,
             get_if_exists=True,
             lifetime="detached",  # it outlives the trial that was the first to need it
             num_cpus=0,  # the trials on it hold its share
             max_concurrency=128,
             max_restarts=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=address.node, soft=False),
         )
-        .remote(kind, int(index))
+        .remote(address)
     )
 
 
 class Device:
     """Runs as a Ray actor; its methods are called from many threads."""
 
-    def __init__(self, kind: str, index: int) -> None:
+    def __init__(self, address: DeviceAddress) -> None:
         # Before torch is imported: which GPU it sees, and one thread per core (spinning threads cost 4 to 25 times).
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(index) if kind == "gpu" else ""
+        os.environ["CUDA_VISIBLE_DEVICES"] = address.id if address.kind == "gpu" else ""
         os.environ["OMP_NUM_THREADS"] = "1"
-        self._is_gpu = kind == "gpu"
+        self._is_gpu = address.kind == "gpu"
         self._changed = threading.Condition()
         self._slots: dict[str, Slot] = {}
         self._heard: dict[str, float] = {}
         self._joining: list[str] = []
         self._outbox: dict[str, queue.Queue[str]] = {}
-        threading.Thread(target=self._train, name="train", daemon=True).start()
+        threading.Thread(target=self._train_or_die, name="train", daemon=True).start()
 
     def admit(self, key: str, slot: Slot) -> bool:
         """Take a trial on; False when the device is full. Its messages can be waited for at once."""
@@ -153,6 +165,14 @@ class Device:
 
     # The training thread. It alone touches models and the cohort.
 
+    def _train_or_die(self) -> None:
+        """Without its training thread the device would answer for ever and train nothing."""
+        try:
+            self._train()
+        except BaseException:
+            log.exception("device ended: its training thread failed")
+            os._exit(1)  # the trials on it see a lost worker
+
     def _train(self) -> None:
         import torch
 
@@ -163,6 +183,7 @@ class Device:
         self._prepared: OrderedDict[str, Prepared] = OrderedDict()
         self._cohort = Cohort()
         self._contracts: dict[str, str] = {}
+        self._in_use: dict[str, Prepared] = {}
         idle_since = time.monotonic()
         while True:
             with self._changed:
@@ -180,6 +201,7 @@ class Device:
             for key in [key for key in self._cohort if key not in slots]:
                 self._cohort.remove(key)
             self._contracts = {key: contract for key, contract in self._contracts.items() if key in slots}
+            self._in_use = {key: prepared for key, prepared in self._in_use.items() if key in slots}
             for key in joining:
                 if key in slots:
                     self._join(key, slots[key])
@@ -201,6 +223,7 @@ class Device:
             config = FinetuneConfig.model_validate_json(slot.config)
             prepared = self._prepare(config)
             self._contracts[key] = prepared.evaluation_contract
+            self._in_use[key] = prepared
             self._cohort.admit(key, Member(config, prepared, slot.metric))
         except Exception as error:  # whatever goes wrong with one trial is that trial's failure, never the device's
             log.warning("trial not started", exc_info=True, extra={"trial": key})
@@ -212,11 +235,21 @@ class Device:
 
         key = prepared_key(config)
         if key not in self._prepared:
-            while len(self._prepared) >= KEPT_MODELS:  # members of a forgotten one keep it alive until they end
-                self._prepared.popitem(last=False)
+            self._forget()
             self._prepared[key] = prepare(config, "cuda:0" if self._is_gpu else "cpu")
         self._prepared.move_to_end(key)
         return self._prepared[key]
+
+    def _forget(self) -> None:
+        """Make room for another base model. On a GPU, nothing stays loaded that no trial uses."""
+        for key in list(self._prepared):
+            used = any(prepared is self._prepared[key] for prepared in self._in_use.values())
+            if not used and (self._is_gpu or len(self._prepared) >= KEPT_MODELS):
+                del self._prepared[key]
+        if self._is_gpu:
+            import torch
+
+            torch.cuda.empty_cache()
 
     def _message(self, key: str, slot: Slot, event: Event) -> Message:
         from hpsearch.finetune import cohort
@@ -226,7 +259,7 @@ class Device:
         if isinstance(event, cohort.Finished):
             try:
                 event.member.save_best(Path(slot.adapter))
-            except OSError as error:
+            except Exception as error:  # a full disk, say: this trial's weights are lost, the device goes on
                 return failed(error)
             return Finished(event.best, self._contracts[key], slot.adapter)
         return Reported(event, self._contracts[key])
@@ -245,5 +278,7 @@ def failed(error: Exception) -> Failed:
         return Failed(Failure(error.code), str(error))
     if isinstance(error, InvalidInput):
         return Failed(Failure.INVALID_DATA, str(error))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, while loading
+        return Failed(Failure.OUT_OF_MEMORY, str(error))
     text = str(error) if isinstance(error, HpsearchError) else f"{type(error).__name__}: {error}"
     return Failed(Failure.ERROR, text)

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,13 +20,19 @@ from hpsearch.search import Asked, Search
 from hpsearch.spec.defaults import resolve
 from hpsearch.spec.finetune import FinetuneConfig
 
+log = logging.getLogger(__name__)
+
 NAMESPACE = "hpsearch"
+
+PROCESS_BYTES = 700 * 2**20
+"""A device process with torch and transformers, before any model."""
 
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the record is in SQL
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # never restored: a fresh Tuner takes over what remains
     "TUNE_RESULT_BUFFER_LENGTH": "0",  # every report is decided on before the next
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # stopping is the runner's business
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
@@ -39,9 +46,10 @@ def connect(address: str | None) -> None:
     if address is not None:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False)
         return
+    os.environ.pop("RAY_ADDRESS", None)  # it would win over the address given here
     ray.init(
+        address="local",
         namespace=NAMESPACE,
-        num_cpus=os.cpu_count(),
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=128 * 2**20,  # messages are small; weights travel by disk
@@ -65,14 +73,18 @@ def drive(
         should_stop: Looked at all the time; trials then stop where they are and stay open in `search`.
 
     Raises:
-        LeaseLost: Another runner has taken the study over. All trials were stopped.
+        LeaseLost: Another runner has taken the study over.
+        Exception: Whatever else `search` raised, such as for a database that is away. All trials were stopped.
     """
 
     def config_of(asked: Asked) -> FinetuneConfig:
         return resolve(search.spec, asked.params, examples, model.model_type, model.parameters)
 
-    bridge = Bridge(search, config_of, examples, artifacts, should_stop)
-    share, at_once = _placement(search)
+    bridge = Bridge(search, config_of, artifacts, should_stop)
+    _wait_for_workers(should_stop)
+    if should_stop():
+        return
+    share, at_once = _placement(search, model)
     folder = Path(tempfile.mkdtemp(prefix="hpsearch-tune-"))
     try:
         tuner = tune.Tuner(
@@ -97,11 +109,21 @@ def drive(
         tuner.fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if bridge.lease_lost is not None:
-        raise bridge.lease_lost
+    if bridge.error is not None:
+        raise bridge.error
 
 
-def _placement(search: Search) -> tuple[dict[str, float], int]:
+def _wait_for_workers(should_stop: Callable[[], bool]) -> None:
+    """Until the cluster has something to train on: a head may start before its workers have joined."""
+    told = False
+    while not should_stop() and not any(ray.cluster_resources().get(kind, 0) >= 1 for kind in ("GPU", "CPU")):
+        if not told:
+            log.warning("waiting for workers: the Ray cluster has neither a GPU nor a CPU yet")
+            told = True
+        time.sleep(1)
+
+
+def _placement(search: Search, model: BaseModel) -> tuple[dict[str, float], int]:
     """The resources of one trial, and how many trials run at once."""
     parallelism = search.spec.parallelism
     cluster = ray.cluster_resources()
@@ -110,6 +132,11 @@ def _placement(search: Search) -> tuple[dict[str, float], int]:
     share = {"CPU": 1 / per_device}
     if gpus:
         share = {"CPU": min(1.0, cores / (gpus * per_device)), "GPU": 1 / per_device}
-    devices = gpus or cores
+    most = (gpus or cores) * per_device
     wanted = parallelism.max_concurrent_trials
-    return share, devices * per_device if wanted == "auto" else min(wanted, devices * per_device)
+    if wanted != "auto":
+        return share, min(wanted, most)
+    if not gpus:  # each core's process holds a float32 copy of the model; a full fine-tune five more for AdamW
+        copies = 6 if search.spec.model.method == "full" else 2
+        most = min(most, max(1, int(cluster.get("memory", 0)) // (PROCESS_BYTES + 4 * model.parameters * copies)))
+    return share, most

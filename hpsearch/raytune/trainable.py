@@ -12,7 +12,7 @@ from ray import tune
 from ray.exceptions import RayActorError
 
 from hpsearch.errors import WorkerLost
-from hpsearch.raytune.device import Slot, device_names, open_device
+from hpsearch.raytune.device import Slot, devices_of, failed, open_device
 from hpsearch.raytune.messages import KEY, Failed, encode
 from hpsearch.results import Failure
 
@@ -24,29 +24,37 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
     """One trial after another: Tune reuses the actor, so a trial pays for no process and no import."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Hand the trial to a device of this node."""
+        """Hand the trial to a device of this node. What goes wrong here is the trial's first message."""
         self._key = f"{config['study']}/{config['number']}/{self.trial_id}"
         self._device: Any = None
-        names = device_names(ray.get_runtime_context().get_node_id(), [int(gpu) for gpu in ray.get_gpu_ids()])
+        self._not_started: Failed | None = None
+        try:
+            self._device = self._admitted(_slot(config))
+        except Exception as error:  # Tune would end the trial without its reason
+            self._not_started = failed(error)
+            return
+        self._gone = threading.Event()
+        threading.Thread(target=_touch, args=(self._device, self._key, self._gone), daemon=True).start()
+
+    def _admitted(self, slot: Slot) -> Any:
+        """The device that has taken the trial."""
+        node = ray.get_runtime_context().get_node_id()
+        addresses = devices_of(node, [str(gpu) for gpu in ray.get_gpu_ids()])
         deadline = time.monotonic() + ADMISSION_SECONDS
-        while self._device is None:
-            for name in names:
-                device = open_device(name)
-                try:
-                    admitted = ray.get(device.admit.remote(self._key, _slot(config)))
-                except RayActorError:
-                    continue  # it died just now; the next look makes a new one
-                if admitted:
-                    self._device = device
-                    self._gone = threading.Event()
-                    threading.Thread(target=_touch, args=(device, self._key, self._gone), daemon=True).start()
-                    return
-            if time.monotonic() > deadline:
-                raise WorkerLost(f"no device of this node took the trial within {ADMISSION_SECONDS} s")
+        while time.monotonic() < deadline:
+            for address in addresses:
+                device = open_device(address)
+                # One that died just now: the next look makes a new one.
+                with contextlib.suppress(RayActorError):
+                    if ray.get(device.admit.remote(self._key, slot)):
+                        return device
             time.sleep(0.2)
+        raise WorkerLost(f"no device of this node took the trial within {ADMISSION_SECONDS} s")
 
     def step(self) -> dict[str, Any]:
         """Wait for the trial's next message."""
+        if self._not_started is not None:
+            return {KEY: encode(self._not_started)}
         try:
             return {KEY: ray.get(self._device.next_message.remote(self._key))}
         except RayActorError as error:

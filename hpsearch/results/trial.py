@@ -39,11 +39,6 @@ class Failure(enum.StrEnum):
     CANCELLED = "cancelled"
     ERROR = "error"
 
-    @property
-    def is_the_params_fault(self) -> bool:
-        """Whether the same params would fail again: such a trial counts, and is not repeated."""
-        return self in (Failure.DIVERGED, Failure.OUT_OF_MEMORY)
-
 
 @dataclass(frozen=True)
 class Report:
@@ -90,6 +85,8 @@ class Trial:
     origin: str = "search"
     """Who chose the params: `defaults`, `first_trials`, `search` or `retry`."""
     retry_of: int | None = None
+    handed_over: bool = False
+    """It ended because its runner was stopped in order, which is no attempt."""
     best_epoch: float | None = None
     adapter: str | None = None
     """Folder of the saved weights, on the service's disk."""

@@ -18,7 +18,7 @@ from hpsearch.results import Failure
 from hpsearch.search import Search
 from hpsearch.settings import Settings
 from hpsearch.spec.defaults import default_params
-from hpsearch.storage import Database, Lease, Studies, StudyRow, optuna_storage
+from hpsearch.storage import DATABASE_AWAY, Database, Lease, Studies, StudyRow, optuna_storage
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,11 @@ class Runner:
     def run(self) -> None:
         """Drive one study after another."""
         while not self.stop.is_set():
-            claimed = self._studies.claim(self._owner, self._settings.lease_seconds)
+            try:
+                claimed = self._studies.claim(self._owner, self._settings.lease_seconds)
+            except DATABASE_AWAY:
+                log.warning("database away", exc_info=True)
+                claimed = None
             if claimed is None:
                 self.stop.wait(POLL_SECONDS)
                 continue
@@ -88,6 +92,8 @@ class Runner:
             log.info("study ended", extra={"study": study.name, "state": state, "reason": reason})
         except LeaseLost:
             log.warning("lease lost", extra={"study": study.name})
+        except DATABASE_AWAY:  # nothing can be written: the lease runs out, and whoever is there then takes over
+            log.warning("study given up: the database is away", exc_info=True, extra={"study": study.name})
         except Exception as error:  # a study that can't be driven fails with its reason, and the next one is claimed
             log.exception("study failed", extra={"study": study.name})
             text = str(error) if isinstance(error, HpsearchError) else f"{type(error).__name__}: {error}"
@@ -96,8 +102,8 @@ class Runner:
     def _end_failed(self, lease: Lease, text: str) -> None:
         try:
             self._studies.end(lease, StudyState.FAILED, text[:2000])
-        except LeaseLost:
-            log.warning("lease lost", extra={"study": lease.study})
+        except (LeaseLost, *DATABASE_AWAY):
+            log.warning("end not written", exc_info=True, extra={"study": lease.study})
 
     def _search(self, study: StudyRow, lease: Lease, heartbeat: Heartbeat) -> tuple[StudyState, str]:
         spec = study.spec
@@ -126,7 +132,7 @@ class Runner:
         artifacts = self._settings.artifacts_folder / spec.name
         try:
             drive(search, model, examples, artifacts, should_stop)
-        except LeaseLost:
+        except (LeaseLost, *DATABASE_AWAY):
             raise
         except Exception:
             search.close(Failure.ERROR, "the study's driver failed")
@@ -137,7 +143,7 @@ class Runner:
             search.close_waiting("the study was cancelled")
             return StudyState.CANCELLED, "cancelled"
         if self.stop.is_set():
-            search.close(Failure.WORKER_LOST, "the runner was stopped")
+            search.close(Failure.WORKER_LOST, "the runner was stopped", handed_over=True)
             return StudyState.QUEUED, "its runner was stopped; the next one goes on"
         search.close(Failure.ERROR, "the search ended while the trial was running")
         search.close_waiting("the search is over")

@@ -65,6 +65,7 @@ def as_trial(frozen: FrozenTrial) -> Trial:
         failure_text=attributes.get("failure_text"),
         origin=attributes.get("origin", "search"),
         retry_of=attributes.get("retry_of"),
+        handed_over=attributes.get("handed_over", False),
         best_epoch=attributes.get("best_epoch"),
         adapter=attributes.get("adapter"),
         evaluation_contract=attributes.get("evaluation_contract"),

@@ -79,8 +79,8 @@ class Search:
         self._distributions = distributions(spec.search_space)
         self._metric, self._direction = spec.objective.metric, spec.objective.direction
         self._live: dict[int, optuna.Trial] = {}
-        self._warmup_until: dict[int, float] = {}
-        self._ends_at: dict[int, int] = {}
+        self._epochs: dict[int, int] = {}
+        self._warmup_epochs: dict[int, float] = {}
         self._fence()
         self._storage = storage
         self._study = optuna.create_study(
@@ -89,9 +89,7 @@ class Search:
             direction=self._direction,
             load_if_exists=True,
             sampler=sampler(spec.sampler, spec.seed, 0),
-            pruner=pruner(
-                spec.pruner, examples / spec.objective.reports_per_epoch, examples * _most_epochs(spec, examples)
-            ),
+            pruner=pruner(spec.pruner, examples, spec.objective.reports_per_epoch, _most_epochs(spec, examples)),
         )
         if not self._study.user_attrs.get("spec"):
             self._begin(default_params)
@@ -135,12 +133,12 @@ class Search:
         self._event("trial.started", {"number": asked.number, "params": asked.params, "origin": asked.origin})
         return asked
 
-    def start(self, number: int, config: FinetuneConfig, examples: int) -> None:
+    def start(self, number: int, config: FinetuneConfig) -> None:
         """Keep the resolved config on the trial, before it trains."""
         self._fence()
         hyperparameters = config.hyperparameters
-        self._ends_at[number] = hyperparameters.epochs * examples
-        self._warmup_until[number] = hyperparameters.warmup_fraction * self._ends_at[number]
+        self._epochs[number] = hyperparameters.epochs
+        self._warmup_epochs[number] = hyperparameters.warmup_fraction * hyperparameters.epochs
         self._live[number].set_user_attr("config", json.loads(config.model_dump_json()))
 
     def report(self, number: int, report: Report, contract: str) -> Decision:
@@ -156,11 +154,14 @@ class Search:
         trial.set_user_attr("curve", curve)
         trial.report(value, step=report.exposure)
         self._event("trial.reported", {"number": number, "value": value, **_outline(report)})
-        # The baseline and reports inside warm-up say nothing yet; the last report has nothing left to save.
-        if report.exposure <= self._warmup_until.get(number, 0.0) or report.exposure >= self._ends_at[number]:
+        if report.epoch >= self._epochs[number]:
+            trial.should_prune()  # so that it counts where later trials are compared; it has nothing left to save
             return Decision.GO_ON
-        over = spent(self.spec.budget, self.trials(), self._elapsed()) is not None
-        return Decision.PRUNE if over or trial.should_prune() else Decision.GO_ON
+        if report.exposure > 0 and spent(self.spec.budget, self.trials(), self._elapsed()) is not None:
+            return Decision.PRUNE
+        # Asked in any case: Optuna's halving notes a trial's rungs when it is asked, and must not note them late.
+        poor = trial.should_prune()
+        return Decision.PRUNE if poor and report.epoch > self._warmup_epochs[number] else Decision.GO_ON
 
     def _keep_baseline(self, report: Report, contract: str) -> None:
         if history.baseline(self._study) is None:
@@ -192,14 +193,19 @@ class Search:
         self._study.tell(trial, state=OptunaState.PRUNED)
         self._event("trial.pruned", {"number": number, "exposure": _last(trial).get("exposure", 0)})
 
-    def fail(self, number: int, failure: Failure, text: str) -> None:
-        """The trial has no value. One whose worker was lost is lined up again, finitely often."""
+    def fail(self, number: int, failure: Failure, text: str, handed_over: bool = False) -> None:
+        """The trial has no value. One whose worker was lost is lined up again, finitely often.
+
+        A trial that ended because its runner was stopped in order (`handed_over`) does not count as an attempt.
+        """
         self._fence()
         live = self._live.pop(number, None)
         frozen = self._study.get_trials(deepcopy=False)[number]
         trial = live or optuna.Trial(self._study, frozen._trial_id)
         trial.set_user_attr("failure", str(failure))
         trial.set_user_attr("failure_text", text[:2000])
+        if handed_over:
+            trial.set_user_attr("handed_over", True)
         ended = history.as_trial(frozen)
         if failure == Failure.WORKER_LOST and ended.params and self._attempts(ended) <= RETRIES:
             # First the retry, then the end of this attempt: dying in between must not lose the params.
@@ -210,19 +216,19 @@ class Search:
     def _attempts(self, trial: Trial) -> int:
         """How often these params were tried, this time included."""
         by_number = {other.number: other for other in self.trials()}
-        attempts, retry_of = 1, trial.retry_of
-        while retry_of is not None:
-            attempts, retry_of = attempts + 1, by_number[retry_of].retry_of
-        return attempts
+        attempts = [by_number[trial.number]]
+        while attempts[-1].retry_of is not None:
+            attempts.append(by_number[attempts[-1].retry_of])
+        return sum(not attempt.handed_over for attempt in attempts)
 
     def is_running(self, number: int) -> bool:
         """Whether the trial still waits for its end."""
         return number in self._live
 
-    def close(self, failure: Failure, text: str) -> None:
+    def close(self, failure: Failure, text: str, handed_over: bool = False) -> None:
         """End every trial that is still running: nothing stays RUNNING that isn't."""
         for number in list(self._live):
-            self.fail(number, failure, text)
+            self.fail(number, failure, text, handed_over)
 
     def close_waiting(self, text: str) -> None:
         """The search is over for good: what was lined up will not be tried."""

@@ -21,13 +21,13 @@ class NoPrunerSpec(Closed):
 class SuccessiveHalvingSpec(Closed):
     """Asynchronous successive halving (Li et al. 2018, https://arxiv.org/abs/1810.05934).
 
-    At each rung (exposure `min_reports * reduction_factor ** k` report intervals) a trial goes on if it is
-    among the best 1 / reduction_factor of those that got there.
+    At each rung (the end of the epoch of report `min_reports`, and `reduction_factor` times further each) a trial
+    goes on if it is among the best 1 / reduction_factor of those that got there.
     """
 
     type: Literal["successive_halving"] = "successive_halving"
     min_reports: int = Field(2, ge=1, le=1000)
-    """Report intervals before the first rung: first reports say little about the end."""
+    """Reports before the first rung, rounded up to a whole epoch: first reports say little about the end."""
     reduction_factor: int = Field(3, ge=2, le=16)
     """One in this many goes on."""
 
@@ -37,7 +37,7 @@ class HyperbandSpec(Closed):
 
     type: Literal["hyperband"] = "hyperband"
     min_reports: int = Field(1, ge=1, le=1000)
-    """Report intervals before the first rung of the strictest bracket."""
+    """Reports before the first rung of the strictest bracket, rounded up to a whole epoch."""
     reduction_factor: int = Field(3, ge=2, le=16)
     """One in this many goes on."""
 

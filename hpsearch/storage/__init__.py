@@ -3,10 +3,11 @@
 from hpsearch.storage.database import Database
 from hpsearch.storage.datasets import DatasetRow, Datasets
 from hpsearch.storage.events import Event, events_after
-from hpsearch.storage.optuna_storage import optuna_storage
+from hpsearch.storage.optuna_storage import DATABASE_AWAY, optuna_storage
 from hpsearch.storage.studies import Lease, Page, Studies, StudyRow, count_by_state
 
 __all__ = [
+    "DATABASE_AWAY",
     "Database",
     "DatasetRow",
     "Datasets",

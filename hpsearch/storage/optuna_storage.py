@@ -7,11 +7,14 @@ from typing import Any
 
 import optuna
 from sqlalchemy import event
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, ProgrammingError
 
 from hpsearch.storage.database import engine_arguments, set_pragmas
 
 ATTEMPTS = 5
+
+DATABASE_AWAY = (OperationalError, InterfaceError, optuna.exceptions.StorageInternalError)
+"""What is raised while the database does not answer."""
 
 
 def optuna_storage(url: str) -> optuna.storages.BaseStorage:

@@ -58,8 +58,15 @@ class Studies:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, spec: StudySpec, idempotency_key: str | None = None) -> tuple[StudyRow, bool]:
+    def create(
+        self, spec: StudySpec, idempotency_key: str | None = None, fingerprint: str | None = None
+    ) -> tuple[StudyRow, bool]:
         """Queue a study; the same name with the same spec is the same study.
+
+        Args:
+            spec: What is kept.
+            idempotency_key: The client's.
+            fingerprint: Of the spec as it was asked for, where that differs from what is kept.
 
         Returns:
             The study, and whether it is new.
@@ -68,7 +75,7 @@ class Studies:
             NameTaken: The name belongs to a study with another spec.
             IdempotencyMismatch: The key was used for another request.
         """
-        fingerprint = spec.fingerprint()
+        fingerprint = fingerprint or spec.fingerprint()
         with self._database.write() as connection:
             now = self._database.now(connection)
             if idempotency_key is not None:
@@ -178,11 +185,12 @@ class Studies:
             return self._get(connection, lease.study).cancel_requested
 
     def check(self, lease: Lease) -> None:
-        """Raise LeaseLost unless the lease holds: called before each write to the study's trials."""
+        """Raise LeaseLost unless the lease holds: called before each write to the study's trials.
+
+        One that ran out but that nobody has claimed still holds: claiming is what ends it.
+        """
         with self._database.read() as connection:
-            query = sa.select(studies.c.lease_expires_at).where(self._holds(lease))
-            expires = connection.execute(query).scalar_one_or_none()
-            if expires is None or expires < self._database.now(connection):
+            if connection.execute(sa.select(studies.c.name).where(self._holds(lease))).first() is None:
                 raise LeaseLost(f"the lease on study '{lease.study}' has passed to another runner")
 
     def end(self, lease: Lease, state: StudyState, reason: str) -> None:

@@ -1,7 +1,6 @@
 #!/bin/sh
 # The head of the Ray cluster, then the runner, which searches on that cluster. Arguments go to `ray start`.
 set -eu
-. "$(dirname "$0")/../database-url.sh"
 
 # A container on several networks has several addresses; the workers are on the one where this name is known.
 head=${RAY_HEAD:-ray-head:6379}
@@ -17,5 +16,7 @@ ray start --head --node-ip-address="$address" --port="$port" \
     --num-cpus="${RAY_HEAD_CPUS:-0}" --num-gpus=0 --object-store-memory=134217728 \
     --include-dashboard=false --disable-usage-stats "$@"
 
+# After `ray start`: Ray's workers inherit its environment, and need no password of the database.
+. "$(dirname "$0")/../database-url.sh"
 export HPSEARCH_RAY_ADDRESS="$address:$port"
 exec python -m hpsearch.runner

@@ -75,7 +75,7 @@ class Driven:
         asked = self.search.ask()
         if asked is not None:
             config = resolve(self.spec, asked.params, EXAMPLES, "llama", 1_000_000)
-            self.search.start(asked.number, config, EXAMPLES)
+            self.search.start(asked.number, config)
         return asked
 
     def must_ask(self) -> Asked:
@@ -142,11 +142,12 @@ class TestTheWholeLoop:
 
     @pytest.mark.parametrize("pruner", PRUNERS, ids=lambda pruner: pruner["type"])
     def test_every_pruner_ends_every_trial(self, storage: Storage, pruner: dict[str, Any]) -> None:
-        driven = Driven(storage, spec_of(8, pruner=pruner))
+        trials = 24 if pruner["type"] == "hyperband" else 8  # its brackets share them
+        driven = Driven(storage, spec_of(trials, pruner=pruner))
         driven.run_all()
         driven.finish()
         states = driven.states()
-        assert sum(states.values()) == 8
+        assert sum(states.values()) == trials
         assert set(states) <= {"COMPLETE", "PRUNED"}
         assert states["COMPLETE"] >= 1
         assert (states["PRUNED"] > 0) is (pruner["type"] != "none")
@@ -347,6 +348,36 @@ class TestPruning:
     def test_nothing_is_stopped_at_its_last_report(self, judged: Callable[..., Driven]) -> None:
         assert self.decisions(judged(), [200]) == [Decision.GO_ON]
 
+    def test_halving_compares_a_long_warm_up_at_the_exposure_where_it_stood(self, sqlite: Storage) -> None:
+        space = {"epochs": 4, "warmup_fraction": {"choices": [0.6, 0.0]}}
+        firsts = [{"warmup_fraction": 0.6}, {"warmup_fraction": 0.0}]
+        pruner = {"type": "successive_halving", "min_reports": 2, "reduction_factor": 2}
+        driven = Driven(sqlite, spec_of(4, pruner=pruner, search_space=space, first_trials=firsts))
+        by_warmup = {asked.params["warmup_fraction"]: asked.number for asked in (driven.must_ask(), driven.must_ask())}
+        for exposure, loss in ((50, 3.0), (100, 2.5), (200, 2.2), (250, 2.0)):
+            assert driven.search.report(by_warmup[0.6], a_report(exposure, loss), CONTRACT) is Decision.GO_ON
+        for exposure, loss in ((50, 2.9), (100, 2.4)):  # better at every exposure than the other was there
+            assert driven.search.report(by_warmup[0.0], a_report(exposure, loss), CONTRACT) is Decision.GO_ON
+
+    def test_a_budget_that_is_spent_stops_a_trial_inside_its_warm_up(self, sqlite: Storage) -> None:
+        now = 0.0
+        space = {"epochs": 4, "warmup_fraction": 0.9, "batch_size": {"choices": [4, 8]}}
+        driven = Driven(sqlite, spec_of(9, budget={"wall_clock": "1m"}, search_space=space), elapsed=lambda: now)
+        asked = driven.must_ask()
+        now = 60.0
+        assert driven.search.report(asked.number, a_report(50), CONTRACT) is Decision.PRUNE
+
+    def test_stopping_in_order_is_no_attempt_however_often(self, sqlite: Storage) -> None:
+        spec = spec_of(2)
+        wanted = None
+        for _ in range(6):
+            driven = Driven(sqlite, spec)
+            asked = driven.must_ask()
+            wanted = wanted or asked.params
+            assert asked.params == wanted
+            driven.search.close(Failure.WORKER_LOST, "the runner was stopped", handed_over=True)
+        assert Driven(sqlite, spec).must_ask().params == wanted
+
     @pytest.mark.parametrize(
         ("exposure", "decision"),
         [(0, Decision.GO_ON), (100, Decision.PRUNE), (400, Decision.GO_ON)],
@@ -512,7 +543,7 @@ class TestTheFence:
         config = resolve(driven.spec, two.params, EXAMPLES, "llama", 1)
         for write in (
             driven.search.ask,
-            lambda: driven.search.start(two.number, config, EXAMPLES),
+            lambda: driven.search.start(two.number, config),
             lambda: driven.search.report(one.number, a_report(100), CONTRACT),
             lambda: driven.search.report(two.number, a_report(0), CONTRACT),
             lambda: driven.search.complete(one.number, a_report(50), CONTRACT, "a"),

@@ -570,7 +570,7 @@ def searched(api: TestClient, home: Settings, lease: Lease) -> TestClient:
     )
     for loss in (2.0, 1.0, 1.5, 9.0, 3.0):
         asked = search.ask() or pytest.fail("no trial")
-        search.start(asked.number, resolve(spec, asked.params, 400, "llama", 1_000_000), 400)
+        search.start(asked.number, resolve(spec, asked.params, 400, "llama", 1_000_000))
         search.report(asked.number, a_report(0, 4.0), "contract")
         search.report(asked.number, a_report(200, loss), "contract")
         if asked.number < 2:

@@ -25,7 +25,7 @@ def study(home_with_tables: Settings) -> int:
     search = Search(spec, storage, examples=400, default_params=default_params(spec, 400))
     for _ in range(4):
         asked = search.ask() or pytest.fail("no trial")
-        search.start(asked.number, resolve(spec, asked.params, 400, "llama", 1_000_000), 400)
+        search.start(asked.number, resolve(spec, asked.params, 400, "llama", 1_000_000))
         search.report(asked.number, a_report(200, 1.5), "contract")
     search.complete(0, a_report(200, 1.5), "contract", "artifacts/0")
     search.prune(1)
