@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpsearch.finetune import snapshot
 from hpsearch.finetune.member import Member
 from hpsearch.finetune.prepare import Prepared, prepare
 from hpsearch.results import Report
@@ -32,29 +33,43 @@ def finetune(
     prepared: Prepared | None = None,
     device: str = "cpu",
     save_to: Path | None = None,
+    checkpoint: Path | None = None,
+    on_resume: Callable[[Report], object] | None = None,
 ) -> Outcome:
-    """Load, train every epoch, keep the best.
+    """Load, train every epoch, keep the best; go on from a checkpoint when there is one.
 
     Args:
         config: Resolved; its paths are absolute.
-        on_report: Called with each report as it comes, the baseline first.
+        on_report: Called with each report as it comes, the baseline first; a killed fine-tune that goes on may
+            repeat its last one.
         metric: What the best report is best by.
         prepared: What `prepare` returned for a config of the same key; left out, it is prepared here.
         device: As torch names it: `cpu`, `cuda:0`.
         save_to: Folder for the best weights.
+        checkpoint: Folder that gets a snapshot after each report. One that is there already is gone on from,
+            exactly. It stays when all is done, until `snapshot.remove`.
+        on_resume: Called instead of `on_report` with the last report before the interruption.
 
     Raises:
-        InvalidInput: The model, the data or the config can't be used.
+        InvalidInput: The model, the data or the config can't be used, or the checkpoint is another fine-tune's or
+            damaged.
         TrialFailure: It diverged or ran out of memory.
     """
+    saved = None if checkpoint is None else snapshot.read(checkpoint)
     prepared = prepared or prepare(config, device)
     member = Member(config, prepared, metric)
     tell = on_report or (lambda _report: None)
-    tell(prepared.baseline)
+    if saved is None:
+        tell(prepared.baseline)
+    else:
+        member.restore(saved)
+        (on_resume or (lambda _report: None))(member.reports[-1])
     while not member.is_done:
         report = member.advance()
         if report is not None:
             tell(report)
+            if checkpoint is not None:
+                snapshot.write(member.snapshot(), checkpoint)
     assert member.best is not None  # the last example of an epoch is always a report
     if save_to is not None:
         member.save_best(save_to)

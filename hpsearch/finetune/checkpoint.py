@@ -103,7 +103,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
         fresh.mkdir()
         yield fresh
         for file in fresh.iterdir():
-            _flush(file)
+            flush(file)
         if folder.exists():
             folder.rename(replaced)
         fresh.rename(folder)
@@ -111,7 +111,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _flush(file: Path) -> None:
+def flush(file: Path) -> None:
     """To the disk: a rename may otherwise outlive a power cut that the contents do not."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())

@@ -71,7 +71,9 @@ def evaluate(model: Any, anatomy: Anatomy, examples: Sequence[TokenisedExample],
     )
 
 
-def evaluation_contract(validation: str, model: str, tokenizer: str, max_length: int, chat_template: str) -> str:
+def evaluation_contract(
+    *, validation: str, model: str, tokenizer: str, max_length: int, chat_template: str, precision: str
+) -> str:
     """SHA-256 of what is evaluated how; values of different contracts are never ranked together.
 
     Args:
@@ -80,6 +82,7 @@ def evaluation_contract(validation: str, model: str, tokenizer: str, max_length:
         tokenizer: Fingerprint of the tokenizer.
         max_length: Tokens, after what the model can read.
         chat_template: `auto` or `plain`.
+        precision: Of the matrix products: a loss in bfloat16 is not one in float32.
     """
-    terms = [CONTRACT_VERSION, validation, model, tokenizer, max_length, chat_template]
+    terms = [CONTRACT_VERSION, validation, model, tokenizer, max_length, chat_template, precision]
     return hashlib.sha256(json.dumps(terms).encode()).hexdigest()

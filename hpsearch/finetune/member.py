@@ -21,6 +21,7 @@ from hpsearch.finetune.model import precision
 from hpsearch.finetune.optimizer import build_optimizer, check_frozen_layers, set_learning_rates
 from hpsearch.finetune.prepare import Prepared, as_report
 from hpsearch.finetune.schedule import learning_rate_factor, warmup_steps
+from hpsearch.finetune.snapshot import Snapshot, identity
 from hpsearch.finetune.tokens import TokenisedExample
 from hpsearch.finetune.weights import State, own_weights
 from hpsearch.results import Report
@@ -110,6 +111,53 @@ class Member:
             raise ValueError("nothing to save before the first report")
         self._weights.save(self._best_state, folder)
 
+    def snapshot(self) -> Snapshot:
+        """All that is needed to go on exactly from here; training on does not change it."""
+        progress = {
+            "steps": self.steps,
+            "exposure": self.exposure,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "nll": float(self._nll),
+            "weight": self._weight,
+            "token_budget": self._token_budget,
+            "evaluation_budget": self._evaluation_budget,
+            "reports": [report.as_json() for report in self.reports],
+            "best": None if self.best is None else self.reports.index(self.best),
+        }
+        tensors = {f"best.{name}": tensor for name, tensor in self._best_state.items()}
+        for name, parameter in self._weights.named.items():
+            tensors[f"last.{name}"] = _copied(parameter)
+            for kind, tensor in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"{kind}.{name}"] = _copied(tensor)
+        return Snapshot(identity(self.config, self.prepared, self.metric), progress, tensors)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on where a snapshot was taken, as if nothing had been in between.
+
+        Raises:
+            InvalidInput: It is of a fine-tune with another config, other data or another evaluation contract.
+        """
+        snapshot.check_belongs_to(identity(self.config, self.prepared, self.metric))
+        progress, named = snapshot.progress, self._weights.named
+        self.steps, self.exposure = progress["steps"], progress["exposure"]
+        self.tokens, self.seconds = progress["tokens"], progress["seconds"]
+        self._nll.fill_(progress["nll"])
+        self._weight = progress["weight"]
+        self._token_budget, self._evaluation_budget = progress["token_budget"], progress["evaluation_budget"]
+        self.reports = [Report(**report) for report in progress["reports"]]
+        self.best = None if progress["best"] is None else self.reports[progress["best"]]
+        self._points = [point for point in self._points if point > self.exposure]
+        self._best_state = snapshot.part("best")
+        with torch.no_grad():
+            for name, tensor in snapshot.part("last").items():
+                named[name].copy_(tensor)
+        self._optimizer.state.clear()
+        for kind in snapshot.kinds - {"best", "last"}:
+            for name, tensor in snapshot.part(kind).items():
+                # Not `load_state_dict`, which numbers parameters by their groups.
+                self._optimizer.state[named[name]][kind] = tensor.to(named[name].device, copy=True)
+
     def _step(self) -> None:
         chosen = self.config.hyperparameters
         examples = self.prepared.train.examples
@@ -179,8 +227,12 @@ class Member:
         sign = 1.0 if ObjectiveSpec(metric=self.metric).direction == "minimize" else -1.0
         if self.best is None or sign * getattr(report, self.metric) < sign * getattr(self.best, self.metric):
             self.best = report
-            # `clone`, because on a CPU `.cpu()` is no copy.
-            self._best_state = {name: tensor.detach().cpu().clone() for name, tensor in self._weights.named.items()}
+            self._best_state = {name: _copied(tensor) for name, tensor in self._weights.named.items()}
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """On the CPU; a copy there too."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _in_less_memory(compute: Callable[[int], T], token_budget: int) -> tuple[T, int]:

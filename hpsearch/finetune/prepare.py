@@ -79,6 +79,7 @@ def prepare(config: FinetuneConfig, device: str = "cpu") -> Prepared:
         tokenizer=tokenizer_fingerprint(loaded.tokenizer),
         max_length=max_length,
         chat_template=mode,
+        precision="bfloat16" if loaded.device.type == "cuda" else "float32",
     )
     layers = adapt(loaded.model, loaded.anatomy) if config.model.method == "lora" else {}
     activate(layers, {})

@@ -7,6 +7,7 @@ characters of the rendered text, as a fast tokenizer reports them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -58,6 +59,16 @@ class TokenisedSplit:
     """Examples that were cut at the maximum length, those left out among them."""
     left_out: int
     """Examples whose completion was cut away entirely: they teach nothing."""
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what is learned from: the tokens, which of them are completions, and their order."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(len(example).to_bytes(8, "little"))
+            digest.update(example.ids.numpy().tobytes())
+            digest.update(example.completion.numpy().tobytes())
+        return digest.hexdigest()
 
 
 def tokenise(
