@@ -1,4 +1,4 @@
-"""One example, in either of the two formats."""
+"""One example, a conversation or a text."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal
 Role = Literal["system", "user", "assistant", "tool", "function"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool", "function")
 
-Format = Literal["chat", "prompt_completion"]
-AskedFormat = Literal["auto", "chat", "prompt_completion"]
+Format = Literal["chat", "prompt_completion", "alpaca"]
+AskedFormat = Literal["auto", "chat", "prompt_completion", "alpaca"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class ChatExample:
     messages: tuple[Message, ...]
     line: int
     """Line of the file, from 1."""
+    format: Format = "chat"
+    """How the line was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class TextExample:
     completion: str
     line: int
     """Line of the file, from 1."""
+    format: Format = "prompt_completion"
+    """How the line was written."""
 
 
 Example = ChatExample | TextExample

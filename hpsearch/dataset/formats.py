@@ -1,15 +1,18 @@
-"""From lines of JSON to examples: OpenAI's chat format, or prompt and completion.
+"""From lines of JSON to examples: OpenAI's chat format, prompt and completion, or Alpaca's.
 
 Chat: `{"messages": [{"role", "content", "weight"?}, ...]}`. Roles are system (or developer, its newer name),
 user, assistant, tool and function. A content is text, or a list of `{"type": "text", "text"}` parts. Every
 assistant message is learned, unless its `weight` is 0. One that only calls tools (no content) is context.
 Other keys are tolerated and ignored.
+
+Alpaca: `{"instruction", "input"?, "output"}` becomes a conversation of two messages, so that the model's chat template
+applies: the user's is the instruction and, after an empty line, the input; the assistant's is the output.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +78,7 @@ def parse_examples(path: Path, format: AskedFormat, field: str = "data.train") -
         try:
             record = _record(text)
             settled = settled or _format_of(record)
-            yield _chat(record, number) if settled == "chat" else _prompt_completion(record, number)
+            yield _READERS[settled](record, number)
         except _FaultyError as fault:
             yield Fault(number, str(fault))
 
@@ -97,8 +100,12 @@ def _format_of(record: dict[str, Any]) -> Format:
         return "chat"
     if "prompt" in record and "completion" in record:
         return "prompt_completion"
+    if "instruction" in record and "output" in record:
+        return "alpaca"
     keys = ", ".join(list(record)[:5])[:100] or "none"
-    raise _FaultyError(f"neither 'messages' nor 'prompt' and 'completion' (keys: {keys})")
+    raise _FaultyError(
+        f"neither 'messages' nor 'prompt' and 'completion' nor 'instruction' and 'output' (keys: {keys})"
+    )
 
 
 def _prompt_completion(record: dict[str, Any], number: int) -> TextExample:
@@ -106,6 +113,15 @@ def _prompt_completion(record: dict[str, Any], number: int) -> TextExample:
     if not completion.strip():
         raise _FaultyError("the completion is empty")
     return TextExample(prompt, completion, number)
+
+
+def _alpaca(record: dict[str, Any], number: int) -> ChatExample:
+    instruction, output = (_text_of(record, key) for key in ("instruction", "output"))
+    given = "" if record.get("input") is None else _text_of(record, "input")
+    if not output.strip():
+        raise _FaultyError("the output is empty")
+    asked = f"{instruction}\n\n{given}" if given.strip() else instruction
+    return ChatExample((Message("user", asked, 0), Message("assistant", output, 1)), number, "alpaca")
 
 
 def _text_of(record: dict[str, Any], key: str) -> str:
@@ -178,3 +194,10 @@ def _content(content: Any, place: int) -> str:
 
 def _is_text_part(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+_READERS: dict[Format, Callable[[dict[str, Any], int], Example]] = {
+    "chat": _chat,
+    "prompt_completion": _prompt_completion,
+    "alpaca": _alpaca,
+}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hpsearch.dataset.examples import AskedFormat, ChatExample
+from hpsearch.dataset.examples import AskedFormat, Format
 from hpsearch.dataset.fingerprint import content_digest
 from hpsearch.dataset.formats import MOST_FAULTS, Fault, parse_examples
 from hpsearch.dataset.load import FEWEST_EXAMPLES, too_few_text
@@ -22,7 +22,7 @@ _KEPT_BYTES = 16  # of each content hash: 1e6 examples collide with probability 
 class LintReport:
     """What `lint` found. Faults must be mended; warnings are a person's choice."""
 
-    format: Literal["chat", "prompt_completion"] | None
+    format: Format | None
     """None when no line could be read."""
     examples: int
     """Lines that can be used."""
@@ -51,7 +51,7 @@ def lint(path: Path, format: AskedFormat = "auto", role: Literal["train", "valid
     Raises:
         UnknownDataset: The file can't be read.
     """
-    found: Literal["chat", "prompt_completion"] | None = None
+    found: Format | None = None
     count = 0
     faults: list[tuple[int, str]] = []
     first_lines: dict[bytes, int] = {}
@@ -63,7 +63,7 @@ def lint(path: Path, format: AskedFormat = "auto", role: Literal["train", "valid
                 break
             continue
         count += 1
-        found = found or ("chat" if isinstance(parsed, ChatExample) else "prompt_completion")
+        found = found or parsed.format
         first = first_lines.setdefault(content_digest(parsed)[:_KEPT_BYTES], parsed.line)
         if first != parsed.line:
             duplicates.append((parsed.line, first))

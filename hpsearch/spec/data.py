@@ -23,8 +23,9 @@ class DataSpec(Closed):
     """The validation examples; left out, a part of the training examples is held back."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """The part that is held back, chosen by content hash, when there is no validation file."""
-    format: Literal["auto", "chat", "prompt_completion"] = "auto"
-    """`chat` is `{"messages": [...]}`, `prompt_completion` is `{"prompt": ..., "completion": ...}`."""
+    format: Literal["auto", "chat", "prompt_completion", "alpaca"] = "auto"
+    """`chat` is `{"messages": [...]}`, `prompt_completion` is `{"prompt": ..., "completion": ...}`, `alpaca` is
+    `{"instruction": ..., "input": ..., "output": ...}`; `auto` looks at the first line."""
     max_length: int = Field(1024, ge=8, le=1_000_000)
     """Tokens per example; longer ones are cut at the end (never above what the model can read)."""
     chat_template: Literal["auto", "plain"] = "auto"

@@ -104,7 +104,8 @@ def test_a_faulty_pair_is_named(tmp_path, line, text):
 
 def test_a_first_line_without_a_format_is_named(tmp_path):
     with pytest.raises(
-        InvalidDataset, match=r"line 1: neither 'messages' nor 'prompt' and 'completion' \(keys: text\)"
+        InvalidDataset,
+        match=r"line 1: neither 'messages' nor 'prompt' and 'completion' nor 'instruction' and 'output' \(keys: text\)",
     ):
         read_examples(a_file(tmp_path, {"text": "a"}))
 
@@ -218,3 +219,32 @@ def test_any_json_is_read_or_refused(tmp_path_factory, record):
     path.write_text(json.dumps(record))
     with contextlib.suppress(InvalidDataset):
         assert len(read_examples(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        pytest.param({"instruction": "Translate.", "input": "oui", "output": "yes"}, "Translate.\n\noui", id="input"),
+        pytest.param({"instruction": "Say yes.", "input": "", "output": "yes"}, "Say yes.", id="empty-input"),
+        pytest.param({"instruction": "Say yes.", "output": "yes"}, "Say yes.", id="no-input"),
+        pytest.param({"instruction": "Say yes.", "input": None, "output": "yes"}, "Say yes.", id="null-input"),
+    ],
+)
+def test_alpaca_is_read_as_a_conversation(tmp_path: Path, line: dict[str, object], asked: str) -> None:
+    (example,) = read_examples(a_file(tmp_path, line))
+    assert example == ChatExample((Message("user", asked, 0), Message("assistant", "yes", 1)), 1, "alpaca")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        pytest.param({"instruction": "a", "output": " "}, "the output is empty", id="empty-output"),
+        pytest.param({"instruction": 1, "output": "b"}, "'instruction' is not text", id="number"),
+        pytest.param({"instruction": "a", "input": 3, "output": "b"}, "'input' is not text", id="number-as-input"),
+        pytest.param({"instruction": "a"}, "neither 'messages'", id="no-output"),
+    ],
+)
+def test_a_faulty_alpaca_line_is_named(tmp_path: Path, line: dict[str, object], said: str) -> None:
+    with pytest.raises(InvalidDataset, match="line 1") as refused:
+        read_examples(a_file(tmp_path, line))
+    assert said in str(refused.value)
