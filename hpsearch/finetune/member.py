@@ -30,6 +30,10 @@ from hpsearch.spec.objective import Metric, ObjectiveSpec
 
 T = TypeVar("T")
 
+FAR_REPORTS = 3
+FAR_NATS = 1.0
+"""So many reports in a row, each so far above the untouched model's loss, and the fine-tune has diverged."""
+
 STEPS_BETWEEN_CHECKS = 16
 """On a GPU, reading a loss waits for the device: a divergence is noticed so many steps late, or at a report."""
 
@@ -90,9 +94,10 @@ class Member:
         """Exactly one optimizer step, and an evaluation when one is due: then its report.
 
         Raises:
-            Diverged: The training or validation loss is not finite.
+            Diverged: The training or validation loss is not finite, or the last reports were far above the baseline.
             OutOfMemory: Not even a single sequence fits.
         """
+        self._check_near_baseline()
         started = time.perf_counter()
         self._step()
         point = self._reached()
@@ -192,6 +197,16 @@ class Member:
                 (nll / weight).backward()  # type: ignore[no-untyped-call]
                 total += nll.detach()
         return total
+
+    def _check_near_baseline(self) -> None:
+        """Raise Diverged when the last reports, all of which are out by now, are far worse than no training at all."""
+        last = self.reports[-FAR_REPORTS:]
+        limit = self.prepared.baseline.validation_loss + FAR_NATS
+        if len(last) == FAR_REPORTS and all(report.validation_loss > limit for report in last):
+            raise Diverged(
+                f"the validation loss was {last[-1].validation_loss:.3g} and more than {FAR_NATS:g} nats above the "
+                f"baseline in {FAR_REPORTS} reports in a row; a smaller learning rate multiplier helps"
+            )
 
     def _check_training_loss(self) -> float:
         """The mean training loss since the last report."""

@@ -112,6 +112,19 @@ def test_a_divergence_is_noticed_before_the_next_report():
     assert len(member.reports) == 1
 
 
+def test_a_loss_that_stays_far_above_the_baseline_diverges_after_three_reports():
+    config = a_config(method="full", learning_rate=1.0)
+    cohort = Cohort()
+    cohort.admit("a", Member(config, prepare(config)))
+    *events, failed = run(cohort)["a"]
+    assert isinstance(failed.error, Diverged)
+    assert "above the baseline in 3 reports in a row" in str(failed.error)
+    baseline, *reports = losses(events)
+    far = [loss > baseline + 1 for loss in reports]
+    assert far[-3:] == [True] * 3
+    assert not any(all(far[place : place + 3]) for place in range(len(far) - 3))  # at the first such three
+
+
 def test_members_that_wait_stand_still():
     config = a_config()
     prepared = prepare(config)
