@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import tarfile
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -199,33 +197,12 @@ def delete(name: Name) -> None:
 def export(
     name: Name,
     trial: Annotated[str, typer.Option(help="A trial's number, or `best`.")] = "best",
-    to: Annotated[
-        Literal["adapter"], typer.Option(help="As trained: PEFT's format for LoRA, a model for full.")
-    ] = "adapter",
     output: Annotated[Path | None, typer.Option(help="Folder to write; left out, NAME-NUMBER here.")] = None,
 ) -> None:
-    """Take a trial's weights home."""
-    del to
-    client = Client()
-    if trial == "best":
-        best = client.study(name)["best"]
-        if best is None:
-            raise errors.AdapterNotFound(f"study '{name}' has no completed trial yet")
-        number = int(best["number"])
-    elif trial.isdigit():
-        number = int(trial)
-    else:
-        raise errors.InvalidInput(f"--trial is a number or 'best', not '{trial}'")
-    target = output or Path(f"{name}-{number}")
-    if target.exists():
-        raise errors.InvalidInput(f"{target} exists already; name another folder with --output")
-    with tempfile.TemporaryDirectory(dir=target.absolute().parent) as scratch:
-        packed = Path(scratch) / "weights.tar"
-        client.download_adapter(name, number, packed)
-        with tarfile.open(packed) as archive:
-            archive.extractall(scratch, filter="data")
-        (Path(scratch) / f"{name}-{number}").rename(target)
-    typer.echo(str(target))
+    """Take a trial's weights home, as they were trained: PEFT's format for LoRA, a model for full fine-tunes."""
+    from hpsearch.cli.export import export as fetch
+
+    typer.echo(str(fetch(Client(), name, trial, output)))
 
 
 @app.command()

@@ -169,9 +169,9 @@ def test_a_submitted_study_is_followed_ranked_and_its_winner_taken_home(service:
     best = ranking["ranking"][0]["number"]
     shown = json.loads(service.run("show", "followed", str(best), "--json").stdout)
     assert [report["exposure"] for report in shown["curve"]] == [0, 20, 40, 60, 80]
-    exported = service.run("export", "followed", "--output", str(tmp_path / "winner"))
+    exported = service.run("export", "followed", "--output", str(tmp_path / "new/winner"))
     assert exported.returncode == 0, exported.stderr
-    assert (tmp_path / "winner/adapter_model.safetensors").is_file()
+    assert (tmp_path / "new/winner/adapter_model.safetensors").is_file()
     events = list(service.client.events("followed"))
     assert events[0]["kind"] == "study.queued"
     assert events[-1]["kind"] == "study.finished"
