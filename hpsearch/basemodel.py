@@ -5,15 +5,20 @@ Only models that can be loaded safely are described: weights in safetensors (nev
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpsearch.errors import UnknownModel, UnsupportedModel
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 FIELD = "model.base"
 CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
@@ -58,6 +63,39 @@ def describe(base: str, revision: str | None = None) -> BaseModel:
     if not _HUB_ID.fullmatch(base):
         raise UnknownModel(f"'{base}' is neither an absolute folder nor a hub id such as 'org/name'", FIELD)
     return _describe_hub(base, revision)
+
+
+def token_counter(model: BaseModel) -> Callable[[str], int | None]:
+    """Counts the tokens of a text, special ones aside. It loads the model's tokenizer at the first call.
+
+    The count is None when there is no `tokenizer.json` that can be loaded: then only training can tell.
+    """
+
+    @functools.cache
+    def tokenizer() -> Tokenizer | None:
+        try:
+            from tokenizers import Tokenizer
+
+            loaded: Tokenizer = Tokenizer.from_file(str(_tokenizer_file(model)))
+            loaded.no_truncation()
+            loaded.no_padding()
+        except Exception:  # a hint is not worth failing for, and the library raises bare exceptions
+            return None
+        return loaded
+
+    def count(text: str) -> int | None:
+        loaded = tokenizer()
+        return None if loaded is None else len(loaded.encode(text, add_special_tokens=False).ids)
+
+    return count
+
+
+def _tokenizer_file(model: BaseModel) -> Path:
+    if Path(model.path).is_absolute():
+        return Path(model.path) / "tokenizer.json"
+    import huggingface_hub
+
+    return Path(huggingface_hub.hf_hub_download(model.path, "tokenizer.json", revision=model.fingerprint))
 
 
 def _describe_folder(folder: Path, revision: str | None) -> BaseModel:

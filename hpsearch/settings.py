@@ -18,7 +18,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HPSEARCH_", frozen=True, use_attribute_docstrings=True)
 
     home: Path = Field(default_factory=lambda: Path.home() / ".hpsearch")
-    """Database, uploaded datasets, artifacts. Ray workers on other machines need it at the same path."""
+    """Database, uploaded datasets, artifacts, caches. Ray workers on other machines need it at the same path."""
     database_url: str | None = None
     """SQLAlchemy URL; left out, SQLite in the home. PostgreSQL: `postgresql+psycopg://user:password@host/db`."""
     allowed_roots: Annotated[tuple[Path, ...], NoDecode] = ()
@@ -30,7 +30,9 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(20, ge=2, le=3600)
     """A runner that was not heard of for so long has lost its study to the next one."""
     max_upload_bytes: int = Field(1 << 30, ge=1024)
-    """Largest dataset file that may be uploaded."""
+    """Largest dataset file that may be uploaded, or written from the hub."""
+    hub_timeout_seconds: float = Field(50, ge=1, le=3600)
+    """Longest download of a study's hub datasets; a client waits a minute for an answer."""
 
     @field_validator("allowed_roots", mode="before")
     @classmethod
@@ -63,6 +65,11 @@ class Settings(BaseSettings):
     def artifacts_folder(self) -> Path:
         """Where trained weights are kept: `<study>/<trial number>/`."""
         return self.home / "artifacts"
+
+    @property
+    def token_cache_folder(self) -> Path:
+        """Where tokenised data is kept for the next worker that needs it; made by the workers."""
+        return self.home / "cache" / "tokens"
 
     @property
     def tokens_path(self) -> Path:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from hpsearch.basemodel import BaseModel, describe
+from hpsearch.basemodel import BaseModel, describe, token_counter
+from hpsearch.dataset.hub import Fetched, fetch
 from hpsearch.dataset.lint import LintReport, lint, lint_overlap
-from hpsearch.dataset.load import load
+from hpsearch.dataset.load import ALL_THE_SAME
+from hpsearch.dataset.split import held_back
 from hpsearch.errors import InvalidDataset, InvalidSpec, TooFewExamples, UnknownDataset, UnknownModel
 from hpsearch.settings import Settings
 from hpsearch.spec.closed import as_invalid_spec
-from hpsearch.spec.defaults import default_hyperparameters
+from hpsearch.spec.data import HUB_PREFIX, HubDataset, SplitRole
+from hpsearch.spec.defaults import base_learning_rate, default_hyperparameters
 from hpsearch.spec.space import IntChoices, IntRange
 from hpsearch.spec.study import StudySpec
 from hpsearch.storage import Datasets
@@ -23,8 +31,15 @@ DATASET_PREFIX = "dataset:"
 class Preflight:
     """The checks of one spec. After them the spec's paths are absolute and everything it names exists."""
 
-    def __init__(self, spec: StudySpec, settings: Settings, datasets: Datasets) -> None:
+    def __init__(self, spec: StudySpec, settings: Settings, datasets: Datasets, keep: bool = True) -> None:
         """Run all checks.
+
+        Args:
+            spec: As it was sent.
+            settings: Where to look, and the limits.
+            datasets: The uploads.
+            keep: Whether what is downloaded from the hub is kept like an upload, for the study to read. Without, the
+                spec names it on the hub at its commit.
 
         Raises:
             InvalidInput: The first thing that is wrong, with its field, its line and what to do.
@@ -36,14 +51,30 @@ class Preflight:
         self.model: BaseModel = describe(self.spec.model.base, self.spec.model.revision)
         self._pin_revision()
         self._check_against_model()
-        self.warnings = [*self._lint(self.spec.data.train, "train")]
-        if self.spec.data.validation is not None:
-            self.warnings += self._lint(self.spec.data.validation, "validation")
-            paths = Path(self.spec.data.train), Path(self.spec.data.validation)
-            self.warnings += lint_overlap(*paths, self.spec.data.format)
-        split = load(self.spec.data)
-        self.examples = {"train": len(split.train), "validation": len(split.validation)}
-        self.defaults = default_hyperparameters(len(split.train), self.spec.model.method)
+        with self._fetched_from_hub(keep):
+            self._check_data()
+
+    def _check_data(self) -> None:
+        self.warnings: list[str] = []
+        self.reports: dict[SplitRole, LintReport] = {}
+        self._count_tokens = token_counter(self.model)
+        train = self._lint(self.spec.data.train, "train")
+        if self.spec.data.validation is None:
+            held = sum(held_back(train.sketches, self.spec.data.validation_fraction))
+            if not held:
+                raise InvalidDataset(ALL_THE_SAME, "data.train")
+            self.examples = {"train": train.examples - held, "validation": held}
+        else:
+            validation = self._lint(self.spec.data.validation, "validation")
+            self.warnings += lint_overlap(train, validation)
+            self.examples = {"train": train.examples, "validation": validation.examples}
+        self.defaults = default_hyperparameters(self.examples["train"], self.spec.model.method)
+
+    @property
+    def base_learning_rate(self) -> float:
+        """What multipliers multiply: the spec's own, or the family's at this size."""
+        given = self.spec.model.base_learning_rate
+        return given or base_learning_rate(self.model.model_type, self.model.parameters)
 
     def _located(self, spec: StudySpec) -> StudySpec:
         """The spec with absolute paths; hub ids stay."""
@@ -54,10 +85,11 @@ class Preflight:
             raise UnknownModel(
                 f"there is no folder '{spec.model.base}' below the allowed roots ({roots})", "model.base"
             )
-        changes: dict[str, dict[str, str | None]] = {
+        changes: dict[str, dict[str, Any]] = {
             "data": {
                 "train": self._data_path(spec.data.train, "data.train"),
                 "validation": self._data_path(spec.data.validation, "data.validation"),
+                "origins": {},
             },
             "model": {"base": str(base) if base else spec.model.base},
         }
@@ -69,8 +101,8 @@ class Preflight:
             self.spec = _changed(self.spec, {"model": {"revision": self.model.fingerprint}})
 
     def _data_path(self, named: str | None, field: str) -> str | None:
-        if named is None:
-            return None
+        if named is None or named.startswith(HUB_PREFIX):
+            return named
         if named.startswith(DATASET_PREFIX):
             return str(self._datasets.path(self._datasets.get(named.removeprefix(DATASET_PREFIX)).id))
         path = self._settings.locate(named, field)
@@ -82,11 +114,51 @@ class Preflight:
             )
         return str(path)
 
-    def _lint(self, path: str, role: str) -> list[str]:
+    @contextmanager
+    def _fetched_from_hub(self, keep: bool) -> Iterator[None]:
+        """Hub datasets are files while they are checked; after it they are uploads, or gone."""
+        named = {"train": self.spec.data.train, "validation": self.spec.data.validation}
+        asked = {role: HubDataset.parse(named[role] or "", role) for role in get_args(SplitRole)}
+        hub: dict[SplitRole, HubDataset] = {role: dataset for role, dataset in asked.items() if dataset}
+        if not hub:
+            yield
+            return
+        until = time.monotonic() + self._settings.hub_timeout_seconds
+        with tempfile.TemporaryDirectory(prefix="hub-", dir=self._settings.datasets_folder) as folder:
+            files = {role: Path(folder) / f"{role}.jsonl" for role in hub}
+            fetched = {
+                role: fetch(
+                    dataset, files[role], f"data.{role}", self._settings.max_upload_bytes, until - time.monotonic()
+                )
+                for role, dataset in hub.items()
+            }
+            if len({rows.sha256 for rows in fetched.values()}) < len(fetched):
+                raise InvalidSpec("data.train and data.validation hold the same rows", "data.validation")
+            written: dict[str, Any] = {role: str(file) for role, file in files.items()}
+            self.spec = _changed(self.spec, {"data": written})
+            yield
+            pinned: dict[str, Any] = {role: str(dataset.at(fetched[role].commit)) for role, dataset in hub.items()}
+            notes = {role: _note(hub[role], rows) for role, rows in fetched.items()}
+            self.warnings = [*(f"data.{role}: {note}" for role, note in notes.items()), *self.warnings]
+            if not keep:
+                self.spec = _changed(self.spec, {"data": pinned})
+                return
+            kept: dict[str, Any] = {"origins": pinned}
+            for role, file in files.items():
+                report = self.reports[role]
+                warnings = (notes[role], *report.warnings)
+                row = self._datasets.add(file, fetched[role].sha256, str(report.format), report.examples, warnings)
+                kept[role] = str(self._datasets.path(row.id))
+            self.spec = _changed(self.spec, {"data": kept})
+
+    def _lint(self, path: str, role: SplitRole) -> LintReport:
         field = f"data.{role}"
-        report = lint(Path(path), self.spec.data.format, "train" if role == "train" else "validation")
+        max_length = min(self.spec.data.max_length, self.model.max_positions or self.spec.data.max_length)
+        report = lint(Path(path), self.spec.data.format, role, max_length, self._count_tokens)
         refuse(report, field)
-        return [f"{field}: {warning}" for warning in report.warnings]
+        self.reports[role] = report
+        self.warnings += [f"{field}: {warning}" for warning in report.warnings]
+        return report
 
     def _check_against_model(self) -> None:
         frozen = self.spec.search_space.frozen_layers
@@ -105,7 +177,13 @@ class Preflight:
             )
 
 
-def _changed(spec: StudySpec, changes: dict[str, dict[str, str | None]]) -> StudySpec:
+def _note(asked: HubDataset, fetched: Fetched) -> str:
+    """Where rows come from, and which of their columns were not kept."""
+    left_out = f"; left out, for JSON can't hold them: {', '.join(fetched.left_out)}" if fetched.left_out else ""
+    return f"{asked.at(fetched.commit)}, {fetched.rows:,} rows{left_out}"
+
+
+def _changed(spec: StudySpec, changes: Mapping[str, Mapping[str, Any]]) -> StudySpec:
     """The spec with some values replaced, checked again: two names may turn out to be one file."""
     values = spec.model_dump()
     for part, replaced in changes.items():

@@ -43,14 +43,20 @@ def create_study(
 @router.post("/studies:check", dependencies=[read])
 def check_study(spec: StudySpec, service: Door) -> CheckView:
     """Everything that creating would check, and what `auto` would mean; nothing is queued."""
-    checked = Preflight(spec, service.settings, service.datasets)
+    checked = Preflight(spec, service.settings, service.datasets, keep=False)
     model = checked.model
     return CheckView(
         spec=checked.spec,
         warnings=checked.warnings,
         examples=checked.examples,
-        model={"type": model.model_type, "layers": model.layers, "parameters": model.parameters},
+        model={
+            "type": model.model_type,
+            "layers": model.layers,
+            "parameters": model.parameters,
+            "base_learning_rate": checked.base_learning_rate,
+        },
         defaults=checked.defaults.model_dump(),
+        lint={role: report.as_json() for role, report in checked.reports.items()},
     )
 
 

@@ -185,9 +185,11 @@ class CheckView(View):
     warnings: list[str]
     examples: dict[str, int]
     model: dict[str, Any]
-    """Type, layers, parameters."""
+    """Type, layers, parameters, and the pre-training learning rate that multipliers multiply."""
     defaults: dict[str, int | float | str]
     """What `auto` means for this data."""
+    lint: dict[str, dict[str, Any]]
+    """What was found in `train` and, with a file of its own, `validation`."""
 
 
 class DatasetView(View):

@@ -163,20 +163,24 @@ def list_studies(as_json: Json = False, limit: Annotated[int, typer.Option(min=1
 
 
 @app.command()
-def check(spec: SpecFile, as_json: Json = False) -> None:
-    """Check a spec and its data without queueing anything, and show what `auto` means for it."""
+def check(
+    spec: Annotated[Path, typer.Argument(help="Study spec, or a data file (.jsonl).", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Check a spec and its data without queueing anything, and show what `auto` means for it.
+
+    A data file is checked by itself, on this machine and without a service.
+    """
+    from hpsearch.cli.check import DATA_SUFFIXES, check_file, refuse_faults, told_of_file, told_of_spec
+
+    if spec.suffix in DATA_SUFFIXES:
+        report = check_file(spec)
+        typer.echo(json.dumps(report) if as_json else "\n".join(told_of_file(report)))
+        refuse_faults(spec, report)
+        return
     client = Client()
     found = client.check(upload_data(read_spec(spec), spec.parent, client))
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    model, examples = found["model"], found["examples"]
-    typer.echo(f"model: {model['type']}, {model['parameters']:,} parameters, {model['layers']} layers")
-    typer.echo(f"data: {examples['train']} training and {examples['validation']} validation examples")
-    for warning in found["warnings"]:
-        typer.echo(f"warning: {warning}")
-    typer.echo("auto: " + ", ".join(f"{key} {value}" for key, value in found["defaults"].items()))
-    typer.echo("the spec is valid")
+    typer.echo(json.dumps(found) if as_json else "\n".join(told_of_spec(found)))
 
 
 @app.command()

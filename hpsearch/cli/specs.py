@@ -94,7 +94,9 @@ def upload_data(spec: dict[str, Any], beside: Path, client: Client) -> dict[str,
     if isinstance(data, dict):
         for split in ("train", "validation"):
             named = data.get(split)
-            if isinstance(named, str) and not Path(named).is_absolute() and (beside / named).is_file():
+            if not isinstance(named, str) or named.startswith(("dataset:", "hub:")) or Path(named).is_absolute():
+                continue
+            if (beside / named).is_file():
                 data[split] = f"dataset:{client.upload(beside / named)['id']}"
     if isinstance(model, dict) and isinstance(model.get("base"), str) and model["base"].startswith(("./", "../")):
         model["base"] = str((beside / model["base"]).resolve())

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hpsearch.dataset.examples import AskedFormat, Format
-from hpsearch.dataset.fingerprint import content_digest
 from hpsearch.dataset.formats import MOST_FAULTS, Fault, parse_examples
+from hpsearch.dataset.lengths import Lengths, named
 from hpsearch.dataset.load import FEWEST_EXAMPLES, too_few_text
+
+if TYPE_CHECKING:
+    from hpsearch.dataset.duplicates import Pairs, Sketches
 
 FEW_EXAMPLES = 50
 """Below this, training works but seldom helps."""
-DUPLICATES_NAMED = 5
-_KEPT_BYTES = 16  # of each content hash: 1e6 examples collide with probability 1e-27
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,18 @@ class LintReport:
     faults: tuple[tuple[int, str], ...]
     """(line, text), up to the first 20; line 0 is the file as a whole."""
     warnings: tuple[str, ...]
+    exact_duplicates: int
+    """Examples that repeat an earlier one."""
+    near_duplicates: int
+    """Further examples that nearly repeat an earlier one."""
+    prompt_bytes: int
+    """UTF-8 bytes of what is only read."""
+    completion_bytes: int
+    """UTF-8 bytes of what is learned."""
+    too_long: int | None
+    """Examples with more tokens than are read; None when tokens could not be counted."""
+    sketches: Sketches = field(repr=False, compare=False)
+    """Of the examples, in their order: what a split and an overlap are found from."""
 
     @property
     def is_usable(self) -> bool:
@@ -36,67 +49,102 @@ class LintReport:
         return not self.faults
 
     def as_json(self) -> dict[str, Any]:
-        """`{"format", "examples", "faults": [{"line", "text"}], "warnings"}`."""
+        """All of it but the sketches; a fault is `{"line", "text"}`."""
         return {
             "format": self.format,
             "examples": self.examples,
             "faults": [{"line": line, "text": text} for line, text in self.faults],
             "warnings": list(self.warnings),
+            "exact_duplicates": self.exact_duplicates,
+            "near_duplicates": self.near_duplicates,
+            "prompt_bytes": self.prompt_bytes,
+            "completion_bytes": self.completion_bytes,
+            "too_long": self.too_long,
         }
 
 
-def lint(path: Path, format: AskedFormat = "auto", role: Literal["train", "validation"] = "train") -> LintReport:  # noqa: A002
-    """Check one data file. It is streamed; only hashes of its examples are held.
+def lint(
+    path: Path,
+    format: AskedFormat = "auto",  # noqa: A002
+    role: Literal["train", "validation", "either"] = "train",
+    max_length: int | None = None,
+    count_tokens: Callable[[str], int | None] | None = None,
+) -> LintReport:
+    """Check one data file. It is streamed; some 160 bytes per example are held, and 100 more while they are compared.
+
+    Args:
+        path: The file.
+        format: As in the spec.
+        role: What it is for: the number of examples matters for training only, the prompts' share not for validation.
+        max_length: Tokens that are read of an example.
+        count_tokens: Of a text, as the base model's tokenizer has it; it may answer None when it can't tell. Left
+            out, or without `max_length`, nothing is said of long examples.
 
     Raises:
         UnknownDataset: The file can't be read.
     """
+    from hpsearch.dataset.duplicates import Sketches, exact_repeats, near_repeats
+
     found: Format | None = None
-    count = 0
     faults: list[tuple[int, str]] = []
-    first_lines: dict[bytes, int] = {}
-    duplicates: list[tuple[int, int]] = []
-    for parsed in parse_examples(path, format, f"data.{role}"):
+    sketches = Sketches()
+    lengths = Lengths(max_length, count_tokens)
+    for parsed in parse_examples(path, format, "data.train" if role == "either" else f"data.{role}"):
         if isinstance(parsed, Fault):
             faults.append((parsed.line, parsed.text))
             if len(faults) == MOST_FAULTS:
                 break
             continue
-        count += 1
         found = found or parsed.format
-        first = first_lines.setdefault(content_digest(parsed)[:_KEPT_BYTES], parsed.line)
-        if first != parsed.line:
-            duplicates.append((parsed.line, first))
-    fewest = FEWEST_EXAMPLES if role == "train" else 1
-    if not faults and count < fewest:
+        sketches.add(parsed)
+        lengths.add(parsed)
+    count = len(sketches)
+    if not faults and count < (FEWEST_EXAMPLES if role == "train" else 1):
         faults.append((0, too_few_text(str(path), count) if role == "train" else f"{path.name} has no examples"))
-    few = role == "train" and fewest <= count < FEW_EXAMPLES
-    return LintReport(found, count, tuple(faults), tuple(_warnings(count if few else None, duplicates)))
+    exact, near = exact_repeats(sketches), near_repeats(sketches)
+    warnings = (
+        *(_few_warning(count) if role == "train" else ()),
+        *_repeats_warnings(exact, near),
+        *(lengths.ratio_warning() if role != "validation" else ()),
+        *lengths.cut_off_warning(count),
+    )
+    return LintReport(
+        found, count, tuple(faults), warnings, len(exact[0]), len(near[0]),
+        lengths.prompt_bytes, lengths.completion_bytes, lengths.too_long, sketches,
+    )  # fmt: skip
 
 
-def _warnings(few: int | None, duplicates: list[tuple[int, int]]) -> Iterator[str]:
-    if few is not None:
-        yield f"only {few} examples: fine-tuning usually needs {FEW_EXAMPLES} or more to show"
-    if duplicates:
-        named = ", ".join(f"line {line} repeats line {first}" for line, first in duplicates[:DUPLICATES_NAMED])
-        more = ", ..." if len(duplicates) > DUPLICATES_NAMED else ""
-        yield f"{len(duplicates)} exact duplicates: {named}{more}"
+def lint_overlap(train: LintReport, validation: LintReport) -> tuple[str, ...]:
+    """Warn of validation examples that are also trained on, or nearly: they make the validation loss too good."""
+    from hpsearch.dataset.duplicates import repeats_across
+
+    exact, near = repeats_across(train.sketches, validation.sketches)
+    warnings = []
+    if len(exact):
+        lines = f"validation lines {named(exact)}"
+        warnings.append(f"{len(exact)} validation examples are also training examples ({lines})")
+    if len(near[0]):
+        lines = named(
+            f"validation line {line} is like training line {first}" for line, first in zip(*near, strict=True)
+        )
+        text = "take them out of one of the files, or the validation loss is too good"
+        warnings.append(f"{len(near[0])} validation examples are near-duplicates of training examples: {lines}; {text}")
+    return tuple(warnings)
 
 
-def lint_overlap(train: Path, validation: Path, format: AskedFormat = "auto") -> tuple[str, ...]:  # noqa: A002
-    """Warn of validation examples that are also trained on: they make the validation loss too good.
-
-    Lines that can't be used are passed over; `lint` names them.
-    """
-    trained = {digest for _, digest in _digests(train, format, "data.train")}
-    lines = [line for line, digest in _digests(validation, format, "data.validation") if digest in trained]
-    if not lines:
-        return ()
-    named = ", ".join(map(str, lines[:DUPLICATES_NAMED])) + (", ..." if len(lines) > DUPLICATES_NAMED else "")
-    return (f"{len(lines)} validation examples are also training examples (validation lines {named})",)
+def _few_warning(count: int) -> Iterator[str]:
+    if FEWEST_EXAMPLES <= count < FEW_EXAMPLES:
+        yield f"only {count} examples: fine-tuning usually needs {FEW_EXAMPLES} or more to show"
 
 
-def _digests(path: Path, format: AskedFormat, field: str) -> Iterator[tuple[int, bytes]]:  # noqa: A002
-    for parsed in parse_examples(path, format, field):
-        if not isinstance(parsed, Fault):
-            yield parsed.line, content_digest(parsed)[:_KEPT_BYTES]
+def _repeats_warnings(exact: Pairs, near: Pairs) -> Iterator[str]:
+    if len(exact[0]):
+        lines = named(f"line {line} repeats line {first}" for line, first in zip(*exact, strict=True))
+        yield f"{_counted(len(exact[0]), 'exact duplicate')}: {lines}"
+    if len(near[0]):
+        lines = named(f"line {line} is like line {first}" for line, first in zip(*near, strict=True))
+        yield f"{_counted(len(near[0]), 'near-duplicate')}: {lines}; take out those that teach nothing new"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

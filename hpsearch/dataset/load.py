@@ -1,4 +1,4 @@
-"""From the data section of a spec to the two splits: the API's check and the device read data through this alone."""
+"""From the data section of a spec to the two splits, as the runner and the device read them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hpsearch.spec.data import DataSpec
 
 FEWEST_EXAMPLES = 10
 """In the training file."""
+ALL_THE_SAME = "all training examples are the same: give a validation file"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Split:
 def load(data: DataSpec) -> Split:
     """Read and check the examples that a spec names; its paths are absolute by now.
 
+    `hpsearch.dataset.lint` finds the same without holding the examples.
+
     Raises:
         UnknownDataset: A file can't be read; `field` is `data.train` or `data.validation`.
         InvalidDataset: Lines can't be used, or there is nothing to validate on.
@@ -37,7 +40,7 @@ def load(data: DataSpec) -> Split:
     if data.validation is None:
         train, validation = split(examples, data.validation_fraction)
         if not validation:
-            raise InvalidDataset("all training examples are the same: give a validation file", "data.train")
+            raise InvalidDataset(ALL_THE_SAME, "data.train")
         return Split(train, validation)
     validation = tuple(read_examples(Path(data.validation), data.format, "data.validation"))
     if not validation:

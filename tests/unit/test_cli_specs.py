@@ -149,6 +149,12 @@ class TestAgainstTheService:
         fields = spec_fields(data={"train": "elsewhere.jsonl", "validation": "/elsewhere.jsonl"})
         assert upload_data(fields, beside, Client(service_url)) == fields
 
+    def test_a_hub_dataset_is_the_services_business_whatever_lies_beside(self, beside: Path, service_url: str) -> None:
+        (beside / "hub:org").mkdir()
+        (beside / "hub:org" / "name").write_text("{}")
+        fields = spec_fields(data={"train": "hub:org/name", "validation": "dataset:ds-1"})
+        assert upload_data(fields, beside, Client(service_url)) == fields
+
     def test_a_models_folder_beside_the_spec_becomes_absolute(self, beside: Path, service_url: str) -> None:
         fields = spec_fields(model={"base": "./model"}, data={"train": "dataset:x"})
         assert upload_data(fields, beside, Client(service_url))["model"]["base"] == str(beside / "model")

@@ -1,17 +1,20 @@
-"""Splitting, fingerprints, loading and lint."""
+"""Splitting, fingerprints and loading."""
 
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpsearch.dataset import TextExample, fingerprint, lint, lint_overlap, load, split
+from hpsearch.dataset import TextExample, fingerprint, load, split
+from hpsearch.dataset.fingerprint import content_digest
 from hpsearch.errors import InvalidDataset, TooFewExamples, UnknownDataset
 from hpsearch.spec.data import DataSpec
+from tests.unit.test_dataset_duplicates import a_text, edited, families, grouped
 
 
 def examples(*texts: str) -> list[TextExample]:
@@ -47,6 +50,67 @@ def test_examples_stay_on_their_side_when_others_are_added(texts, more, fraction
     after = set(said(split(examples(*more, *texts), fraction)[1]))
     moved = {text for text in texts if (text in before) != (text in after)}
     assert len(moved) <= 2  # only those that were moved so that no side is empty
+
+
+def sides(texts, fraction: float) -> list[bool]:
+    """Of each text whether it is held back."""
+    numbered = examples(*texts)
+    held = {example.line for example in split(numbered, fraction)[1]}
+    return [example.line in held for example in numbered]
+
+
+def by_its_hash_alone(text: str, fraction: float) -> bool:
+    return int.from_bytes(content_digest(TextExample("p", text, 1))[:8], "big") < fraction * 2**64
+
+
+ANCHORS = [
+    next(text for text in map(str, range(10_000)) if by_its_hash_alone(text, 0.005)),
+    next(text for text in map(str, range(10_000)) if not by_its_hash_alone(text, 0.995)),
+]
+"""One far at each end, so that no side is ever empty and nothing moves for that reason."""
+
+
+@given(texts=families(), fraction=fractions)
+def test_near_duplicates_are_on_the_side_of_the_first(texts, fraction):
+    texts = ANCHORS + texts
+    held = sides(texts, fraction)
+    for place, first in enumerate(grouped(f"p {text}" for text in texts)):
+        assert held[place] == by_its_hash_alone(texts[first], fraction)
+
+
+@given(texts=families(), more=families(), fraction=fractions)
+def test_appending_moves_only_groups_that_it_joins(texts, more, fraction):
+    texts = ANCHORS + texts
+    before, after = sides(texts, fraction), sides(texts + more, fraction)[: len(texts)]
+    apart, joined = grouped(f"p {text}" for text in texts), grouped(f"p {text}" for text in texts + more)
+    for place in range(len(texts)):
+        if before[place] != after[place]:
+            assert apart[place] != joined[place]
+
+
+@given(texts=families(), more=families(), fraction=fractions, dice=st.randoms(use_true_random=False))
+def test_what_has_no_near_duplicate_never_moves(texts, more, fraction, dice):
+    own = [a_text(random.Random(10**7 + number), 200) for number in range(5)]
+    everything = ANCHORS + own + texts + more
+    dice.shuffle(everything)
+    held = dict(zip(everything, sides(everything, fraction), strict=True))
+    assert [held[text] for text in own] == [by_its_hash_alone(text, fraction) for text in own]
+
+
+def test_files_without_near_duplicates_are_split_as_by_hash_alone():
+    texts = [a_text(random.Random(number), 120) for number in range(2000)]
+    assert sides(texts, 0.1) == [by_its_hash_alone(text, 0.1) for text in texts]
+
+
+def test_examples_that_are_all_alike_are_divided_by_content():
+    dice = random.Random(1)
+    text = a_text(dice, 2000)
+    texts = [edited(text, dice) for _ in range(12)]
+    assert len(set(grouped(texts))) == 1
+    for fraction in (0.01, 0.1, 0.5, 0.99):
+        train, validation = split(examples(*texts), fraction)
+        assert train
+        assert validation
 
 
 def test_the_fraction_is_kept():
@@ -104,47 +168,3 @@ def test_load_refuses_what_can_not_be_trained_on(tmp_path):
     with pytest.raises(UnknownDataset) as caught:
         load(a_spec(good, tmp_path / "none.jsonl"))
     assert caught.value.field == "data.validation"
-
-
-def test_lint_of_a_good_file_is_silent(tmp_path):
-    report = lint(a_file(tmp_path, "a.jsonl", map(str, range(60))))
-    assert report.is_usable
-    assert report.as_json() == {"format": "prompt_completion", "examples": 60, "faults": [], "warnings": []}
-
-
-def test_lint_warns_of_few_examples_and_of_duplicates(tmp_path):
-    report = lint(a_file(tmp_path, "a.jsonl", ["x", "y", "x", *map(str, range(20)), "y", "x"]))
-    assert report.is_usable
-    few, duplicates = report.warnings
-    assert few.startswith("only 25 examples")
-    assert duplicates == "3 exact duplicates: line 3 repeats line 1, line 24 repeats line 2, line 25 repeats line 1"
-
-
-def test_lint_names_a_few_duplicates_of_many(tmp_path):
-    (duplicates,) = lint(a_file(tmp_path, "a.jsonl", ["x"] * 60)).warnings
-    assert duplicates.startswith("59 exact duplicates: line 2 repeats line 1")
-    assert duplicates.endswith("line 6 repeats line 1, ...")
-
-
-def test_lint_finds_the_faults_that_reading_refuses(tmp_path):
-    path = a_file(tmp_path, "a.jsonl", map(str, range(30)))
-    path.write_text(path.read_text() + "x\n\n{}\n")
-    report = lint(path)
-    assert not report.is_usable
-    assert [line for line, _ in report.faults] == [31, 33]
-    assert report.as_json()["faults"][0] == {"line": 31, "text": "not JSON (Expecting value, column 1)"}
-
-
-def test_lint_refuses_too_few_to_train_on_and_none_to_validate_on(tmp_path):
-    few = a_file(tmp_path, "few.jsonl", "abc")
-    assert lint(few).faults == ((0, "few.jsonl has 3 examples; at least 10 are needed to train on"),)
-    assert lint(few, role="validation").is_usable
-    assert not lint(a_file(tmp_path, "empty.jsonl", []), role="validation").is_usable
-
-
-def test_lint_counts_the_overlap_of_two_files(tmp_path):
-    train = a_file(tmp_path, "t.jsonl", map(str, range(30)))
-    validation = a_file(tmp_path, "v.jsonl", ["x", "7", "y", "3"])
-    (warning,) = lint_overlap(train, validation)
-    assert warning == "2 validation examples are also training examples (validation lines 2, 4)"
-    assert lint_overlap(train, a_file(tmp_path, "w.jsonl", ["x"])) == ()

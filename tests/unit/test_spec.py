@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from hpsearch.cli.specs import read_spec
 from hpsearch.spec import StudySpec
 from hpsearch.spec.closed import as_invalid_spec, problems_of
+from hpsearch.spec.data import HubDataset
 from hpsearch.spec.space import SearchSpace
 from tests.builders import a_spec, spec_fields
 
@@ -214,6 +215,22 @@ def test_a_plain_name_is_taken(name: str) -> None:
     ("changes", "field", "said"),
     [
         pytest.param({"data": {"train": "a.jsonl", "validation": "a.jsonl"}}, "data", "same file", id="same-file"),
+        pytest.param(
+            {"data": {"train": "hub:a/b?split=x", "validation": "hub:a/b?split=x"}},
+            "data",
+            "same file",
+            id="same-split",
+        ),
+        pytest.param(
+            {"data": {"train": "hub:a/b", "validation": "hub:/b"}}, "data.validation", "id on the hub", id="hub-path"
+        ),
+        pytest.param({"data": {"train": "hub:a/b?splt=x"}}, "data.train", "split, config, revision", id="hub-key"),
+        pytest.param({"data": {"train": "hub:a/b?"}}, "data.train", "split, config, revision", id="hub-no-key"),
+        pytest.param({"data": {"train": "hub:a/b?split=x&split=y"}}, "data.train", "given twice", id="hub-key-twice"),
+        pytest.param({"data": {"train": "hub:a/b?split=x[1]"}}, "data.train", "train[:2000]", id="hub-split"),
+        pytest.param({"data": {"train": "hub:a/b?split="}}, "data.train", "train[:2000]", id="hub-empty-split"),
+        pytest.param({"data": {"train": "hub:a/b?config=../x"}}, "data.train", "configuration", id="hub-config"),
+        pytest.param({"data": {"train": "hub:a/b?revision=-x"}}, "data.train", "a commit", id="hub-revision"),
         pytest.param({"data": {"train": ""}}, "data.train", "at least 1", id="no-file"),
         pytest.param({"data": {}}, "data.train", "required", id="no-data"),
         pytest.param({"model": {}}, "model.base", "required", id="no-model"),
@@ -486,3 +503,35 @@ def test_the_schema_accepts_what_the_code_accepts(spec: StudySpec) -> None:
 
 
 SCHEMA = jsonschema.Draft202012Validator(StudySpec.model_json_schema())
+
+
+@pytest.mark.parametrize(
+    ("named", "meant"),
+    [
+        ("hub:squad", HubDataset("squad", "train")),
+        ("hub:org/name", HubDataset("org/name", "train")),
+        ("hub:org/na.me-2?split=test", HubDataset("org/na.me-2", "test")),
+        ("hub:a/b?split=train[:10%]+test[-5:]", HubDataset("a/b", "train[:10%]+test[-5:]")),
+        (
+            "hub:a/b?config=en-US&revision=refs/convert/parquet",
+            HubDataset("a/b", "train", "en-US", "refs/convert/parquet"),
+        ),
+        ("data/hub:a/b", None),
+        ("dataset:ds-1", None),
+    ],
+)
+def test_a_hub_dataset_is_read_from_its_name(named: str, meant: HubDataset | None) -> None:
+    found = HubDataset.parse(named, "train")
+    assert found == meant
+    assert found is None or HubDataset.parse(str(found), "validation") == found
+
+
+def test_both_splits_may_be_of_one_hub_dataset() -> None:
+    data = a_spec(data={"train": "hub:a/b", "validation": "hub:a/b"}).data
+    assert HubDataset.parse(str(data.validation), "validation") == HubDataset("a/b", "validation")
+
+
+def test_where_data_comes_from_is_kept_only_where_it_is_known() -> None:
+    assert "origins" not in a_spec().model_dump()["data"]
+    spec = a_spec(data={"train": "a.jsonl", "origins": {"train": "hub:a/b?split=train&revision=1"}})
+    assert StudySpec.model_validate_json(spec.model_dump_json()) == spec

@@ -1,0 +1,54 @@
+"""What `hpsearch check` says: of a spec, from the service; of a data file, without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hpsearch.errors import HpsearchError, InvalidDataset
+
+DATA_SUFFIXES = {".jsonl", ".ndjson"}
+
+
+def check_file(path: Path) -> dict[str, Any]:
+    """The lint report of a data file on this machine.
+
+    Raises:
+        UnknownDataset: It can't be read.
+        HpsearchError: This is the plain client, which can't compare texts.
+    """
+    try:
+        from hpsearch.dataset.lint import lint
+
+        return lint(path).as_json()
+    except ImportError as error:
+        raise HpsearchError(f"checking data needs {error.name}: pip install 'hpsearch[api]'") from None
+
+
+def told_of_file(report: dict[str, Any]) -> Iterator[str]:
+    """A lint report, line by line: what must be mended comes last, where a person looks."""
+    yield f"{report['examples']:,} usable examples, format {report['format']}"
+    yield f"text: {report['prompt_bytes']:,} bytes of prompts, {report['completion_bytes']:,} of completions"
+    yield from (f"warning: {warning}" for warning in report["warnings"])
+    for fault in report["faults"]:
+        yield f"fault: line {fault['line']}: {fault['text']}" if fault["line"] else f"fault: {fault['text']}"
+
+
+def refuse_faults(path: Path, report: dict[str, Any]) -> None:
+    """Raise InvalidDataset when there is something that must be mended."""
+    faults = report["faults"]
+    if faults:
+        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+        raise InvalidDataset(f"{path}: {count} to mend", line=int(faults[0]["line"]))
+
+
+def told_of_spec(found: dict[str, Any]) -> Iterator[str]:
+    """What the service says of a spec, line by line."""
+    model, examples = found["model"], found["examples"]
+    yield f"model: {model['type']}, {model['parameters']:,} parameters, {model['layers']} layers"
+    yield f"data: {examples['train']} training and {examples['validation']} validation examples"
+    yield from (f"warning: {warning}" for warning in found["warnings"])
+    yield "auto: " + ", ".join(f"{key} {value}" for key, value in found["defaults"].items())
+    yield f"base learning rate: {model['base_learning_rate']:.3g} (the multiplier multiplies it)"
+    yield "the spec is valid"
