@@ -17,6 +17,7 @@ from hpsearch.cli.serve import say
 from hpsearch.cli.specs import read_spec
 from hpsearch.errors import HpsearchError, InvalidInput, InvalidSpec, UnknownDataset
 from hpsearch.results import Report
+from hpsearch.settings import Settings
 from hpsearch.spec.closed import as_invalid_spec
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.space import SearchSpace
@@ -42,7 +43,7 @@ def finetune(path: Path, output: Path, device: str) -> dict[str, Any]:
             raise HpsearchError(f"{package} is not installed here: pip install 'hpsearch[worker]'")
     chosen = _device(device)  # the first import of torch: seconds
     from hpsearch.finetune import finetune as train
-    from hpsearch.finetune import snapshot
+    from hpsearch.finetune import prepare, snapshot
 
     checkpoint = output / CHECKPOINT
     weights = checkpoint / "weights"
@@ -51,7 +52,18 @@ def finetune(path: Path, output: Path, device: str) -> dict[str, Any]:
     except OSError as error:
         raise InvalidInput(f"{output} can't be written: {error.strerror}") from None
     try:
-        outcome = train(config, _tell, device=chosen, save_to=weights, checkpoint=checkpoint, on_resume=_tell_resumed)
+        prepared = prepare(config, chosen, Settings().token_cache_folder)
+        for text in prepared.warnings:
+            say(text)
+        outcome = train(
+            config,
+            _tell,
+            prepared=prepared,
+            device=chosen,
+            save_to=weights,
+            checkpoint=checkpoint,
+            on_resume=_tell_resumed,
+        )
     except KeyboardInterrupt:
         say("stopped; the same command goes on from the last report")
         raise typer.Exit(130) from None

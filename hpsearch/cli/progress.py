@@ -48,6 +48,8 @@ class Progress:
         if kind == "study.baseline":
             self.baseline = event[self.metric]
             return f"baseline (the untouched base model): {self.metric} {self.baseline:.4f}"
+        if kind == "study.warning":
+            return f"warning: {event['text']}"
         if kind.startswith("study."):
             self.state = {"study.started": "running", "study.taken_over": "running"}.get(kind, self.state)
             if kind in ("study.finished", "study.failed", "study.cancelled", "study.queued"):

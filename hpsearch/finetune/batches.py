@@ -8,20 +8,31 @@ the last of an epoch, which takes what remains.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from hpsearch.finetune.packing import positions
 from hpsearch.finetune.seeds import derived_seed
-from hpsearch.finetune.tokens import TokenisedExample
+from hpsearch.finetune.tokenised import TokenisedExample, TokenisedExamples
 
 PADDING = 0
 """Any id will do: real positions never look at later ones, and padding has no weight."""
 
+MOST_KEPT_TOKENS = 4_000_000
+"""Of a split whose micro-batches are kept: at most 100 MB on the device."""
+
 MOST_PADDING = 1 / 8
 """Padding in a micro-batch, in token budgets, beyond which another one is opened: about what opening one costs."""
+
+
+_kept: WeakKeyDictionary[TokenisedExamples, tuple[tuple[int, Reading], tuple[MicroBatch, ...]]]
+_kept = WeakKeyDictionary()
 
 
 @functools.lru_cache(maxsize=8)
@@ -47,32 +58,58 @@ class MicroBatch:
     """What one forward pass reads, and which predictions of it count. M = counted predictions."""
 
     ids: Tensor
-    """int64, [B, T], right-padded."""
+    """int64, [B, T]: padded at the right, or one packed row."""
     places: Tensor
     """int64, [M]: where the predictions are made, in the flattened [B * T]."""
     targets: Tensor
     """int64, [M]: the tokens to predict, each one position after its place."""
     completion: Tensor
     """bool, [M]: whether the target is a completion token."""
+    lengths: tuple[int, ...] = ()
+    """Of the sequences in a packed row."""
+    positions: Tensor | None = None
+    """int64, [1, T], in a packed row."""
 
 
-def micro_batches(
-    examples: Sequence[TokenisedExample], token_budget: int, *, prompts: bool, device: torch.device
-) -> Iterator[MicroBatch]:
-    """Cut examples into padded micro-batches of like lengths, longest first.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How examples are laid out for a model."""
+
+    packs: bool
+    """In one row without padding, or a row for each, padded to the longest."""
+    prompts: bool
+    """Whether predictions of prompt tokens count too."""
+    device: torch.device
+    """Where the tensors go."""
+
+
+def micro_batches(examples: Sequence[TokenisedExample], token_budget: int, reading: Reading) -> Iterator[MicroBatch]:
+    """Cut examples into micro-batches of like lengths, longest first.
 
     Args:
-        examples: Of one optimizer batch, or of the validation split.
+        examples: Of one split: an optimizer batch, or all of them.
         token_budget: Tokens of a micro-batch, padding included; a longer example is one by itself.
-        prompts: Whether predictions of prompt tokens count too.
-        device: Where the tensors go.
+        reading: Packed or padded, what counts, and where.
     """
     ordered = sorted(examples, key=len, reverse=True)
-    for start, end in _cuts([len(example) for example in ordered], token_budget):
-        yield _collate(ordered[start:end], prompts=prompts, device=device)
+    lengths = [len(example) for example in ordered]
+    cuts, collate = (_packed_cuts, _packed) if reading.packs else (_padded_cuts, _padded)
+    for start, end in cuts(lengths, token_budget):
+        yield collate(ordered[start:end], reading)
 
 
-def _cuts(lengths: Sequence[int], token_budget: int) -> Iterator[tuple[int, int]]:
+def _packed_cuts(lengths: Sequence[int], token_budget: int) -> Iterator[tuple[int, int]]:
+    """Runs [start, end) within the budget."""
+    start = tokens = 0
+    for place, length in enumerate(lengths):
+        if place > start and tokens + length > token_budget:
+            yield start, place
+            start, tokens = place, 0
+        tokens += length
+    yield start, len(lengths)
+
+
+def _padded_cuts(lengths: Sequence[int], token_budget: int) -> Iterator[tuple[int, int]]:
     """Runs [start, end) of descending lengths, each within the budget and with little padding."""
     start = padding = 0
     for place, length in enumerate(lengths):
@@ -84,19 +121,52 @@ def _cuts(lengths: Sequence[int], token_budget: int) -> Iterator[tuple[int, int]
     yield start, len(lengths)
 
 
-def _collate(examples: Sequence[TokenisedExample], *, prompts: bool, device: torch.device) -> MicroBatch:
-    width = len(examples[0])
-    ids = torch.full((len(examples), width), PADDING, dtype=torch.int64)
-    counted = torch.zeros((len(examples), width), dtype=torch.bool)
-    completion = torch.zeros((len(examples), width), dtype=torch.bool)
-    for row, example in enumerate(examples):
-        ids[row, : len(example)] = example.ids
-        completion[row, : len(example)] = example.completion
-        counted[row, 1 : len(example)] = True if prompts else example.completion[1:]
-    targets = counted.flatten().nonzero().squeeze(1)
-    return MicroBatch(
-        ids.to(device, non_blocking=True),
-        (targets - 1).to(device, non_blocking=True),
-        ids.flatten()[targets].to(device, non_blocking=True),
-        completion.flatten()[targets].to(device, non_blocking=True),
-    )
+def kept_micro_batches(examples: TokenisedExamples, token_budget: int, reading: Reading) -> Iterable[MicroBatch]:
+    """The micro-batches of a whole split, which stay on the device for the next time; a very large split's do not.
+
+    Only the last kind that was asked for is kept, as long as the split lives.
+    """
+    if len(examples.split.ids) > MOST_KEPT_TOKENS:
+        return micro_batches(examples, token_budget, reading)
+    kind = token_budget, reading
+    known = _kept.get(examples)
+    if known is None or known[0] != kind:
+        with torch.inference_mode(mode=False):  # usable anywhere, whoever asked first
+            known = kind, tuple(micro_batches(examples, token_budget, reading))
+        _kept[examples] = known
+    return known[1]
+
+
+def _padded(examples: Sequence[TokenisedExample], reading: Reading) -> MicroBatch:
+    """Of one split, the longest first."""
+    split, width = examples[0].split, len(examples[0])
+    starts = np.array([example.start for example in examples])[:, None]
+    ends = np.array([example.end for example in examples])[:, None]
+    sources = starts + np.arange(width)
+    real = sources < ends
+    ids = np.where(real, split.ids.take(sources, mode="clip"), PADDING).astype(np.int64)
+    completion = split.completion.take(sources, mode="clip")
+    counted = real if reading.prompts else real & completion
+    counted[:, 0] = False
+    return MicroBatch(*_on_device(ids, counted, completion, reading.device))
+
+
+def _packed(examples: Sequence[TokenisedExample], reading: Reading) -> MicroBatch:
+    """Of one split, one after the other."""
+    split = examples[0].split
+    lengths = tuple(len(example) for example in examples)
+    ids = np.concatenate([split.ids[example.start : example.end] for example in examples]).astype(np.int64)
+    completion = np.concatenate([split.completion[example.start : example.end] for example in examples])
+    counted = np.ones_like(completion) if reading.prompts else completion.copy()
+    counted[np.cumsum([0, *lengths[:-1]])] = False
+    on_device = _on_device(ids[None], counted, completion, reading.device)
+    return MicroBatch(*on_device, lengths, positions(lengths).to(reading.device))
+
+
+def _on_device(
+    ids: NDArray[np.int64], counted: NDArray[np.bool_], completion: NDArray[np.bool_], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    targets = counted.ravel().nonzero()[0]
+    batch = ids, targets - 1, ids.ravel()[targets], completion.ravel()[targets]
+    ids_, places, wanted, said = (torch.from_numpy(each).to(device, non_blocking=True) for each in batch)
+    return ids_, places, wanted, said

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from hpsearch.finetune.batches import micro_batches
+from hpsearch.finetune.batches import Reading, kept_micro_batches, micro_batches
 from hpsearch.finetune.loss import scores
 from hpsearch.finetune.model import Anatomy, precision
-from hpsearch.finetune.tokens import TokenisedExample
+from hpsearch.finetune.tokenised import TokenisedExample, TokenisedExamples
 
 CONTRACT_VERSION = 1
 """Raise it with any change that moves values."""
@@ -47,10 +47,15 @@ def evaluate(model: Any, anatomy: Anatomy, examples: Sequence[TokenisedExample],
         token_budget: Tokens of a micro-batch, padding included.
     """
     device = model.device
+    reading = Reading(anatomy.packs, prompts=True, device=device)
+    if isinstance(examples, TokenisedExamples):
+        batches = kept_micro_batches(examples, token_budget, reading)
+    else:
+        batches = micro_batches(examples, token_budget, reading)
     # Completion nll, completion hits, completion tokens, prompt nll, prompt tokens: one transfer at the end.
     sums = torch.zeros(5, dtype=torch.float64, device=device)
     with torch.inference_mode(), precision(device):
-        for batch in micro_batches(examples, token_budget, prompts=True, device=device):
+        for batch in batches:
             for nll, hits, completion in scores(model, anatomy, batch):
                 # `where`, not a product: an infinite prompt loss must not make the completions' NaN.
                 counted = [

@@ -7,7 +7,7 @@ Each member holds adapters of its own (a dict by layer name); to switch members 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +32,12 @@ class Dropout:
     active: bool = False
     """Whether the member trains now; evaluation drops nothing."""
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Zero a part of the inputs and scale up the rest."""
+    def kept(self, inputs: Tensor) -> Tensor | None:
+        """What to multiply adapter inputs by: 0 where one is dropped, more than 1 elsewhere; None drops nothing."""
         if not self.active or self.rate == 0:
-            return inputs
+            return None
         kept = torch.empty_like(inputs).bernoulli_(1 - self.rate, generator=self.generator)
-        return inputs * kept.div_(1 - self.rate)
+        return kept.div_(1 - self.rate)
 
 
 @dataclass
@@ -49,11 +49,48 @@ class Adapter:
     scale: float
     dropout: Dropout
 
-    def added_to(self, outputs: Tensor, inputs: Tensor) -> Tensor:
-        """The layer's output [..., out] plus what the adapter makes of its input [..., in]."""
-        inner = F.linear(self.dropout(inputs), self.a).flatten(0, -2)
-        # One product that adds and scales: separate ones would each pass over the whole output again.
-        return torch.addmm(outputs.flatten(0, -2), inner, self.b.t(), alpha=self.scale).view_as(outputs)
+
+class _Adapted(torch.autograd.Function):
+    """A frozen linear layer with its adapter, in as few passes over its input and output as there are products.
+
+    Left to autograd, each of the four products of the adapter would read or write a copy of its own, and the two
+    gradients of the input would be added in a pass of their own: that costs more than the products.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd passes them by position
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, kept: Any
+    ) -> Tensor:
+        """Inputs [N, in], weight [out, in], bias [out], A [r, in], B [out, r], kept [N, in] or None -> [N, out]."""
+        # As autocast does: the products are of the base's precision, the adapters themselves stay float32.
+        ctx.adapters_dtype = a.dtype
+        inputs, a, b = inputs.to(weight.dtype), a.to(weight.dtype), b.to(weight.dtype)
+        adapted = inputs if kept is None else inputs * kept
+        inner = adapted @ a.t()
+        outputs = F.linear(inputs, weight, bias).addmm_(inner, b.t(), alpha=scale)
+        ctx.save_for_backward(inputs, weight, a, b, inner, kept)
+        ctx.scale = scale
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Of the inputs (unless nothing below is trained), A and B."""
+        inputs, weight, a, b, inner, kept = ctx.saved_tensors
+        gradient = gradients[0]
+        inner_gradient = (gradient @ b).mul_(ctx.scale)
+        of_b = (gradient.t() @ inner).mul_(ctx.scale)
+        of_a = inner_gradient.t() @ (inputs if kept is None else inputs * kept)
+        of_inputs = None
+        if ctx.needs_input_grad[0]:
+            of_inputs = gradient @ weight
+            if kept is None:
+                of_inputs.addmm_(inner_gradient, a)
+            else:
+                of_inputs.addcmul_(inner_gradient @ a, kept)
+        return of_inputs, None, None, of_a.to(ctx.adapters_dtype), of_b.to(ctx.adapters_dtype), None, None
+
+
+_adapted: Callable[..., Tensor] = _Adapted.apply  # torch leaves `apply` untyped
 
 
 class AdaptedLinear(nn.Module):
@@ -61,7 +98,7 @@ class AdaptedLinear(nn.Module):
 
     def __init__(self, frozen: nn.Module) -> None:
         super().__init__()
-        self.frozen = frozen
+        self.frozen: Any = frozen
         self.active: Adapter | None = None
         weight: Any = frozen.weight
         # GPT-2's Conv1D keeps its weight as [in, out].
@@ -79,8 +116,14 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        outputs: Tensor = self.frozen(inputs)
-        return outputs if self.active is None else self.active.added_to(outputs, inputs)
+        if self.active is None:
+            unadapted: Tensor = self.frozen(inputs)
+            return unadapted
+        adapter, flat = self.active, inputs.flatten(0, -2)
+        weight = self.frozen.weight.t() if is_conv1d(self.frozen) else self.frozen.weight
+        kept = adapter.dropout.kept(flat)
+        outputs: Tensor = _adapted(flat, weight, self.bias, adapter.a, adapter.b, adapter.scale, kept)
+        return outputs.view(*inputs.shape[:-1], self.out_features)
 
 
 Adapters = dict[str, Adapter]

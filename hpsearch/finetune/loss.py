@@ -6,20 +6,20 @@ the first micro-batch runs, so the parts add up to the whole. All sums are float
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from hpsearch.finetune.batches import MicroBatch
 from hpsearch.finetune.model import Anatomy, hidden_states
-from hpsearch.finetune.tokens import TokenisedExample
+from hpsearch.finetune.packing import packed
+from hpsearch.finetune.tokenised import TokenisedExample
 
 LARGEST_LOGITS = 2**27
-"""Elements of logits held at a time (512 MiB): a large vocabulary's are computed in chunks, again for the gradient."""
+"""Elements of logits held at a time (512 MiB): a large vocabulary's are computed in chunks."""
 
 
 def total_weight(examples: Sequence[TokenisedExample], prompt_loss_weight: float) -> float:
@@ -33,20 +33,9 @@ def weighted_nll(model: Any, anatomy: Anatomy, batch: MicroBatch, prompt_loss_we
     """sum(w * nll) of a micro-batch, in nats: a float32 scalar with a gradient."""
     weights = torch.where(batch.completion, 1.0, prompt_loss_weight)
     if not anatomy.splits:
-        logits = model(input_ids=batch.ids, use_cache=False).logits.flatten(0, 1).index_select(0, batch.places)
-        return (F.cross_entropy(logits.float(), batch.targets, reduction="none") * weights).sum()
+        return (F.cross_entropy(_logits(model, batch).float(), batch.targets, reduction="none") * weights).sum()
     head = model.get_output_embeddings()
-    states = hidden_states(model, batch.ids).flatten(0, 1).index_select(0, batch.places)
-
-    def part(states: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        return (F.cross_entropy(head(states).float(), targets, reduction="none") * weights).sum()
-
-    rows = _rows_at_a_time(head)
-    if len(states) <= rows:
-        return part(states, batch.targets, weights)
-    chunks = zip(torch.split(states, rows), torch.split(batch.targets, rows), torch.split(weights, rows), strict=True)
-    parts = [checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks]
-    return torch.stack(parts).sum()
+    return _head_nll(_states(model, batch), head.weight, getattr(head, "bias", None), batch.targets, weights)
 
 
 def scores(model: Any, anatomy: Anatomy, batch: MicroBatch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -55,21 +44,78 @@ def scores(model: Any, anatomy: Anatomy, batch: MicroBatch) -> Iterator[tuple[Te
     For evaluation: call it without gradients.
     """
     if not anatomy.splits:
-        logits = model(input_ids=batch.ids, use_cache=False).logits.flatten(0, 1).index_select(0, batch.places)
-        yield (*_scored(logits, batch.targets), batch.completion)
+        yield (*_scored(_logits(model, batch), batch.targets), batch.completion)
         return
     head = model.get_output_embeddings()
-    states = hidden_states(model, batch.ids).flatten(0, 1).index_select(0, batch.places)
-    rows = _rows_at_a_time(head)
-    for chunk, targets, completion in zip(
-        torch.split(states, rows), torch.split(batch.targets, rows), torch.split(batch.completion, rows), strict=True
-    ):
+    rows = _rows_at_a_time(head.weight)
+    parts = (torch.split(each, rows) for each in (_states(model, batch), batch.targets, batch.completion))
+    for chunk, targets, completion in zip(*parts, strict=True):
         yield (*_scored(head(chunk), targets), completion)
+
+
+def _logits(model: Any, batch: MicroBatch) -> Tensor:
+    """[M, V]: at the places that count, for a model whose head can't be applied by itself."""
+    placed = {} if batch.positions is None else {"position_ids": batch.positions}
+    with packed(model, batch.lengths):
+        logits: Tensor = model(input_ids=batch.ids, use_cache=False, **placed).logits
+    return logits.flatten(0, 1).index_select(0, batch.places)
+
+
+def _states(model: Any, batch: MicroBatch) -> Tensor:
+    """[M, H]: the last hidden states at the places that count."""
+    with packed(model, batch.lengths):
+        states = hidden_states(model, batch.ids, batch.positions)
+    return states.flatten(0, 1).index_select(0, batch.places)
+
+
+class _HeadNLL(torch.autograd.Function):
+    """sum(w * nll) of the output head and its gradient, which is softmax minus one-hot, in the same pass.
+
+    Logits exist in chunks of rows, once, and are overwritten by their gradient: neither kept for the backward pass nor
+    computed again for it. (Hsu et al. 2024, https://arxiv.org/abs/2410.10989, section 3.2, for the chunks.)
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd passes them by position
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor
+    ) -> Tensor:
+        """States [M, H], weight [V, H], bias [V], targets and weights [M] -> a float32 scalar."""
+        wanted_states, wanted_weight, wanted_bias = ctx.needs_input_grad[:3]
+        total = torch.zeros((), dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)
+        states_gradient = torch.empty_like(states) if wanted_states else None
+        weight_gradient = torch.zeros_like(weight) if wanted_weight else None
+        bias_gradient = torch.zeros_like(bias) if wanted_bias and bias is not None else None
+        for start in range(0, len(states), _rows_at_a_time(weight)):
+            rows = slice(start, start + _rows_at_a_time(weight))
+            logits = F.linear(states[rows], weight, bias)
+            gradient = logits.to(total.dtype)
+            places, counts = targets[rows].unsqueeze(1), weights[rows].unsqueeze(1)
+            largest, target = gradient.amax(-1, keepdim=True), gradient.gather(1, places)
+            norm = gradient.sub_(largest).exp_().sum(-1, keepdim=True)
+            total += ((norm.log() + largest - target) * counts).sum()
+            gradient.mul_(counts / norm).scatter_add_(1, places, -counts)
+            if states_gradient is not None:
+                states_gradient[rows] = gradient @ weight
+            if weight_gradient is not None:
+                weight_gradient += gradient.t() @ states[rows]
+            if bias_gradient is not None:
+                bias_gradient += gradient.sum(0)
+        ctx.gradients = states_gradient, weight_gradient, bias_gradient
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Scaled by the gradient of the sum."""
+        own = tuple(None if each is None else each * gradients[0].to(each.dtype) for each in ctx.gradients)
+        return (*own, None, None)
+
+
+_head_nll: Callable[..., Tensor] = _HeadNLL.apply  # torch leaves `apply` untyped
 
 
 def _scored(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(logits.float(), targets, reduction="none"), logits.argmax(-1) == targets
 
 
-def _rows_at_a_time(head: Any) -> int:
-    return max(1, LARGEST_LOGITS // int(head.weight.shape[0]))
+def _rows_at_a_time(head: Tensor) -> int:
+    return max(1, LARGEST_LOGITS // len(head))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hpsearch.errors import Diverged, OutOfMemory
-from hpsearch.finetune.batches import micro_batches, optimizer_batch, steps_per_epoch
+from hpsearch.finetune.batches import Reading, micro_batches, optimizer_batch, steps_per_epoch
 from hpsearch.finetune.evaluate import evaluate
 from hpsearch.finetune.loss import total_weight, weighted_nll
 from hpsearch.finetune.model import precision
@@ -22,7 +22,7 @@ from hpsearch.finetune.optimizer import build_optimizer, check_frozen_layers, se
 from hpsearch.finetune.prepare import Prepared, as_report
 from hpsearch.finetune.schedule import learning_rate_factor, warmup_steps
 from hpsearch.finetune.snapshot import Snapshot, identity
-from hpsearch.finetune.tokens import TokenisedExample
+from hpsearch.finetune.tokenised import TokenisedExample
 from hpsearch.finetune.weights import State, own_weights
 from hpsearch.results import Report
 from hpsearch.spec.finetune import FinetuneConfig
@@ -190,8 +190,9 @@ class Member:
         self._optimizer.zero_grad(set_to_none=True)
         loaded, prompt_loss_weight = self.prepared.loaded, self.config.hyperparameters.prompt_loss_weight
         total = torch.zeros_like(self._nll)
+        reading = Reading(loaded.anatomy.packs, prompts=prompt_loss_weight > 0, device=loaded.device)
         with self._weights.training(self.steps) as model:
-            for part in micro_batches(batch, token_budget, prompts=prompt_loss_weight > 0, device=loaded.device):
+            for part in micro_batches(batch, token_budget, reading):
                 with precision(loaded.device):
                     nll = weighted_nll(model, loaded.anatomy, part, prompt_loss_weight)
                 (nll / weight).backward()  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hpsearch.basemodel import BaseModel, describe
 from hpsearch.errors import UnsupportedModel
+from hpsearch.finetune.packing import can_pack, packed, positions
 from hpsearch.spec.finetune import ModelSpec
 
 FIELD = "model.base"
@@ -33,6 +34,8 @@ class Anatomy:
     splits: bool
     """Whether the logits are exactly the output head applied to the decoder's last hidden state, so that the
     head can be applied to chosen positions only (not so with soft-capped or scaled logits)."""
+    packs: bool
+    """Whether sequences can be read one after the other in one row (`packing`): measured to pay on CPUs only."""
 
     def depth(self, parameter: str) -> int:
         """Layers above the one that a parameter belongs to: 0 at the top, `layers` for the embeddings."""
@@ -94,7 +97,7 @@ def examine(model: Any) -> Anatomy:
         raise UnsupportedModel(f"{type(model).__name__} has no list of {layers} blocks that could be found", FIELD)
     blocks = min(lists, key=lambda name: name.count("."))
     below, splits = _probe(model, blocks)
-    return Anatomy(blocks, layers, below, splits)
+    return Anatomy(blocks, layers, below, splits, model.device.type == "cpu" and _packs(model))
 
 
 def _probe(model: Any, blocks: str) -> tuple[frozenset[str], bool]:
@@ -129,12 +132,29 @@ def _splits(model: Any, ids: Tensor, logits: Tensor) -> bool:
         return torch.equal(head(hidden_states(model, ids)), logits)
 
 
-def hidden_states(model: Any, ids: Tensor) -> Tensor:
-    """The decoder's last hidden states, [B, T, H], for right-padded ids [B, T].
+def _packs(model: Any) -> bool:
+    """Whether a packed row gives what its sequences give alone."""
+    if not can_pack(model):
+        return False
+    lengths = (5, 3, 3)
+    ids = torch.arange(sum(lengths)).unsqueeze(0) % model.get_input_embeddings().num_embeddings
+    with torch.no_grad():
+        alone = [hidden_states(model, part) for part in ids.split(lengths, dim=1)]
+        try:
+            with packed(model, lengths):
+                together = hidden_states(model, ids, positions(lengths))
+        except (TypeError, ValueError, RuntimeError):  # it knows no positions, or its attention is called otherwise
+            return False
+    return torch.allclose(together, torch.cat(alone, dim=1), rtol=1e-4, atol=1e-5)
+
+
+def hidden_states(model: Any, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+    """The decoder's last hidden states, [B, T, H], for right-padded ids [B, T], or for a row inside of `packed`.
 
     A causal model needs no attention mask for right padding: real positions never look at later ones.
     """
-    states: Tensor = model.base_model(input_ids=ids, use_cache=False)[0]
+    placed = {} if positions is None else {"position_ids": positions}
+    states: Tensor = model.base_model(input_ids=ids, use_cache=False, **placed)[0]
     return states
 
 

@@ -8,15 +8,19 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from hpsearch.dataset import fingerprint, load
+from hpsearch.dataset import Split, fingerprint, load
 from hpsearch.errors import InvalidDataset, UnsupportedModel
 from hpsearch.finetune.evaluate import Evaluation, evaluate, evaluation_contract
 from hpsearch.finetune.lora import AdaptedLinear, activate, adapt
 from hpsearch.finetune.model import LoadedModel, load_model
-from hpsearch.finetune.tokens import TokenisedSplit, tokenise, tokenizer_fingerprint
+from hpsearch.finetune.rendering import TemplateMode
+from hpsearch.finetune.token_cache import TokenCache, token_key
+from hpsearch.finetune.tokenised import TokenisedData, TokenisedSplit
+from hpsearch.finetune.tokens import tokenise, tokenizer_fingerprint
 from hpsearch.results import Report
 from hpsearch.spec.finetune import FinetuneConfig
 
@@ -41,6 +45,8 @@ class Prepared:
     evaluation_contract: str
     token_budget: int
     evaluation_budget: int
+    warnings: tuple[str, ...] = ()
+    """What a person should know of the data: examples that were cut or left out."""
 
 
 def prepared_key(config: FinetuneConfig) -> str:
@@ -53,32 +59,39 @@ def prepared_key(config: FinetuneConfig) -> str:
     return hashlib.sha256(json.dumps(terms).encode()).hexdigest()
 
 
-def prepare(config: FinetuneConfig, device: str = "cpu") -> Prepared:
+def prepare(config: FinetuneConfig, device: str = "cpu", cache: Path | None = None) -> Prepared:
     """Load the model, tokenise the data, evaluate the baseline.
 
     Args:
         config: Of any trial of the study.
         device: As torch names it: `cpu`, `cuda:0`.
+        cache: Folder of tokenised data that workers share; None to tokenise in any case.
 
     Raises:
         InvalidInput: The model or the data can't be used; the error's `field` says which part of the spec.
     """
-    data = load(config.data)
+    examples = load(config.data) if cache is None else None  # what is wrong with them is found before the model loads
     loaded = load_model(config.model, torch.device(device))
     max_length = min(config.data.max_length, loaded.facts.max_positions or config.data.max_length)
-    mode = config.data.chat_template
-    train = tokenise(data.train, loaded.tokenizer, max_length, mode, "data.train")
-    validation = tokenise(data.validation, loaded.tokenizer, max_length, mode, "data.validation")
+
+    def make() -> TokenisedData:
+        return _tokenised(examples or load(config.data), loaded.tokenizer, max_length, config.data.chat_template)
+
+    def key() -> str | None:
+        return token_key(config.data, loaded.tokenizer, max_length)
+
+    tokens = make() if cache is None else TokenCache(cache).get(key, make)
+    train, validation = tokens.train, tokens.validation
     for split, name in ((train, "training"), (validation, "validation")):
         if not split.examples:
             text = f"no {name} example has any completion left within {max_length} tokens: raise data.max_length"
             raise InvalidDataset(text, "data.max_length")
     contract = evaluation_contract(
-        validation=fingerprint(data.validation),
+        validation=tokens.validation_fingerprint,
         model=loaded.facts.fingerprint,
         tokenizer=tokenizer_fingerprint(loaded.tokenizer),
         max_length=max_length,
-        chat_template=mode,
+        chat_template=config.data.chat_template,
         precision="bfloat16" if loaded.device.type == "cuda" else "float32",
     )
     layers = adapt(loaded.model, loaded.anatomy) if config.model.method == "lora" else {}
@@ -97,7 +110,33 @@ def prepare(config: FinetuneConfig, device: str = "cpu") -> Prepared:
         contract,
         TOKEN_BUDGETS.get(kind, TOKEN_BUDGETS["cpu"]),
         budget,
+        _losses(config, tokens, max_length),
     )
+
+
+def _tokenised(examples: Split, tokenizer: Any, max_length: int, mode: TemplateMode) -> TokenisedData:
+    return TokenisedData(
+        tokenise(examples.train, tokenizer, max_length, mode, "data.train"),
+        tokenise(examples.validation, tokenizer, max_length, mode, "data.validation"),
+        fingerprint(examples.validation),
+    )
+
+
+def _losses(config: FinetuneConfig, tokens: TokenisedData, max_length: int) -> tuple[str, ...]:
+    """What is not learned from or not evaluated on, a sentence for each split."""
+    hint = "raise data.max_length" if max_length == config.data.max_length else f"{config.model.base} reads no more"
+    sentences = []
+    for field, split in (("data.train", tokens.train), ("data.validation", tokens.validation)):
+        given, parts = f"{len(split.examples) + split.left_out:,} examples", []
+        if split.truncated:
+            part = split.tokens_lost / (split.tokens_lost + len(split.ids))
+            parts += [f"{split.truncated:,} of {given} had more than {max_length:,} tokens"]
+            parts += [f"{split.tokens_lost:,} tokens ({part:.1%}) were lost"]
+        if split.left_out:
+            parts += [f"{split.left_out:,} of {given} had no completion left and were not used"]
+        if parts:
+            sentences.append(f"{field}: {'; '.join(parts)}; {hint}")
+    return tuple(sentences)
 
 
 def as_report(evaluation: Evaluation, exposure: int, epoch: float) -> Report:

@@ -7,68 +7,38 @@ characters of the rendered text, as a fast tokenizer reports them.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 from tokenizers import Encoding, Tokenizer
-from torch import Tensor
 
 from hpsearch.dataset.examples import Example
 from hpsearch.errors import InvalidDataset, UnsupportedModel
 from hpsearch.finetune.rendering import Rendering, TemplateMode, render
+from hpsearch.finetune.tokenised import TokenisedExample, TokenisedSplit
+
+__all__ = ["TokenisedExample", "TokenisedSplit", "tokenise", "tokenizer_fingerprint"]
 
 CHUNK = 1024
 """Examples that are rendered and tokenised at a time."""
 
 
 @dataclass(frozen=True, slots=True)
-class TokenisedExample:
-    """One example as a model reads it, cut at the maximum length."""
+class _Cut:
+    """One example's tokens, as far as they are kept."""
 
-    ids: Tensor
-    """int64, [T]."""
-    completion: Tensor
-    """bool, [T]: completion tokens. The first token is predicted by nothing and counts nowhere."""
+    ids: list[int]
+    completion: list[bool]
     completion_bytes: int
-    """UTF-8 bytes of the completion text that was kept, without end-of-turn markers."""
     completion_tokens: int
-    """Completion tokens that are predicted."""
-    truncated: bool
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Prompt tokens that are predicted."""
-        return max(len(self) - 1, 0) - self.completion_tokens
-
-
-@dataclass(frozen=True)
-class TokenisedSplit:
-    """The examples of one split that have completion tokens left, in order."""
-
-    examples: tuple[TokenisedExample, ...]
-    truncated: int
-    """Examples that were cut at the maximum length, those left out among them."""
-    left_out: int
-    """Examples whose completion was cut away entirely: they teach nothing."""
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of what is learned from: the tokens, which of them are completions, and their order."""
-        digest = hashlib.sha256()
-        for example in self.examples:
-            digest.update(len(example).to_bytes(8, "little"))
-            digest.update(example.ids.numpy().tobytes())
-            digest.update(example.completion.numpy().tobytes())
-        return digest.hexdigest()
+    whole: int
+    """Tokens before the cut."""
 
 
 def tokenise(
@@ -92,16 +62,33 @@ def tokenise(
         UnsupportedModel: The tokenizer has no fast version, so it has no character offsets.
     """
     backend = _exact_offsets(tokenizer)
+    ids, completion = array("i"), bytearray()
+    kept: list[tuple[int, int, int, bool]] = []
+    truncated = tokens = 0
     try:
-        tokenised = [
-            _cut(rendering, encoding, tokenizer.eos_token_id, max_length)
-            for start in range(0, len(examples), CHUNK)
-            for rendering, encoding in _encode(examples[start : start + CHUNK], tokenizer, backend, chat_template)
-        ]
+        for start in range(0, len(examples), CHUNK):
+            for rendering, encoding in _encode(examples[start : start + CHUNK], tokenizer, backend, chat_template):
+                one = _cut(rendering, encoding, tokenizer.eos_token_id, max_length)
+                tokens += one.whole
+                truncated += one.whole > max_length
+                if one.completion_tokens:
+                    ids.extend(one.ids)
+                    completion.extend(one.completion)
+                    kept.append((len(one.ids), one.completion_tokens, one.completion_bytes, one.whole > max_length))
     except InvalidDataset as error:
         raise InvalidDataset(error.detail, field, error.line) from None
-    kept = tuple(example for example in tokenised if example.completion_tokens)
-    return TokenisedSplit(kept, sum(example.truncated for example in tokenised), len(tokenised) - len(kept))
+    lengths, completion_tokens, completion_bytes, cut = np.array(kept, dtype=np.int64).reshape(-1, 4).T.copy()
+    return TokenisedSplit(
+        np.array(ids, dtype=np.int32),
+        np.frombuffer(completion, dtype=np.bool_).copy(),
+        np.concatenate([[0], lengths.cumsum()]),
+        completion_tokens,
+        completion_bytes,
+        cut.astype(np.bool_),
+        truncated,
+        len(examples) - len(kept),
+        tokens - len(ids),
+    )
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -155,7 +142,7 @@ def _encode(
         yield from zip(chosen, encodings, strict=True)
 
 
-def _cut(rendering: Rendering, encoding: Encoding, eos: int | None, max_length: int) -> TokenisedExample:
+def _cut(rendering: Rendering, encoding: Encoding, eos: int | None, max_length: int) -> _Cut:
     ids = list(encoding.ids)
     added = encoding.special_tokens_mask
     completion = [
@@ -170,12 +157,12 @@ def _cut(rendering: Rendering, encoding: Encoding, eos: int | None, max_length: 
             completion.append(True)
     truncated = len(ids) > max_length
     end = encoding.offsets[max_length - 1][1] if truncated else len(rendering.text)
-    return TokenisedExample(
-        torch.tensor(ids[:max_length], dtype=torch.int64),
-        torch.tensor(completion[:max_length], dtype=torch.bool),
+    return _Cut(
+        ids[:max_length],
+        completion[:max_length],
         sum(len(rendering.text[start : min(stop, end)].encode()) for start, stop in rendering.contents),
         sum(completion[1:max_length]),
-        truncated,
+        len(ids),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from hpsearch.finetune import checkpoint
 from hpsearch.finetune.lora import TARGETS_FIELD, AdaptedLinear, Dropout, activate, new_adapters
 from hpsearch.finetune.model import LoadedModel
 from hpsearch.finetune.optimizer import is_trained
+from hpsearch.finetune.recompute import recomputing
 from hpsearch.finetune.seeds import derived_seed
 from hpsearch.spec.finetune import FinetuneConfig
 
@@ -68,7 +69,8 @@ class LoraWeights:
         self._dropout.active = True
         activate(self._layers, self._adapters)
         try:
-            yield self._loaded.model
+            with _activations(self._config, self._loaded, self._loaded.model, self._dropout.generator):
+                yield self._loaded.model
         finally:
             self._dropout.active = False
 
@@ -100,14 +102,15 @@ class FullWeights:
     def training(self, step: int) -> Iterator[Any]:
         """The member's model in training mode."""
         self._model.train()
-        if self._config.hyperparameters.dropout == 0:
-            yield self._model
-            return
-        # The dropout inside of models draws from the global generators: lend it a stream of the member's own.
-        device = self._loaded.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(derived_seed(self._config.seed, "dropout", step))
-            yield self._model
+        with _activations(self._config, self._loaded, self._model):
+            if self._config.hyperparameters.dropout == 0:
+                yield self._model
+                return
+            # The dropout inside of models draws from the global generators: lend it a stream of the member's own.
+            device = self._loaded.device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(derived_seed(self._config.seed, "dropout", step))
+                yield self._model
 
     @contextmanager
     def evaluation(self) -> Iterator[Any]:
@@ -123,6 +126,15 @@ class FullWeights:
 def own_weights(config: FinetuneConfig, loaded: LoadedModel, layers: Mapping[str, AdaptedLinear]) -> Weights:
     """Fresh weights of one member, as the config's method says."""
     return LoraWeights(config, loaded, layers) if config.model.method == "lora" else FullWeights(config, loaded)
+
+
+def _activations(
+    config: FinetuneConfig, loaded: LoadedModel, model: Any, generator: torch.Generator | None = None
+) -> AbstractContextManager[None]:
+    """Kept for the backward pass, or computed again, as the config says."""
+    if not config.model.activation_checkpointing:
+        return nullcontext()
+    return recomputing(model, model.get_submodule(loaded.anatomy.blocks), generator)
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:

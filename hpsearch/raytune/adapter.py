@@ -30,10 +30,17 @@ Resolve = Callable[[Asked], FinetuneConfig]
 class Bridge:
     """What searcher, scheduler and stopper share: the Search, and which Tune trial is which of its trials."""
 
-    def __init__(self, search: Search, resolve: Resolve, artifacts: Path, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        search: Search,
+        resolve: Resolve,
+        artifacts: Path,
+        should_stop: Callable[[], bool],
+        cache: Path | None = None,
+    ) -> None:
         self.search = search
         self._resolve = resolve
-        self._artifacts = artifacts
+        self._artifacts, self._cache = artifacts, cache
         self._should_stop = should_stop
         self._numbers: dict[str, int] = {}
         self._pruned: set[int] = set()
@@ -69,6 +76,7 @@ class Bridge:
             "metric": self.search.spec.objective.metric,
             "capacity": self.search.spec.parallelism.trials_per_device,
             "adapter": str(self._artifacts / str(asked.number)),
+            "cache": None if self._cache is None else str(self._cache),
         }
 
     def receive(self, trial_id: str, text: str) -> bool:
@@ -77,7 +85,8 @@ class Bridge:
         message = decode(text)
         try:
             if isinstance(message, Reported):
-                if self.search.report(number, message.report, message.contract) is Decision.GO_ON:
+                decision = self.search.report(number, message.report, message.contract, message.warnings)
+                if decision is Decision.GO_ON:
                     return True
                 self._pruned.add(number)
             elif isinstance(message, Finished):

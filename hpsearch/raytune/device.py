@@ -55,6 +55,8 @@ class Slot:
     """Folder for the best weights."""
     capacity: int
     """Trials that may share the device."""
+    cache: str | None = None
+    """Folder of tokenised data that all workers share."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ class Device:
 
         try:
             config = FinetuneConfig.model_validate_json(slot.config)
-            prepared = self._prepare(config)
+            prepared = self._prepare(config, slot.cache)
             self._contracts[key] = prepared.evaluation_contract
             self._in_use[key] = prepared
             self._cohort.admit(key, Member(config, prepared, slot.metric))
@@ -229,14 +231,17 @@ class Device:
             log.warning("trial not started", exc_info=True, extra={"trial": key})
             self._send(key, failed(error))
 
-    def _prepare(self, config: FinetuneConfig) -> Prepared:
+    def _prepare(self, config: FinetuneConfig, cache: str | None) -> Prepared:
         """The base model with its data, loaded once for all trials that share it."""
         from hpsearch.finetune.prepare import prepare, prepared_key
 
         key = prepared_key(config)
         if key not in self._prepared:
             self._forget()
-            self._prepared[key] = prepare(config, "cuda:0" if self._is_gpu else "cpu")
+            folder = None if cache is None else Path(cache)
+            self._prepared[key] = prepare(config, "cuda:0" if self._is_gpu else "cpu", folder)
+            for text in self._prepared[key].warnings:
+                log.warning("data cut", extra={"train": config.data.train, "text": text})
         self._prepared.move_to_end(key)
         return self._prepared[key]
 
@@ -262,7 +267,8 @@ class Device:
             except Exception as error:  # a full disk, say: this trial's weights are lost, the device goes on
                 return failed(error)
             return Finished(event.best, self._contracts[key], slot.adapter)
-        return Reported(event, self._contracts[key])
+        warnings = self._in_use[key].warnings if event.exposure == 0 else ()
+        return Reported(event, self._contracts[key], warnings)
 
     def _send(self, key: str, message: Message) -> None:
         if isinstance(message, Failed):

@@ -62,6 +62,8 @@ def drive(
     examples: int,
     artifacts: Path,
     should_stop: Callable[[], bool] = lambda: False,
+    *,
+    cache: Path | None = None,
 ) -> None:
     """Run trials until the budget is used up or `should_stop` says so.
 
@@ -71,6 +73,7 @@ def drive(
         examples: Size of the training set.
         artifacts: Folder of the study's weights, one folder per trial below it.
         should_stop: Looked at all the time; trials then stop where they are and stay open in `search`.
+        cache: Folder of tokenised data, for all studies; None when every worker should tokenise.
 
     Raises:
         LeaseLost: Another runner has taken the study over.
@@ -80,7 +83,7 @@ def drive(
     def config_of(asked: Asked) -> FinetuneConfig:
         return resolve(search.spec, asked.params, examples, model.model_type, model.parameters)
 
-    bridge = Bridge(search, config_of, artifacts, should_stop)
+    bridge = Bridge(search, config_of, artifacts, should_stop, cache)
     _wait_for_workers(should_stop)
     if should_stop():
         return

@@ -20,6 +20,8 @@ class Reported:
 
     report: Report
     contract: str
+    warnings: tuple[str, ...] = ()
+    """What a person should know of the data; with the baseline only."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def decode(text: str) -> Message:
     fields = json.loads(text)
     kind = fields.pop("kind")
     if kind == "Reported":
-        return Reported(Report(**fields["report"]), fields["contract"])
+        return Reported(Report(**fields["report"]), fields["contract"], tuple(fields["warnings"]))
     if kind == "Finished":
         return Finished(Report(**fields["best"]), fields["contract"], fields["adapter"])
     if kind == "Failed":

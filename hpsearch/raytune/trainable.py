@@ -84,5 +84,9 @@ def _touch(device: Any, key: str, gone: threading.Event) -> None:
 
 def _slot(config: dict[str, Any]) -> Slot:
     return Slot(
-        config=config["config"], metric=config["metric"], adapter=config["adapter"], capacity=config["capacity"]
+        config=config["config"],
+        metric=config["metric"],
+        adapter=config["adapter"],
+        capacity=config["capacity"],
+        cache=config["cache"],
     )

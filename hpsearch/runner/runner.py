@@ -131,7 +131,7 @@ class Runner:
         )
         artifacts = self._settings.artifacts_folder / spec.name
         try:
-            drive(search, model, examples, artifacts, should_stop)
+            drive(search, model, examples, artifacts, should_stop, cache=self._settings.token_cache_folder)
         except (LeaseLost, *DATABASE_AWAY):
             raise
         except Exception:

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,15 +141,18 @@ class Search:
         self._warmup_epochs[number] = hyperparameters.warmup_fraction * hyperparameters.epochs
         self._live[number].set_user_attr("config", json.loads(config.model_dump_json()))
 
-    def report(self, number: int, report: Report, contract: str) -> Decision:
-        """Keep one report; decide whether the trial goes on. The report's figures are finite."""
+    def report(self, number: int, report: Report, contract: str, warnings: Sequence[str] = ()) -> Decision:
+        """Keep one report; decide whether the trial goes on. The report's figures are finite.
+
+        Warnings about the data, the same for every trial, come with the baseline; the study's first one is kept.
+        """
         self._fence()
         trial = self._live[number]
         value = float(getattr(report, self._metric))
         if not math.isfinite(value):
             raise ValueError(f"trial {number} reported {value}: a diverged trial must fail, not report")
         if report.exposure == 0:
-            self._keep_baseline(report, contract)
+            self._keep_baseline(report, contract, warnings)
         curve = [*trial.user_attrs.get("curve", []), report.as_json()]
         trial.set_user_attr("curve", curve)
         trial.report(value, step=report.exposure)
@@ -163,11 +166,13 @@ class Search:
         poor = trial.should_prune()
         return Decision.PRUNE if poor and report.epoch > self._warmup_epochs[number] else Decision.GO_ON
 
-    def _keep_baseline(self, report: Report, contract: str) -> None:
+    def _keep_baseline(self, report: Report, contract: str, warnings: Sequence[str]) -> None:
         if history.baseline(self._study) is None:
             figures = {name: value for name, value in report.as_json().items() if name.startswith("validation_")}
             self._study.set_user_attr(history.BASELINE, {**figures, "evaluation_contract": contract})
             self._event("study.baseline", figures)
+            for text in warnings:
+                self._event("study.warning", {"text": text})
 
     def complete(self, number: int, best: Report, contract: str, adapter: str) -> None:
         """The trial ran to its end: its value is its best report's, whose weights lie in `adapter`."""

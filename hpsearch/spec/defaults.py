@@ -28,10 +28,22 @@ GPT3_LEARNING_RATES = (
 """(parameters, peak pre-training learning rate), GPT-3 paper, table 2.1."""
 
 FAMILY_LEARNING_RATES: dict[str, tuple[tuple[float, float], ...]] = {
-    # Touvron et al. 2023 (Llama 1 and 2): 3e-4 for 7B and 13B, 1.5e-4 for 33B to 70B.
-    "llama": (*GPT3_LEARNING_RATES[:5], (6.7e9, 3.0e-4), (13e9, 3.0e-4), (33e9, 1.5e-4), (70e9, 1.5e-4)),
+    # Touvron et al. 2023 (Llama 2), table 1, and Dubey et al. 2024 (Llama 3), table 3; below 7B as GPT-3.
+    "llama": (*GPT3_LEARNING_RATES[:5], (6.7e9, 3.0e-4), (13e9, 3.0e-4), (33e9, 1.5e-4), (70e9, 1.5e-4), (405e9, 8e-5)),
     # Biderman et al. 2023 (Pythia), table 1.
-    "gpt_neox": ((70e6, 1e-3), (160e6, 6e-4), (410e6, 3e-4), (1.4e9, 2e-4), (2.8e9, 1.6e-4), (12e9, 1.2e-4)),
+    "gpt_neox": (
+        (70e6, 1e-3),
+        (160e6, 6e-4),
+        (410e6, 3e-4),
+        (1e9, 3e-4),
+        (1.4e9, 2e-4),
+        (2.8e9, 1.6e-4),
+        (12e9, 1.2e-4),
+    ),
+    # Zhang et al. 2022 (OPT), table 1.
+    "opt": ((125e6, 6e-4), (350e6, 3e-4), (1.3e9, 2e-4), (2.7e9, 1.6e-4), (6.7e9, 1.2e-4), (13e9, 1e-4), (66e9, 8e-5)),
+    # Le Scao et al. 2022 (BLOOM), table 3.
+    "bloom": ((560e6, 3e-4), (1.1e9, 2.5e-4), (1.7e9, 2e-4), (3e9, 1.6e-4), (7.1e9, 1.2e-4), (176e9, 6e-5)),
 }
 """By `model_type` of the model's config.json, where a paper gives better figures than the size alone."""
 

@@ -37,6 +37,8 @@ class ModelSpec(Closed):
     """The base model's pre-training learning rate. Left out: known families by table, others by size."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """The gradient is scaled down to this norm; null for no clipping."""
+    activation_checkpointing: bool = False
+    """Compute activations again for the gradient instead of keeping them: less memory, more time, the same curve."""
 
 
 class Hyperparameters(Closed):

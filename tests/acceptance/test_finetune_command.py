@@ -13,6 +13,11 @@ import pytest
 STUDIES = Path(__file__).parents[2] / "studies"
 
 
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPSEARCH_HOME", str(tmp_path / "home"))
+
+
 def a_config_file(folder: Path, **hyperparameters: Any) -> Path:
     """A trial of some seconds, as `hpsearch show STUDY NUMBER --json` prints one, its data beside it."""
     for split, count in (("train", 40), ("validation", 10)):
@@ -199,3 +204,18 @@ def test_a_yaml_config_by_itself_names_its_files_relative_to_itself(tmp_path: Pa
     assert (read.data.train, read.data.validation) == (str(tmp_path / "train.jsonl"), f"{tmp_path}/validation.jsonl")
     (tmp_path / "hub.yaml").write_text(yaml.safe_dump(config | {"model": {"base": "org/name"}}))
     assert read_config(tmp_path / "hub.yaml").model.base == "org/name"
+
+
+def test_what_is_cut_is_said_and_the_tokens_are_kept_for_the_next_call(tmp_path: Path) -> None:
+    config = a_config_file(tmp_path, epochs=1)
+    trial = json.loads(config.read_text())
+    trial["config"]["data"]["max_length"] = 64
+    config.write_text(json.dumps(trial))
+    said = [run(config, tmp_path / name, "--device", "cpu").stderr.splitlines() for name in ("one", "two")]
+    for lines in said:
+        assert [line.split(":")[0] for line in lines if "had more than 64 tokens" in line] == [
+            "data.train",
+            "data.validation",
+        ]
+    assert reports_in(said[0]) == reports_in(said[1])
+    assert len(list((tmp_path / "home/cache/tokens").glob("*.safetensors"))) == 1

@@ -98,6 +98,7 @@ def tiny_config(architecture: str) -> transformers.PretrainedConfig:
         "llama": (transformers.LlamaConfig, grouped | {"tie_word_embeddings": True}),
         "llama-untied": (transformers.LlamaConfig, grouped),
         "qwen2": (transformers.Qwen2Config, grouped),
+        "mistral": (transformers.MistralConfig, grouped | {"sliding_window": 8}),
         "gemma": (transformers.GemmaConfig, grouped),
         "gemma2": (transformers.Gemma2Config, grouped | {"sliding_window": 16}),  # soft-caps its logits
         "granite": (transformers.GraniteConfig, grouped | {"logits_scaling": 4.0}),

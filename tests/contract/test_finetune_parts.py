@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,15 @@ from hypothesis import strategies as st
 from hpsearch.errors import InvalidSpec
 from hpsearch.finetune import Member, finetune, prepare, report_exposures
 from hpsearch.finetune import loss as loss_module
-from hpsearch.finetune.batches import _cuts, epoch_order, micro_batches, optimizer_batch, steps_per_epoch
+from hpsearch.finetune.batches import (
+    Reading,
+    _packed_cuts,
+    _padded_cuts,
+    epoch_order,
+    micro_batches,
+    optimizer_batch,
+    steps_per_epoch,
+)
 from hpsearch.finetune.evaluate import evaluate
 from hpsearch.finetune.loss import total_weight, weighted_nll
 from hpsearch.finetune.model import examine, hidden_states
@@ -55,14 +64,15 @@ def test_the_order_depends_on_seed_and_epoch():
     assert len(orders) == 9
 
 
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=40), st.integers(1, 300))
-def test_micro_batches_keep_to_the_budget_and_lose_nothing(lengths, budget):
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=40), st.integers(1, 300), st.booleans())
+def test_micro_batches_keep_to_the_budget_and_lose_nothing(lengths, budget, packs):
     lengths.sort(reverse=True)
-    cuts = list(_cuts(lengths, budget))
+    cuts = list((_packed_cuts if packs else _padded_cuts)(lengths, budget))
     assert [start for start, _ in cuts] == [0, *(end for _, end in cuts[:-1])]
     assert cuts[-1][1] == len(lengths)
     for start, end in cuts:
-        assert end - start == 1 or lengths[start] * (end - start) <= budget
+        tokens = sum(lengths[start:end]) if packs else lengths[start] * (end - start)
+        assert end - start == 1 or tokens <= budget
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -94,14 +104,18 @@ def test_right_padding_without_a_mask_changes_nothing(architecture):
         *[(name, False) for name in ("gemma2", "granite")],
     ],
 )
-def test_loss_and_evaluation_agree_with_the_full_logits(architecture, splits):
+@pytest.mark.parametrize("packs", [True, False])
+def test_loss_and_evaluation_agree_with_the_full_logits(architecture, splits, packs):
     model = load(architecture)
     anatomy = examine(model)
     assert anatomy.splits is splits
+    if packs and not anatomy.packs:
+        pytest.skip("not a model that packs; `test_which_models_pack` says which do")
+    anatomy = replace(anatomy, packs=packs)
     prepared = prepare(a_config(architecture))
     examples = prepared.train.examples[:5]
     tokens = [(example.ids.tolist(), example.completion.tolist()) for example in examples]
-    (batch,) = micro_batches(examples, 10**6, prompts=True, device=CPU)
+    (batch,) = micro_batches(examples, 10**6, Reading(packs, prompts=True, device=CPU))
     with torch.no_grad():
         nll = weighted_nll(model, anatomy, batch, 0.3) / total_weight(examples, 0.3)
         assert float(nll) == pytest.approx(float(reference_loss(model, tokens, 0.3)), rel=1e-5)
@@ -259,18 +273,18 @@ def test_each_step_drops_out_something_else_and_a_repeated_step_the_same():
 
     def dropped(step: int) -> torch.Tensor:
         with weights.training(step):
-            return weights._dropout(torch.ones(64))
+            return weights._dropout.kept(torch.ones(64))
 
     assert torch.equal(dropped(3), dropped(3))
     assert not torch.equal(dropped(3), dropped(4))
-    assert torch.equal(weights._dropout(torch.ones(64)), torch.ones(64))  # outside of training
+    assert weights._dropout.kept(torch.ones(64)) is None  # outside of training
 
 
 def test_adapter_dropout_keeps_the_mean():
     config = a_config(dropout=0.4)
     dropout = Member(config, prepare(config))._weights._dropout
     dropout.active = True
-    dropped = dropout(torch.ones(100_000))
+    dropped = dropout.kept(torch.ones(100_000))
     assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.6])
     assert float(dropped.mean()) == pytest.approx(1.0, abs=0.02)
 

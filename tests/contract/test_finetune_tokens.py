@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
+import torch
 from finetune_reference import CHATML, completion, conversation, reference_tokens, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from hpsearch.dataset import ChatExample, Message, TextExample
 from hpsearch.errors import InvalidDataset
-from hpsearch.finetune.tokens import TokenisedExample, tokenise, tokenizer_fingerprint
+from hpsearch.finetune.batches import MicroBatch, Reading, kept_micro_batches, micro_batches
+from hpsearch.finetune.tokenised import TokenisedExample, TokenisedSplit
+from hpsearch.finetune.tokens import tokenise, tokenizer_fingerprint
 
 LLAMA2 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content | trim }} [/INST]"
@@ -201,6 +207,7 @@ def test_long_examples_are_cut_at_the_end_and_counted():
     assert [len(example) for example in split.examples] == [3, whole - 2]
     assert [example.truncated for example in split.examples] == [False, True]
     assert (split.truncated, split.left_out) == (2, 1)
+    assert split.tokens_lost == 2 + len(tokenised(beyond, tokenizer))
     assert split.examples[0].completion_bytes == 1
     assert split.examples[1].completion_bytes in (3, 6, 9)  # whole characters that the kept tokens touch
 
@@ -226,3 +233,102 @@ def test_the_fingerprint_knows_tokenizer_and_template():
     }
     assert len(prints) == 4
     assert tokenizer_fingerprint(with_template(None)) == tokenizer_fingerprint(with_template(None))
+
+
+def naively_packed(examples, prompts: bool) -> MicroBatch:
+    """One after the other, as one would write it down."""
+    ids, places, targets, completion, positions = [], [], [], [], []
+    for example in examples:
+        for place, (token, said) in enumerate(zip(example.ids.tolist(), example.completion.tolist(), strict=True)):
+            if place and (prompts or said):
+                places.append(len(ids) - 1)
+                targets.append(token)
+                completion.append(said)
+            ids.append(token)
+            positions.append(place)
+    lengths = tuple(len(example) for example in examples)
+    whole = [torch.tensor(each, dtype=torch.int64) for each in ([ids], places, targets)]
+    return MicroBatch(*whole, torch.tensor(completion, dtype=torch.bool), lengths, torch.tensor([positions]))
+
+
+def naive(examples, prompts: bool) -> MicroBatch:
+    """Row by row, as one would write it down."""
+    width = len(examples[0])
+    ids, counted, completion = (torch.zeros((len(examples), width), dtype=torch.int64) for _ in range(3))
+    for row, example in enumerate(examples):
+        ids[row, : len(example)] = example.ids
+        completion[row, : len(example)] = example.completion
+        counted[row, 1 : len(example)] = True if prompts else example.completion[1:]
+    targets = counted.flatten().nonzero().squeeze(1)
+    return MicroBatch(ids, targets - 1, ids.flatten()[targets], completion.flatten()[targets].bool())
+
+
+def a_split(lengths: list[int], seed: int) -> TokenisedSplit:
+    random = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ids = random.integers(1, 50_000, offsets[-1]).astype(np.int32)
+    marks = random.random(offsets[-1]) < 0.5
+    tokens = np.array([marks[start + 1 : end].sum() for start, end in itertools.pairwise(offsets)], dtype=np.int64)
+    return TokenisedSplit(ids, marks, offsets, tokens, tokens, tokens > 5, 0, 0, 0)
+
+
+def agree(one: MicroBatch, two: MicroBatch) -> bool:
+    pairs = [(getattr(one, name), getattr(two, name)) for name in ("ids", "places", "targets", "completion")]
+    if (one.positions is None) != (two.positions is None) or one.lengths != two.lengths:
+        return False
+    pairs += [] if one.positions is None else [(one.positions, two.positions)]
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
+CPU = torch.device("cpu")
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=20),
+    st.integers(0, 99),
+    st.integers(1, 200),
+    st.booleans(),
+    st.booleans(),
+)
+def test_micro_batches_are_those_that_one_would_write_row_by_row(lengths, seed, budget, prompts, packs):
+    split = a_split(lengths, seed)
+    chosen = [split.examples[place] for place in np.random.default_rng(seed).permutation(len(lengths)).tolist()]
+    ordered = sorted(chosen, key=len, reverse=True)
+    for batch in micro_batches(chosen, budget, Reading(packs, prompts, CPU)):
+        count = len(batch.lengths) if packs else len(batch.ids)
+        rows, ordered = ordered[:count], ordered[count:]
+        assert agree(batch, (naively_packed if packs else naive)(rows, prompts))
+    assert not ordered
+
+
+def test_the_micro_batches_of_a_split_are_kept_for_one_kind_at_a_time(monkeypatch):
+    split = a_split([5, 3, 9, 4], 0)
+
+    def kept(budget: int, prompts: bool = True):
+        return kept_micro_batches(split.examples, budget, Reading(packs=True, prompts=prompts, device=CPU))
+
+    first = kept(12)
+    assert kept(12) is first
+    for one, two in zip(
+        first, micro_batches(split.examples, 12, Reading(packs=True, prompts=True, device=CPU)), strict=True
+    ):
+        assert agree(one, two)
+    assert len(list(kept(1))) == 4
+    assert kept(12) is not first
+    assert not agree(next(iter(kept(12, prompts=False))), next(iter(kept(12))))
+    with torch.inference_mode():
+        made_inside = kept(13)
+    assert not any(batch.ids.is_inference() for batch in made_inside)
+    monkeypatch.setattr("hpsearch.finetune.batches.MOST_KEPT_TOKENS", 20)
+    assert kept(14) is not kept(14)
+
+
+def test_examples_are_a_sequence():
+    examples = a_split([5, 3, 9, 4], 0).examples
+    assert [len(example) for example in examples] == [5, 3, 9, 4]
+    assert len(examples[-1]) == 4
+    assert [len(example) for example in examples[1:3]] == [3, 9]
+    for place in (4, -5):
+        with pytest.raises(IndexError):
+            examples[place]
+    assert not a_split([], 0).examples

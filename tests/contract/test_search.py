@@ -313,6 +313,13 @@ class TestReporting:
         assert (baseline["validation_loss"], baseline["evaluation_contract"]) == (3.0, CONTRACT)
         assert [kind for kind, _ in driven.events].count("study.baseline") == 1
 
+    def test_warnings_about_the_data_are_told_once_a_study(self, sqlite: Storage) -> None:
+        driven = Driven(sqlite, spec_of(2))
+        for trial in (driven.must_ask(), driven.must_ask()):
+            driven.search.report(trial.number, a_report(0, 3.0), CONTRACT, ("7 of 400 examples were cut",))
+        told = [details for kind, details in driven.events if kind == "study.warning"]
+        assert told == [{"text": "7 of 400 examples were cut"}]
+
 
 class TestPruning:
     @pytest.fixture

@@ -48,7 +48,7 @@ def storage(tmp_path: Path) -> Any:
     return optuna_storage(f"sqlite:///{tmp_path}/study.db")
 
 
-def spec_of(data: dict[str, str], name: str, **changes: Any) -> StudySpec:
+def spec_of(data: dict[str, Any], name: str, **changes: Any) -> StudySpec:
     return StudySpec.model_validate(
         {
             "name": name,
@@ -261,3 +261,15 @@ def _trials_on_devices() -> list[str]:
         if "-cpu-" in actor["name"]:
             found += ray.get(ray.get_actor(actor["name"], namespace="hpsearch").trials.remote())
     return found
+
+
+def test_trials_share_their_tokens_and_the_study_is_told_what_was_cut(
+    data: dict[str, str], storage: Any, tmp_path: Path
+) -> None:
+    study = Study(spec_of({**data, "max_length": 64}, "cut", budget={"trials": 2}), storage, tmp_path)
+    cache = tmp_path / "cache" / "tokens"
+    drive(study.search, study.model, study.examples, tmp_path / "artifacts", cache=cache)
+    assert study.search.verdict()[0]
+    assert len(list(cache.glob("*.safetensors"))) == 1
+    told = [details["text"] for kind, details in study.events if kind == "study.warning"]
+    assert [text.split(":")[0] for text in told] == ["data.train", "data.validation"]

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from hpsearch.spec import StudySpec
+from hpsearch.spec.defaults import FAMILY_LEARNING_RATES, GPT3_LEARNING_RATES
 from hpsearch.spec.space import SearchSpace
 
 ROOT = Path(__file__).parents[2]
@@ -54,8 +55,23 @@ def test_make_targets_that_the_documentation_uses_exist() -> None:
 
 
 def test_every_parameter_is_documented_with_its_default() -> None:
-    text = (ROOT / "docs/hyperparameters.md").read_text()
+    text = (ROOT / "docs/hyperparameters.md").read_text().split("Where these come from")[0]
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(SearchSpace.model_fields)
+
+
+def test_the_documented_learning_rates_of_families_are_those_of_the_code() -> None:
+    text = (ROOT / "docs/hyperparameters.md").read_text().split("**The pre-training learning rate.**")[1]
+    rows = re.findall(r"^\| (?:`(\w+)`|any other) \| (\d[^|]+) \|", text, re.MULTILINE)
+    sizes = {"M": 1e6, "B": 1e9}
+    documented = {
+        family: [
+            (round(float(size[:-1]) * sizes[size[-1]], -6), float(rate))
+            for size, rate in (row.split(": ") for row in points.split(", "))
+        ]
+        for family, points in rows
+    }
+    known = {"": GPT3_LEARNING_RATES, **FAMILY_LEARNING_RATES}
+    assert documented == {family: [(round(size, -6), rate) for size, rate in rows] for family, rows in known.items()}
 
 
 def test_every_route_is_documented() -> None:

@@ -1,0 +1,170 @@
+"""Packed rows give what their sequences give alone, and the fused products what autograd makes of the plain ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from finetune_reference import a_config, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpsearch.finetune import loss as loss_module
+from hpsearch.finetune import prepare
+from hpsearch.finetune.lora import _Adapted
+from hpsearch.finetune.loss import _HeadNLL
+from hpsearch.finetune.model import examine, hidden_states
+from hpsearch.finetune.packing import packed, positions
+
+PACKING = ["llama", "llama-untied", "qwen2", "mistral", "gemma", "granite", "gpt_neox", "gpt2", "opt"]
+
+
+def load(architecture: str):
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model(architecture), dtype=torch.float32)
+    return model.eval()
+
+
+@pytest.mark.parametrize("architecture", [*PACKING, "gemma2"])
+def test_which_models_pack(architecture):
+    """Gemma 2 caps its attention scores, which PyTorch's attention can't."""
+    assert examine(load(architecture)).packs == (architecture in PACKING)
+
+
+def gradients(model) -> list[torch.Tensor]:
+    found = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("architecture", PACKING)
+def test_packed_sequences_do_not_see_each_other(architecture):
+    model = load(architecture)
+
+    @settings(max_examples=8, deadline=None)
+    @given(st.lists(st.sampled_from([1, 2, 5, 5, 9, 20]), min_size=1, max_size=6), st.integers(0, 99))
+    def agrees(lengths, seed):
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(5, 300, (1, sum(lengths)), generator=generator)
+        weights = torch.randn(1, sum(lengths), 32, generator=generator)
+        with packed(model, lengths):
+            together = hidden_states(model, ids, positions(lengths))
+        (together * weights).sum().backward()
+        packed_gradients = gradients(model)
+        parts = [hidden_states(model, part) for part in ids.split(lengths, dim=1)]
+        alone = torch.cat(parts, dim=1)
+        (alone * weights).sum().backward()
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+        for one, two in zip(packed_gradients, gradients(model), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4 * float(two.abs().max() + 1))
+
+    agrees()
+
+
+def test_attention_is_the_models_own_again_afterwards():
+    model = load("llama")
+    for lengths in ((3, 2), ()):
+        with pytest.raises(ZeroDivisionError), packed(model, lengths):
+            _ = 1 / 0
+        assert model.config._attn_implementation == "sdpa"
+
+
+def test_long_sequences_of_a_sliding_window_keep_to_it():
+    """Beyond the window, what stood at the beginning changes nothing in one layer's reach."""
+    model = load("mistral")
+    ids = torch.randint(5, 300, (1, 60), generator=torch.Generator().manual_seed(3))
+    other = ids.clone()
+    other[0, 0] = 7
+    with torch.no_grad(), packed(model, (40, 20)):
+        one, two = (hidden_states(model, each, positions((40, 20))) for each in (ids, other))
+    reach = 3 * (8 - 1)  # layers times (window - 1)
+    assert not torch.equal(one[0, reach], two[0, reach])
+    assert torch.equal(one[0, reach + 1 :], two[0, reach + 1 :])
+
+
+def doubles(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("dropped", [True, False])
+def test_an_adapted_layer_has_the_gradient_that_its_formula_has(biased, dropped):
+    inputs, a, b = (each.requires_grad_() for each in (doubles(6, 5), doubles(2, 5), doubles(4, 2)))
+    weight, bias = doubles(4, 5), doubles(4) if biased else None
+    kept = (doubles(6, 5, seed=9) > 0).double() * 2 if dropped else None
+    assert torch.autograd.gradcheck(_Adapted.apply, (inputs, weight, bias, a, b, 0.7, kept))
+    adapted = inputs if kept is None else inputs * kept
+    expected = F.linear(inputs, weight, bias) + 0.7 * (adapted @ a.t()) @ b.t()
+    torch.testing.assert_close(_Adapted.apply(inputs, weight, bias, a, b, 0.7, kept), expected)
+
+
+def test_an_adapted_bfloat16_layer_computes_as_autocast_does():
+    """As on a GPU: the frozen weight in bfloat16, the adapters in float32."""
+    inputs, weight = doubles(16, 32).bfloat16(), doubles(24, 32).bfloat16()
+    grown = doubles(16, 24).bfloat16()
+    results = []
+    for fused in (True, False):
+        a, b = (each.float().requires_grad_() for each in (doubles(4, 32), doubles(24, 4)))
+        own = inputs.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if fused:
+                outputs = _Adapted.apply(own, weight, None, a, b, 2.0, None)
+            else:
+                outputs = torch.addmm(F.linear(own, weight), F.linear(own, a), b.t(), alpha=2.0)
+        outputs.backward(grown)
+        results.append((outputs, own.grad, a.grad, b.grad))
+    for one, two in zip(*results, strict=True):
+        assert one.dtype == two.dtype
+        error = (one.float() - two.float()).norm() / two.float().norm()
+        assert error < 0.01
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("largest", [2**27, 30])
+def test_the_head_has_the_gradient_that_cross_entropy_has(biased, largest, monkeypatch):
+    monkeypatch.setattr(loss_module, "LARGEST_LOGITS", largest)  # 30: three rows at a time
+    states, weight = doubles(8, 5).requires_grad_(), doubles(10, 5).requires_grad_()
+    bias = doubles(10).requires_grad_() if biased else None
+    targets, weights = torch.arange(8) % 3 + 4, doubles(8).abs()
+    assert torch.autograd.gradcheck(_HeadNLL.apply, (states, weight, bias, targets, weights))
+    expected = (F.cross_entropy(F.linear(states, weight, bias), targets, reduction="none") * weights).sum()
+    assert _HeadNLL.apply(states, weight, bias, targets, weights).item() == pytest.approx(expected.item())
+
+
+def test_a_frozen_head_gets_no_gradient():
+    states, weight = doubles(8, 5).requires_grad_(), doubles(10, 5)
+    _HeadNLL.apply(states, weight, None, torch.zeros(8, dtype=torch.int64), doubles(8)).backward()
+    assert weight.grad is None
+    assert states.grad is not None
+
+
+def test_a_head_in_bfloat16_computes_as_autocast_does():
+    targets, weights = torch.arange(64) % 50, torch.ones(64)
+    results = []
+    for fused in (True, False):
+        states = doubles(64, 32).bfloat16().requires_grad_()
+        weight = (doubles(50, 32) / 8).float().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if fused:
+                total = _HeadNLL.apply(states, weight, None, targets, weights)
+            else:
+                total = (F.cross_entropy(F.linear(states, weight).float(), targets, reduction="none") * weights).sum()
+        total.backward()
+        results.append((total, states.grad, weight.grad))
+    for one, two in zip(*results, strict=True):
+        assert one.dtype == two.dtype
+        assert (one.float() - two.float()).norm() / two.float().norm() < 0.01
+
+
+def test_extreme_logits_stay_finite():
+    states = torch.full((2, 4), 1e4, requires_grad=True)
+    weight = torch.stack([torch.full((4,), 1.0), torch.full((4,), -1.0), torch.zeros(4)])
+    total = _HeadNLL.apply(states, weight, None, torch.tensor([0, 1]), torch.ones(2))
+    total.backward()
+    assert total.item() == pytest.approx(8e4)
+    assert torch.isfinite(states.grad).all()
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_packing_is_what_a_cpu_does(method):
+    assert prepare(a_config(method=method)).loaded.anatomy.packs
