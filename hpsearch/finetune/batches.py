@@ -8,8 +8,10 @@ the last of an epoch, which takes what remains.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpsearch.finetune.packing import positions
 from hpsearch.finetune.seeds import derived_seed
 from hpsearch.finetune.tokenised import TokenisedExample, TokenisedExamples
 
@@ -31,7 +32,7 @@ MOST_PADDING = 1 / 8
 """Padding in a micro-batch, in token budgets, beyond which another one is opened: about what opening one costs."""
 
 
-_kept: WeakKeyDictionary[TokenisedExamples, tuple[tuple[int, Reading], tuple[MicroBatch, ...]]]
+_kept: WeakKeyDictionary[TokenisedExamples, tuple[tuple[int, Layout], tuple[MicroBatch, ...]]]
 _kept = WeakKeyDictionary()
 
 
@@ -54,6 +55,27 @@ def optimizer_batch(seed: int, step: int, count: int, batch_size: int) -> tuple[
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """What one member reads in an optimizer step, or what is evaluated."""
+
+    examples: Sequence[TokenisedExample]
+    prompts: bool
+    """Whether predictions of prompt tokens count too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a micro-batch holds of one share; its rows lie side by side."""
+
+    share: int
+    """Its place among the shares."""
+    tokens: tuple[int, int]
+    """[start, end) in the flattened ids."""
+    predictions: tuple[int, int]
+    """[start, end) among the counted predictions."""
+
+
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
     """What one forward pass reads, and which predictions of it count. M = counted predictions."""
 
@@ -65,6 +87,9 @@ class MicroBatch:
     """int64, [M]: the tokens to predict, each one position after its place."""
     completion: Tensor
     """bool, [M]: whether the target is a completion token."""
+    tokens: Tensor
+    """int64, [B * T]: a number for each token of a share, the same however the share is cut."""
+    parts: tuple[Part, ...]
     lengths: tuple[int, ...] = ()
     """Of the sequences in a packed row."""
     positions: Tensor | None = None
@@ -72,41 +97,65 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Layout:
     """How examples are laid out for a model."""
 
     packs: bool
     """In one row without padding, or a row for each, padded to the longest."""
-    prompts: bool
-    """Whether predictions of prompt tokens count too."""
     device: torch.device
     """Where the tensors go."""
 
 
-def micro_batches(examples: Sequence[TokenisedExample], token_budget: int, reading: Reading) -> Iterator[MicroBatch]:
-    """Cut examples into micro-batches of like lengths, longest first.
+@dataclass(frozen=True, slots=True)
+class _Row:
+    share: int
+    place: int
+    """In the share."""
+    example: TokenisedExample
+
+
+def micro_batches(shares: Sequence[Share], token_budget: int, layout: Layout) -> Iterator[MicroBatch]:
+    """Cut examples of one split into micro-batches.
+
+    Padded rows are of like lengths, whosever they are. Packed ones need not be, so a share that fits into one
+    micro-batch stays whole: each further part of it would be adapted by products of its own.
 
     Args:
-        examples: Of one split: an optimizer batch, or all of them.
+        shares: Read together, each by its own member.
         token_budget: Tokens of a micro-batch, padding included; a longer example is one by itself.
-        reading: Packed or padded, what counts, and where.
+        layout: Packed or padded, and where.
     """
-    ordered = sorted(examples, key=len, reverse=True)
-    lengths = [len(example) for example in ordered]
-    cuts, collate = (_packed_cuts, _packed) if reading.packs else (_padded_cuts, _padded)
-    for start, end in cuts(lengths, token_budget):
-        yield collate(ordered[start:end], reading)
+    rows = [
+        _Row(number, place, example)
+        for number, share in enumerate(shares)
+        for place, example in enumerate(share.examples)
+    ]
+    rows.sort(key=lambda row: (row.share if layout.packs else 0, -len(row.example)))
+    lengths = [len(row.example) for row in rows]
+    if layout.packs:
+        cuts = _packed_cuts(lengths, [row.share for row in rows], token_budget)
+    else:
+        cuts = _padded_cuts(lengths, token_budget)
+    for start, end in cuts:
+        yield _collated(sorted(rows[start:end], key=lambda row: row.share), shares, layout)
 
 
-def _packed_cuts(lengths: Sequence[int], token_budget: int) -> Iterator[tuple[int, int]]:
-    """Runs [start, end) within the budget."""
+def _packed_cuts(lengths: Sequence[int], owners: Sequence[int], token_budget: int) -> Iterator[tuple[int, int]]:
+    """Runs [start, end) within the budget; one ends early where that keeps the next owner's whole."""
     start = tokens = 0
-    for place, length in enumerate(lengths):
-        if place > start and tokens + length > token_budget:
+    whole = {owner: sum(length for length, _ in same) for owner, same in _by_owner(lengths, owners)}
+    for place, (length, owner) in enumerate(zip(lengths, owners, strict=True)):
+        is_new = place > start and owners[place - 1] != owner
+        needed = whole[owner] if is_new and whole[owner] <= token_budget else length
+        if place > start and tokens + needed > token_budget:
             yield start, place
             start, tokens = place, 0
         tokens += length
     yield start, len(lengths)
+
+
+def _by_owner(lengths: Sequence[int], owners: Sequence[int]) -> Iterator[tuple[int, Iterator[tuple[int, int]]]]:
+    return itertools.groupby(zip(lengths, owners, strict=True), key=lambda pair: pair[1])
 
 
 def _padded_cuts(lengths: Sequence[int], token_budget: int) -> Iterator[tuple[int, int]]:
@@ -121,52 +170,66 @@ def _padded_cuts(lengths: Sequence[int], token_budget: int) -> Iterator[tuple[in
     yield start, len(lengths)
 
 
-def kept_micro_batches(examples: TokenisedExamples, token_budget: int, reading: Reading) -> Iterable[MicroBatch]:
-    """The micro-batches of a whole split, which stay on the device for the next time; a very large split's do not.
+def kept_micro_batches(examples: TokenisedExamples, token_budget: int, layout: Layout) -> Iterable[MicroBatch]:
+    """The micro-batches of a whole split, prompts counted, which stay on the device for the next time.
 
-    Only the last kind that was asked for is kept, as long as the split lives.
+    Only the last kind that was asked for is kept, as long as the split lives; a very large split's are not.
     """
+    shares = (Share(examples, prompts=True),)
     if len(examples.split.ids) > MOST_KEPT_TOKENS:
-        return micro_batches(examples, token_budget, reading)
-    kind = token_budget, reading
+        return micro_batches(shares, token_budget, layout)
+    kind = token_budget, layout
     known = _kept.get(examples)
     if known is None or known[0] != kind:
         with torch.inference_mode(mode=False):  # usable anywhere, whoever asked first
-            known = kind, tuple(micro_batches(examples, token_budget, reading))
+            known = kind, tuple(micro_batches(shares, token_budget, layout))
         _kept[examples] = known
     return known[1]
 
 
-def _padded(examples: Sequence[TokenisedExample], reading: Reading) -> MicroBatch:
-    """Of one split, the longest first."""
-    split, width = examples[0].split, len(examples[0])
-    starts = np.array([example.start for example in examples])[:, None]
-    ends = np.array([example.end for example in examples])[:, None]
-    sources = starts + np.arange(width)
-    real = sources < ends
-    ids = np.where(real, split.ids.take(sources, mode="clip"), PADDING).astype(np.int64)
-    completion = split.completion.take(sources, mode="clip")
-    counted = real if reading.prompts else real & completion
-    counted[:, 0] = False
-    return MicroBatch(*_on_device(ids, counted, completion, reading.device))
+def _collated(rows: Sequence[_Row], shares: Sequence[Share], layout: Layout) -> MicroBatch:
+    """Rows of one split; those of a share lie side by side."""
+    split = rows[0].example.split
+    starts = np.array([row.example.start for row in rows])
+    lengths = np.array([len(row.example) for row in rows])
+    prompts = np.array([shares[row.share].prompts for row in rows])
+    if layout.packs:
+        row_of = np.repeat(np.arange(len(rows)), lengths)
+        places = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        widths, shape = lengths, (1, -1)
+    else:
+        width = lengths.max()
+        row_of, places = np.repeat(np.arange(len(rows)), width), np.tile(np.arange(width), len(rows))
+        widths, shape = np.full(len(rows), width), (len(rows), width)
+    real = places < lengths[row_of]
+    sources = np.where(real, starts[row_of] + places, 0)
+    ids = np.where(real, split.ids[sources], PADDING).astype(np.int64)
+    completion = split.completion[sources]
+    counted = real & (places > 0) & (completion | prompts[row_of])
+    targets = counted.nonzero()[0]
+    numbers = (np.array([row.place for row in rows])[row_of] << 32) + places
+
+    def there(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(layout.device, non_blocking=True)
+
+    return MicroBatch(
+        ids=there(ids.reshape(shape)),
+        places=there(targets - 1),
+        targets=there(ids[targets]),
+        completion=there(completion[targets]),
+        tokens=there(numbers),
+        parts=tuple(_parts(rows, widths, np.bincount(row_of[targets], minlength=len(rows)))),
+        lengths=tuple(lengths.tolist()) if layout.packs else (),
+        positions=there(places[None]) if layout.packs else None,
+    )
 
 
-def _packed(examples: Sequence[TokenisedExample], reading: Reading) -> MicroBatch:
-    """Of one split, one after the other."""
-    split = examples[0].split
-    lengths = tuple(len(example) for example in examples)
-    ids = np.concatenate([split.ids[example.start : example.end] for example in examples]).astype(np.int64)
-    completion = np.concatenate([split.completion[example.start : example.end] for example in examples])
-    counted = np.ones_like(completion) if reading.prompts else completion.copy()
-    counted[np.cumsum([0, *lengths[:-1]])] = False
-    on_device = _on_device(ids[None], counted, completion, reading.device)
-    return MicroBatch(*on_device, lengths, positions(lengths).to(reading.device))
-
-
-def _on_device(
-    ids: NDArray[np.int64], counted: NDArray[np.bool_], completion: NDArray[np.bool_], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    targets = counted.ravel().nonzero()[0]
-    batch = ids, targets - 1, ids.ravel()[targets], completion.ravel()[targets]
-    ids_, places, wanted, said = (torch.from_numpy(each).to(device, non_blocking=True) for each in batch)
-    return ids_, places, wanted, said
+def _parts(rows: Sequence[_Row], tokens: NDArray[np.int64], predictions: NDArray[np.int64]) -> Iterator[Part]:
+    """Runs of rows of one share, given what each row has."""
+    ends = np.cumsum(tokens).tolist(), np.cumsum(predictions).tolist()
+    start = (0, 0)
+    for place, row in enumerate(rows):
+        if place + 1 == len(rows) or rows[place + 1].share != row.share:
+            end = ends[0][place], ends[1][place]
+            yield Part(row.share, (start[0], end[0]), (start[1], end[1]))
+            start = end

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from hpsearch.errors import OutOfMemory, TrialFailure
-from hpsearch.finetune.member import Member, is_out_of_memory
+from hpsearch.finetune.member import Member
+from hpsearch.finetune.step import Turn, gradients, in_less_memory, is_out_of_memory
 from hpsearch.results import Report
 
 
@@ -33,8 +37,8 @@ Event = Report | Finished | Failed
 class Cohort:
     """Members by key. Each tick is one optimizer step for every one of them.
 
-    A member may be admitted or removed between any two ticks, which changes nothing for the others. All LoRA
-    members of one `Prepared` share its base model, so all of them belong to one thread.
+    A member may be admitted or removed between any two ticks, which changes nothing for the others but the order of
+    sums. All LoRA members of one `Prepared` share its base model, so all of them belong to one thread.
     """
 
     def __init__(self) -> None:
@@ -64,27 +68,71 @@ class Cohort:
 
         Members in `waiting` stand still: nobody has dealt with their last report yet.
 
-        A member's first tick begins with its report number 0, the baseline. One that has trained all its epochs
-        reports its last report, then `Finished`. One member's failure does not touch the others.
+        Members with adapters on one base are trained in one pass. A member's first tick begins with its report number
+        0, the baseline. One that has trained all its epochs reports its last report, then `Finished`. One member's
+        failure does not touch the others.
         """
-        return [(key, event) for key in list(self._members) if key not in waiting for event in self._advance(key)]
+        events: dict[str, list[Event]] = {}
+        turns: dict[str, Turn] = {}
+        for key, member in self._members.items():
+            if key in waiting:
+                continue
+            events[key] = [member.prepared.baseline] if member.steps == 0 else []
+            try:
+                turns[key] = member.turn()
+            except Exception as error:  # any failure is this member's alone: it is named, and the others go on
+                events[key].append(Failed(as_failure(error)))
+        for company in self._companies(turns):
+            for key, outcome in self._trained({key: turns[key] for key in company}):
+                events[key] += outcome
+        for key in [key for key, happened in events.items() if any(isinstance(event, _LAST) for event in happened)]:
+            del self._members[key]
+        return [(key, event) for key, happened in events.items() for event in happened]
 
-    def _advance(self, key: str) -> Iterator[Event]:
-        member = self._members[key]
-        if member.steps == 0:
-            yield member.prepared.baseline
+    def _companies(self, keys: Iterable[str]) -> list[list[str]]:
+        """Who can be read in one pass: adapters on one base, over the same data; a whole model is alone."""
+        companies: dict[object, list[str]] = {}
+        for key in keys:
+            member = self._members[key]
+            is_pooled = member.config.model.method == "lora"
+            companies.setdefault(id(member.prepared) if is_pooled else key, []).append(key)
+        return list(companies.values())
+
+    def _trained(self, turns: dict[str, Turn]) -> Iterator[tuple[str, list[Event]]]:
+        """One step of each of these members."""
+        members = [self._members[key] for key in turns]
+        loaded, started = members[0].prepared.loaded, time.perf_counter()
         try:
-            report = member.advance()
-        except Exception as error:  # any failure is this member's alone: it is named, and the others go on
-            del self._members[key]
-            yield Failed(as_failure(error))
+            nll, budget = in_less_memory(
+                lambda budget: gradients(loaded, list(turns.values()), budget),
+                min(member.token_budget for member in members),
+            )
+        except Exception as error:
+            if len(turns) == 1:
+                yield next(iter(turns)), [Failed(as_failure(error))]
+                return
+            for key, turn in turns.items():  # whose failure it is shows when each is alone
+                yield from self._trained({key: turn})
             return
-        if report is not None:
-            yield report
+        seconds = (time.perf_counter() - started) / sum(turn.tokens for turn in turns.values())
+        for member, (key, turn), own in zip(members, turns.items(), nll, strict=True):
+            member.token_budget = budget
+            yield key, self._finished(member, turn, own, seconds * turn.tokens)
+
+    def _finished(self, member: Member, turn: Turn, nll: Tensor, seconds: float) -> list[Event]:
+        try:
+            report = member.finish(turn, nll, seconds)
+        except Exception as error:  # any failure is this member's alone
+            return [Failed(as_failure(error))]
+        events: list[Event] = [] if report is None else [report]
         if member.is_done:
-            del self._members[key]
             assert member.best is not None  # the last example of an epoch is always a report
-            yield Finished(member.best, member)
+            events.append(Finished(member.best, member))
+        return events
+
+
+_LAST = Finished | Failed
+"""After these a member has left."""
 
 
 def as_failure(error: Exception) -> TrialFailure:

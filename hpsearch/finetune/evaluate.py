@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hpsearch.finetune.batches import Reading, kept_micro_batches, micro_batches
+from hpsearch.finetune.batches import Layout, Share, kept_micro_batches, micro_batches
 from hpsearch.finetune.loss import scores
 from hpsearch.finetune.model import Anatomy, precision
 from hpsearch.finetune.tokenised import TokenisedExample, TokenisedExamples
@@ -47,11 +47,11 @@ def evaluate(model: Any, anatomy: Anatomy, examples: Sequence[TokenisedExample],
         token_budget: Tokens of a micro-batch, padding included.
     """
     device = model.device
-    reading = Reading(anatomy.packs, prompts=True, device=device)
+    layout = Layout(anatomy.packs, device)
     if isinstance(examples, TokenisedExamples):
-        batches = kept_micro_batches(examples, token_budget, reading)
+        batches = kept_micro_batches(examples, token_budget, layout)
     else:
-        batches = micro_batches(examples, token_budget, reading)
+        batches = micro_batches([Share(examples, prompts=True)], token_budget, layout)
     # Completion nll, completion hits, completion tokens, prompt nll, prompt tokens: one transfer at the end.
     sums = torch.zeros(5, dtype=torch.float64, device=device)
     with torch.inference_mode(), precision(device):

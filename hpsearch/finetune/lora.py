@@ -1,13 +1,15 @@
 """Low-rank adapters that share one frozen base: W x + alpha / rank * B A dropout(x).
 
 Hu et al. 2021, https://arxiv.org/abs/2106.09685. Every linear layer of the blocks becomes an `AdaptedLinear`, once.
-Each member holds adapters of its own (a dict by layer name); to switch members is to point the layers at others.
+Each member holds adapters of its own (a dict by layer name). One pass may read rows of several members: the layers are
+told which rows are whose.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,83 +25,140 @@ from hpsearch.spec.finetune import LoraSpec
 TARGETS_FIELD = "model.lora.target_modules"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Dropout:
-    """A member's dropout on adapter inputs: its rate, and a stream of random numbers of its own."""
+    """What a member drops of its adapters' inputs in one step.
+
+    Whether an input is dropped is a function of the seed, the layer, the token and the channel: neither company nor the
+    way a batch is cut changes it, and there is no state to keep.
+    """
 
     rate: float
-    generator: torch.Generator
-    active: bool = False
-    """Whether the member trains now; evaluation drops nothing."""
+    seed: int
+    """Of the member and the step; 63 bits."""
 
-    def kept(self, inputs: Tensor) -> Tensor | None:
-        """What to multiply adapter inputs by: 0 where one is dropped, more than 1 elsewhere; None drops nothing."""
-        if not self.active or self.rate == 0:
+    def kept(self, tokens: Tensor, layer: int, width: int) -> Tensor | None:
+        """What to multiply inputs by: 0 where one is dropped, more than 1 elsewhere; None drops nothing.
+
+        Args:
+            tokens: int64, [N]: a number for each token, the same wherever it stands.
+            layer: A number for the layer; 63 bits.
+            width: Channels.
+
+        Returns:
+            float32, [N, width].
+        """
+        if self.rate == 0:
             return None
-        kept = torch.empty_like(inputs).bernoulli_(1 - self.rate, generator=self.generator)
-        return kept.div_(1 - self.rate)
+        rows = _mixed((tokens ^ (self.seed ^ layer)) * _ODD)
+        channels = _mixed(torch.arange(1, width + 1, device=tokens.device) * _ODD)
+        drawn = _mixed(rows.unsqueeze(1) + channels).bitwise_and_(_DRAWS - 1)
+        return drawn.ge_(round(self.rate * _DRAWS)).float().div_(1 - self.rate)
 
 
-@dataclass
+_ODD, _ALSO_ODD = -0x61C8864680B583EB, -0x40A7B892E31B1A47  # splitmix64's (Steele et al. 2014), as signed numbers
+_DRAWS = 2**24
+
+
+def _mixed(numbers: Tensor) -> Tensor:
+    """Numbers that differ in any bit become ones that differ in about half of the lower 32."""
+    return (numbers ^ (numbers >> 31)).mul_(_ALSO_ODD) >> 31
+
+
+@dataclass(frozen=True)
 class Adapter:
     """One layer's adapter. A: [rank, in], B: [out, rank], both float32."""
 
     a: nn.Parameter
     b: nn.Parameter
     scale: float
-    dropout: Dropout
+    layer: int
+    """A number for the layer; 63 bits."""
+
+
+Adapters = dict[str, Adapter]
+"""By layer name, such as `model.layers.0.self_attn.q_proj`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of a layer's input that one member's adapters apply to."""
+
+    adapters: Adapters
+    start: int
+    end: int
+    dropout: Dropout | None = None
+    """None outside of training."""
+    tokens: Tensor | None = None
+    """int64, [end - start]: as `Dropout` numbers them."""
+
+
+ALL_ROWS = sys.maxsize
 
 
 class _Adapted(torch.autograd.Function):
-    """A frozen linear layer with its adapter, in as few passes over its input and output as there are products.
+    """A frozen linear layer with the adapters of all members whose rows it reads.
 
-    Left to autograd, each of the four products of the adapter would read or write a copy of its own, and the two
-    gradients of the input would be added in a pass of their own: that costs more than the products.
+    The frozen product runs once over all rows; adapters add to theirs in place. Left to autograd, each of an adapter's
+    four products would read or write a copy of its own, and the two gradients of the input would be added in a pass of
+    their own: that costs more than the products.
     """
 
     @staticmethod
-    def forward(  # noqa: PLR0917 - autograd passes them by position
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, kept: Any
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, parts: _Rows, *adapters: Tensor
     ) -> Tensor:
-        """Inputs [N, in], weight [out, in], bias [out], A [r, in], B [out, r], kept [N, in] or None -> [N, out]."""
+        """Inputs [N, in], weight [out, in], bias [out], for each part A [r, in] and B [out, r] -> [N, out]."""
         # As autocast does: the products are of the base's precision, the adapters themselves stay float32.
-        ctx.adapters_dtype = a.dtype
-        inputs, a, b = inputs.to(weight.dtype), a.to(weight.dtype), b.to(weight.dtype)
-        adapted = inputs if kept is None else inputs * kept
-        inner = adapted @ a.t()
-        outputs = F.linear(inputs, weight, bias).addmm_(inner, b.t(), alpha=scale)
-        ctx.save_for_backward(inputs, weight, a, b, inner, kept)
-        ctx.scale = scale
+        ctx.adapters_dtype = adapters[0].dtype
+        inputs, *own_adapters = (each.to(weight.dtype) for each in (inputs, *adapters))
+        outputs = F.linear(inputs, weight, bias)
+        inner: list[Tensor] = []
+        for (start, end, scale, kept), a, b in zip(parts, own_adapters[::2], own_adapters[1::2], strict=True):
+            own = inputs[start:end]
+            inner.append((own if kept is None else own * kept) @ a.t())
+            outputs[start:end].addmm_(inner[-1], b.t(), alpha=scale)
+        ctx.save_for_backward(inputs, weight, *own_adapters, *inner, *(kept for *_, kept in parts))
+        ctx.parts = [(start, end, scale) for start, end, scale, _ in parts]
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Of the inputs (unless nothing below is trained), A and B."""
-        inputs, weight, a, b, inner, kept = ctx.saved_tensors
-        gradient = gradients[0]
-        inner_gradient = (gradient @ b).mul_(ctx.scale)
-        of_b = (gradient.t() @ inner).mul_(ctx.scale)
-        of_a = inner_gradient.t() @ (inputs if kept is None else inputs * kept)
-        of_inputs = None
-        if ctx.needs_input_grad[0]:
-            of_inputs = gradient @ weight
+        """Of the inputs (unless nothing below is trained), and of each A and B."""
+        inputs, weight, *rest = ctx.saved_tensors
+        count = len(ctx.parts)
+        adapters, inners, all_kept = rest[: 2 * count], rest[2 * count : 3 * count], rest[3 * count :]
+        of_inputs = gradients[0] @ weight if ctx.needs_input_grad[0] else None
+        found = []
+        for (start, end, scale), a, b, inner, kept in zip(
+            ctx.parts, adapters[::2], adapters[1::2], inners, all_kept, strict=True
+        ):
+            own, gradient = inputs[start:end], gradients[0][start:end]
+            inner_gradient = (gradient @ b).mul_(scale)
+            found.append(inner_gradient.t() @ (own if kept is None else own * kept))
+            found.append((gradient.t() @ inner).mul_(scale))
+            if of_inputs is None:
+                continue
             if kept is None:
-                of_inputs.addmm_(inner_gradient, a)
+                of_inputs[start:end].addmm_(inner_gradient, a)
             else:
-                of_inputs.addcmul_(inner_gradient @ a, kept)
-        return of_inputs, None, None, of_a.to(ctx.adapters_dtype), of_b.to(ctx.adapters_dtype), None, None
+                of_inputs[start:end].addcmul_(inner_gradient @ a, kept)
+        return (of_inputs, None, None, None, *(each.to(ctx.adapters_dtype) for each in found))
 
+
+_Rows = list[tuple[int, int, float, Tensor | None]]
+"""Of each part: its rows [start, end), the adapter's scale, and what is kept of its input."""
 
 _adapted: Callable[..., Tensor] = _Adapted.apply  # torch leaves `apply` untyped
 
 
 class AdaptedLinear(nn.Module):
-    """A frozen linear layer and the adapter that is active now, if any."""
+    """A frozen linear layer and the adapters that are active now, if any."""
 
     def __init__(self, frozen: nn.Module) -> None:
         super().__init__()
         self.frozen: Any = frozen
-        self.active: Adapter | None = None
+        self.active: list[tuple[Adapter, Part]] = []
         weight: Any = frozen.weight
         # GPT-2's Conv1D keeps its weight as [in, out].
         self.in_features, self.out_features = weight.shape if is_conv1d(frozen) else reversed(weight.shape)
@@ -116,18 +175,20 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        if self.active is None:
+        if not self.active:
             unadapted: Tensor = self.frozen(inputs)
             return unadapted
-        adapter, flat = self.active, inputs.flatten(0, -2)
+        flat = inputs.flatten(0, -2)
         weight = self.frozen.weight.t() if is_conv1d(self.frozen) else self.frozen.weight
-        kept = adapter.dropout.kept(flat)
-        outputs: Tensor = _adapted(flat, weight, self.bias, adapter.a, adapter.b, adapter.scale, kept)
+        parts, tensors = [], []
+        for adapter, part in self.active:
+            kept = None
+            if part.dropout is not None and part.tokens is not None:
+                kept = part.dropout.kept(part.tokens, adapter.layer, self.in_features)
+            parts.append((part.start, min(part.end, len(flat)), adapter.scale, kept))
+            tensors += [adapter.a, adapter.b]
+        outputs = _adapted(flat, weight, self.bias, parts, *tensors)
         return outputs.view(*inputs.shape[:-1], self.out_features)
-
-
-Adapters = dict[str, Adapter]
-"""By layer name, such as `model.layers.0.self_attn.q_proj`."""
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -172,7 +233,6 @@ def new_adapters(
     layers: Mapping[str, AdaptedLinear],
     spec: LoraSpec,
     *,
-    dropout: Dropout,
     seed: int,
     frozen: int,
 ) -> Adapters:
@@ -185,7 +245,6 @@ def new_adapters(
         loaded: The base model.
         layers: What `adapt` returned for it.
         spec: Rank, alpha and targets.
-        dropout: The member's.
         seed: Of the fine-tune.
         frozen: The lowest so many blocks get no adapters.
     """
@@ -200,12 +259,12 @@ def new_adapters(
             nn.Parameter(a.to(loaded.device)),
             nn.Parameter(torch.zeros(layer.out_features, spec.rank, device=loaded.device)),
             spec.alpha / spec.rank,
-            dropout,
+            derived_seed(0, "layer", name),
         )
     return adapters
 
 
-def activate(layers: Mapping[str, AdaptedLinear], adapters: Mapping[str, Adapter]) -> None:
-    """Point every layer at these adapters; layers without one go back to the base model."""
+def activate(layers: Mapping[str, AdaptedLinear], parts: Sequence[Part]) -> None:
+    """Point every layer at these adapters, each for its own rows; other rows and layers are the base's."""
     for name, layer in layers.items():
-        layer.active = adapters.get(name)
+        layer.active = [(part.adapters[name], part) for part in parts if name in part.adapters]

@@ -29,11 +29,21 @@ def total_weight(examples: Sequence[TokenisedExample], prompt_loss_weight: float
     return completion + prompt_loss_weight * prompt
 
 
-def weighted_nll(model: Any, anatomy: Anatomy, batch: MicroBatch, prompt_loss_weight: float) -> Tensor:
-    """sum(w * nll) of a micro-batch, in nats: a float32 scalar with a gradient."""
-    weights = torch.where(batch.completion, 1.0, prompt_loss_weight)
+def weighted_nll(model: Any, anatomy: Anatomy, batch: MicroBatch, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """sum(weights * nll) of a micro-batch, a scalar with a gradient, and the nll of each prediction, without one.
+
+    Args:
+        model: On its device.
+        anatomy: Its anatomy.
+        batch: With M predictions.
+        weights: [M]
+
+    Returns:
+        Both float32, in nats.
+    """
     if not anatomy.splits:
-        return (F.cross_entropy(_logits(model, batch).float(), batch.targets, reduction="none") * weights).sum()
+        nll = F.cross_entropy(_logits(model, batch).float(), batch.targets, reduction="none")
+        return (nll * weights).sum(), nll.detach()
     head = model.get_output_embeddings()
     return _head_nll(_states(model, batch), head.weight, getattr(head, "bias", None), batch.targets, weights)
 
@@ -78,21 +88,21 @@ class _HeadNLL(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 - autograd passes them by position
         ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor
-    ) -> Tensor:
-        """States [M, H], weight [V, H], bias [V], targets and weights [M] -> a float32 scalar."""
+    ) -> tuple[Tensor, Tensor]:
+        """States [M, H], weight [V, H], bias [V], targets and weights [M] -> a float32 scalar, and nll [M]."""
         wanted_states, wanted_weight, wanted_bias = ctx.needs_input_grad[:3]
-        total = torch.zeros((), dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)
+        nll = torch.empty(len(states), dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)
         states_gradient = torch.empty_like(states) if wanted_states else None
         weight_gradient = torch.zeros_like(weight) if wanted_weight else None
         bias_gradient = torch.zeros_like(bias) if wanted_bias and bias is not None else None
         for start in range(0, len(states), _rows_at_a_time(weight)):
             rows = slice(start, start + _rows_at_a_time(weight))
             logits = F.linear(states[rows], weight, bias)
-            gradient = logits.to(total.dtype)
+            gradient = logits.to(nll.dtype)
             places, counts = targets[rows].unsqueeze(1), weights[rows].unsqueeze(1)
             largest, target = gradient.amax(-1, keepdim=True), gradient.gather(1, places)
             norm = gradient.sub_(largest).exp_().sum(-1, keepdim=True)
-            total += ((norm.log() + largest - target) * counts).sum()
+            nll[rows] = (norm.log() + largest - target).squeeze(1)
             gradient.mul_(counts / norm).scatter_add_(1, places, -counts)
             if states_gradient is not None:
                 states_gradient[rows] = gradient @ weight
@@ -101,7 +111,8 @@ class _HeadNLL(torch.autograd.Function):
             if bias_gradient is not None:
                 bias_gradient += gradient.sum(0)
         ctx.gradients = states_gradient, weight_gradient, bias_gradient
-        return total
+        ctx.mark_non_differentiable(nll)
+        return (nll * weights).sum(), nll
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -110,7 +121,7 @@ class _HeadNLL(torch.autograd.Function):
         return (*own, None, None)
 
 
-_head_nll: Callable[..., Tensor] = _HeadNLL.apply  # torch leaves `apply` untyped
+_head_nll: Callable[..., tuple[Tensor, Tensor]] = _HeadNLL.apply  # torch leaves `apply` untyped
 
 
 def _scored(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,30 +5,24 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from hpsearch.errors import Diverged, OutOfMemory
-from hpsearch.finetune.batches import Reading, micro_batches, optimizer_batch, steps_per_epoch
+from hpsearch.errors import Diverged
+from hpsearch.finetune.batches import optimizer_batch, steps_per_epoch
 from hpsearch.finetune.evaluate import evaluate
-from hpsearch.finetune.loss import total_weight, weighted_nll
-from hpsearch.finetune.model import precision
 from hpsearch.finetune.optimizer import build_optimizer, check_frozen_layers, set_learning_rates
 from hpsearch.finetune.prepare import Prepared, as_report
 from hpsearch.finetune.schedule import learning_rate_factor, warmup_steps
 from hpsearch.finetune.snapshot import Snapshot, identity
-from hpsearch.finetune.tokenised import TokenisedExample
+from hpsearch.finetune.step import Turn, gradients, in_less_memory
 from hpsearch.finetune.weights import State, own_weights
 from hpsearch.results import Report
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.objective import Metric, ObjectiveSpec
-
-T = TypeVar("T")
 
 FAR_REPORTS = 3
 FAR_NATS = 1.0
@@ -80,7 +74,7 @@ class Member:
         self._warmup = warmup_steps(self.total_steps, chosen.warmup_fraction)
         self._weights = own_weights(config, prepared.loaded, prepared.layers)
         self._optimizer = build_optimizer(self._weights.named, anatomy, config)
-        self._token_budget = prepared.token_budget
+        self.token_budget = prepared.token_budget
         self._evaluation_budget = prepared.evaluation_budget
         self._nll = torch.zeros((), dtype=torch.float64, device=prepared.loaded.device)
         self._weight = 0.0
@@ -97,12 +91,40 @@ class Member:
             Diverged: The training or validation loss is not finite, or the last reports were far above the baseline.
             OutOfMemory: Not even a single sequence fits.
         """
+        turn, started = self.turn(), time.perf_counter()
+        nll, self.token_budget = in_less_memory(
+            lambda budget: gradients(self.prepared.loaded, [turn], budget), self.token_budget
+        )
+        return self.finish(turn, nll[0], time.perf_counter() - started)
+
+    def turn(self) -> Turn:
+        """What its next step learns from.
+
+        Raises:
+            Diverged: The last reports, all of which are out by now, were far above the baseline.
+        """
         self._check_near_baseline()
+        chosen, examples = self.config.hyperparameters, self.prepared.train.examples
+        places = optimizer_batch(self.config.seed, self.steps, len(examples), chosen.batch_size)
+        return Turn(self._weights, self.steps, [examples[place] for place in places], chosen.prompt_loss_weight)
+
+    def finish(self, turn: Turn, nll: Tensor, seconds: float) -> Report | None:
+        """The rest of a step whose gradients are there: update the weights, and evaluate when it is due.
+
+        Args:
+            turn: The step's.
+            nll: Its sum(w * nll).
+            seconds: What the gradients took.
+
+        Raises:
+            Diverged: The training or validation loss is not finite.
+            OutOfMemory: Not even a single sequence of the validation split fits.
+        """
         started = time.perf_counter()
-        self._step()
+        self._update(turn, nll)
         point = self._reached()
         report = None if point is None else self._evaluated(point)
-        self.seconds += time.perf_counter() - started
+        self.seconds += seconds + time.perf_counter() - started
         if report is None:
             return None
         report = replace(report, seconds=self.seconds)
@@ -125,7 +147,7 @@ class Member:
             "seconds": self.seconds,
             "nll": float(self._nll),
             "weight": self._weight,
-            "token_budget": self._token_budget,
+            "token_budget": self.token_budget,
             "evaluation_budget": self._evaluation_budget,
             "reports": [report.as_json() for report in self.reports],
             "best": None if self.best is None else self.reports.index(self.best),
@@ -149,7 +171,7 @@ class Member:
         self.tokens, self.seconds = progress["tokens"], progress["seconds"]
         self._nll.fill_(progress["nll"])
         self._weight = progress["weight"]
-        self._token_budget, self._evaluation_budget = progress["token_budget"], progress["evaluation_budget"]
+        self.token_budget, self._evaluation_budget = progress["token_budget"], progress["evaluation_budget"]
         self.reports = [Report(**report) for report in progress["reports"]]
         self.best = None if progress["best"] is None else self.reports[progress["best"]]
         self._points = [point for point in self._points if point > self.exposure]
@@ -163,41 +185,19 @@ class Member:
                 # Not `load_state_dict`, which numbers parameters by their groups.
                 self._optimizer.state[named[name]][kind] = tensor.to(named[name].device, copy=True)
 
-    def _step(self) -> None:
-        chosen = self.config.hyperparameters
-        examples = self.prepared.train.examples
-        places = optimizer_batch(self.config.seed, self.steps, len(examples), chosen.batch_size)
-        batch = [examples[place] for place in places]
-        weight = total_weight(batch, chosen.prompt_loss_weight)
-        nll, self._token_budget = _in_less_memory(
-            lambda budget: self._gradients(batch, weight, budget), self._token_budget
-        )
+    def _update(self, turn: Turn, nll: Tensor) -> None:
         if self.config.model.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._weights.named.values(), self.config.model.max_grad_norm)
-        factor = learning_rate_factor(chosen.lr_schedule, self.steps, self.total_steps, self._warmup)
-        set_learning_rates(self._optimizer, factor)
+        schedule = self.config.hyperparameters.lr_schedule
+        set_learning_rates(self._optimizer, learning_rate_factor(schedule, self.steps, self.total_steps, self._warmup))
         self._optimizer.step()
         self.steps += 1
-        self.exposure += len(batch)
-        self.tokens += sum(map(len, batch))
+        self.exposure += len(turn.examples)
+        self.tokens += turn.tokens
         self._nll += nll
-        self._weight += weight
+        self._weight += turn.weight
         if self._nll.device.type == "cpu" or self.steps % STEPS_BETWEEN_CHECKS == 0:
             self._check_training_loss()
-
-    def _gradients(self, batch: list[TokenisedExample], weight: float, token_budget: int) -> Tensor:
-        """The gradient of the loss of one optimizer batch; returns its sum(w * nll)."""
-        self._optimizer.zero_grad(set_to_none=True)
-        loaded, prompt_loss_weight = self.prepared.loaded, self.config.hyperparameters.prompt_loss_weight
-        total = torch.zeros_like(self._nll)
-        reading = Reading(loaded.anatomy.packs, prompts=prompt_loss_weight > 0, device=loaded.device)
-        with self._weights.training(self.steps) as model:
-            for part in micro_batches(batch, token_budget, reading):
-                with precision(loaded.device):
-                    nll = weighted_nll(model, loaded.anatomy, part, prompt_loss_weight)
-                (nll / weight).backward()  # type: ignore[no-untyped-call]
-                total += nll.detach()
-        return total
 
     def _check_near_baseline(self) -> None:
         """Raise Diverged when the last reports, all of which are out by now, are far worse than no training at all."""
@@ -231,7 +231,7 @@ class Member:
         self._weight = 0.0
         loaded, examples = self.prepared.loaded, self.prepared.validation.examples
         with self._weights.evaluation() as model:
-            evaluation, self._evaluation_budget = _in_less_memory(
+            evaluation, self._evaluation_budget = in_less_memory(
                 lambda budget: evaluate(model, loaded.anatomy, examples, budget), self._evaluation_budget
             )
         if not math.isfinite(evaluation.loss):
@@ -249,28 +249,3 @@ class Member:
 def _copied(tensor: Tensor) -> Tensor:
     """On the CPU; a copy there too."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _in_less_memory(compute: Callable[[int], T], token_budget: int) -> tuple[T, int]:
-    """Compute under a token budget, halved as often as memory runs out; what came out, and the budget that worked.
-
-    Raises:
-        OutOfMemory: Memory ran out even with single sequences (every sequence has more tokens than the budget).
-    """
-    while True:
-        try:
-            return compute(token_budget), token_budget
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside of the handler: the traceback held the failed attempt's tensors.
-        if token_budget <= 1:
-            raise OutOfMemory
-        token_budget //= 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on the device or in the process; PyTorch's CPU allocator says so by text only."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

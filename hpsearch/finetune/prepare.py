@@ -95,7 +95,7 @@ def prepare(config: FinetuneConfig, device: str = "cpu", cache: Path | None = No
         precision="bfloat16" if loaded.device.type == "cuda" else "float32",
     )
     layers = adapt(loaded.model, loaded.anatomy) if config.model.method == "lora" else {}
-    activate(layers, {})
+    activate(layers, [])
     kind = loaded.device.type
     budget = EVALUATION_BUDGETS.get(kind, EVALUATION_BUDGETS["cpu"])
     baseline = evaluate(loaded.model, loaded.anatomy, validation.examples, budget)

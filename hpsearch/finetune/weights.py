@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hpsearch.errors import InvalidSpec
 from hpsearch.finetune import checkpoint
-from hpsearch.finetune.lora import TARGETS_FIELD, AdaptedLinear, Dropout, activate, new_adapters
+from hpsearch.finetune.batches import MicroBatch
+from hpsearch.finetune.lora import ALL_ROWS, TARGETS_FIELD, AdaptedLinear, Dropout, Part, activate, new_adapters
 from hpsearch.finetune.model import LoadedModel
 from hpsearch.finetune.optimizer import is_trained
 from hpsearch.finetune.recompute import recomputing
@@ -24,103 +25,60 @@ State = dict[str, Tensor]
 """Trained tensors by name."""
 
 
-class Weights(Protocol):
-    """What a member needs of its weights. The two implementations share no state but the frozen base."""
-
-    named: dict[str, nn.Parameter]
-    """The trained parameters, named as the anatomy knows them."""
-
-    def training(self, step: int) -> AbstractContextManager[Any]:
-        """The model, ready for one optimizer step; entering again for the same step drops out the same."""
-
-    def evaluation(self) -> AbstractContextManager[Any]:
-        """The model, ready for evaluation."""
-
-    def save(self, state: State, folder: Path) -> None:
-        """Write a state (as copied from `named`) as files that transformers or PEFT load."""
-
-
 class LoraWeights:
     """Adapters of one member, on a base that others use too."""
 
     def __init__(self, config: FinetuneConfig, loaded: LoadedModel, layers: Mapping[str, AdaptedLinear]) -> None:
-        self._config, self._loaded, self._layers = config, loaded, layers
-        chosen = config.hyperparameters
-        self._dropout = Dropout(chosen.dropout, torch.Generator(loaded.device))
-        self._adapters = new_adapters(
-            loaded,
-            layers,
-            config.model.lora,
-            dropout=self._dropout,
-            seed=config.seed,
-            frozen=chosen.frozen_layers,
+        self.config, self.loaded, self.layers = config, loaded, layers
+        self.adapters = new_adapters(
+            loaded, layers, config.model.lora, seed=config.seed, frozen=config.hyperparameters.frozen_layers
         )
-        if not self._adapters:
+        if not self.adapters:
             raise InvalidSpec("every layer that would get an adapter is frozen (frozen_layers)", TARGETS_FIELD)
         self.named: dict[str, nn.Parameter] = {}
-        for name, adapter in self._adapters.items():
+        """The trained parameters, named as the anatomy knows them."""
+        for name, adapter in self.adapters.items():
             self.named[f"{name}.lora_A.weight"] = adapter.a
             self.named[f"{name}.lora_B.weight"] = adapter.b
 
     @contextmanager
-    def training(self, step: int) -> Iterator[Any]:
-        """The shared base with this member's adapters; the base's own dropout stays off."""
-        self._dropout.generator.manual_seed(derived_seed(self._config.seed, "dropout", step))
-        self._dropout.active = True
-        activate(self._layers, self._adapters)
-        try:
-            with _activations(self._config, self._loaded, self._loaded.model, self._dropout.generator):
-                yield self._loaded.model
-        finally:
-            self._dropout.active = False
-
-    @contextmanager
     def evaluation(self) -> Iterator[Any]:
         """The shared base with this member's adapters."""
-        activate(self._layers, self._adapters)
-        yield self._loaded.model
+        activate(self.layers, [Part(self.adapters, 0, ALL_ROWS)])
+        yield self.loaded.model
 
     def save(self, state: State, folder: Path) -> None:
         """PEFT's format."""
-        checkpoint.save_adapters(state, folder, self._config, self._loaded, self._layers)
+        checkpoint.save_adapters(state, folder, self.config, self.loaded, self.layers)
 
 
 class FullWeights:
     """A copy of the whole model."""
 
     def __init__(self, config: FinetuneConfig, loaded: LoadedModel) -> None:
-        self._config, self._loaded = config, loaded
+        self.config, self.loaded = config, loaded
         chosen = config.hyperparameters
-        self._model = copy.deepcopy(loaded.model)
-        set_dropout(self._model, chosen.dropout)
+        self.model = copy.deepcopy(loaded.model)
+        set_dropout(self.model, chosen.dropout)
         self.named: dict[str, nn.Parameter] = {}
-        for name, parameter in self._model.named_parameters():
+        """The trained parameters, named as the anatomy knows them."""
+        for name, parameter in self.model.named_parameters():
             if is_trained(loaded.anatomy, name, chosen.frozen_layers):
                 self.named[name] = parameter.requires_grad_(requires_grad=True)
 
     @contextmanager
-    def training(self, step: int) -> Iterator[Any]:
-        """The member's model in training mode."""
-        self._model.train()
-        with _activations(self._config, self._loaded, self._model):
-            if self._config.hyperparameters.dropout == 0:
-                yield self._model
-                return
-            # The dropout inside of models draws from the global generators: lend it a stream of the member's own.
-            device = self._loaded.device
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(derived_seed(self._config.seed, "dropout", step))
-                yield self._model
-
-    @contextmanager
     def evaluation(self) -> Iterator[Any]:
         """The member's model in eval mode."""
-        self._model.eval()
-        yield self._model
+        self.model.eval()
+        yield self.model
 
     def save(self, state: State, folder: Path) -> None:
         """As `save_pretrained` does, with the tokenizer."""
-        checkpoint.save_model(state, folder, self._loaded)
+        checkpoint.save_model(state, folder, self.loaded)
+
+
+Weights = LoraWeights | FullWeights
+"""What a member trains. The two share no state but the frozen base."""
 
 
 def own_weights(config: FinetuneConfig, loaded: LoadedModel, layers: Mapping[str, AdaptedLinear]) -> Weights:
@@ -128,13 +86,52 @@ def own_weights(config: FinetuneConfig, loaded: LoadedModel, layers: Mapping[str
     return LoraWeights(config, loaded, layers) if config.model.method == "lora" else FullWeights(config, loaded)
 
 
-def _activations(
-    config: FinetuneConfig, loaded: LoadedModel, model: Any, generator: torch.Generator | None = None
-) -> AbstractContextManager[None]:
-    """Kept for the backward pass, or computed again, as the config says."""
-    if not config.model.activation_checkpointing:
+@contextmanager
+def full_training(weights: FullWeights, step: int, number: int) -> Iterator[Any]:
+    """A member's own model in training mode, for one micro-batch.
+
+    Args:
+        weights: The member's.
+        step: The optimizer step; entering again for the same one drops out the same.
+        number: Of the micro-batch in the step.
+    """
+    weights.model.train()
+    with _activations([weights.config], weights.loaded, weights.model):
+        if weights.config.hyperparameters.dropout == 0:
+            yield weights.model
+            return
+        # The dropout inside of models draws from the global generators: lend it a stream of the member's own.
+        device = weights.loaded.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(derived_seed(weights.config.seed, "dropout", step, number))
+            yield weights.model
+
+
+@contextmanager
+def lora_training(members: Sequence[tuple[LoraWeights, int]], batch: MicroBatch) -> Iterator[Any]:
+    """The shared base with the adapters of each member at its own rows; the base's own dropout stays off.
+
+    Args:
+        members: (weights, optimizer step) of each share of the batch; on one base.
+        batch: What will be read.
+    """
+    parts = []
+    for part in batch.parts:
+        weights, step = members[part.share]
+        rate, (start, end) = weights.config.hyperparameters.dropout, part.tokens
+        dropout = Dropout(rate, derived_seed(weights.config.seed, "dropout", step)) if rate else None
+        parts.append(Part(weights.adapters, start, end, dropout, batch.tokens[start:end]))
+    first, _ = members[0]
+    activate(first.layers, parts)
+    with _activations([weights.config for weights, _ in members], first.loaded, first.loaded.model):
+        yield first.loaded.model
+
+
+def _activations(configs: Sequence[FinetuneConfig], loaded: LoadedModel, model: Any) -> AbstractContextManager[None]:
+    """Kept for the backward pass, or computed again when any of the configs says so."""
+    if not any(config.model.activation_checkpointing for config in configs):
         return nullcontext()
-    return recomputing(model, model.get_submodule(loaded.anatomy.blocks), generator)
+    return recomputing(model, model.get_submodule(loaded.anatomy.blocks))
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:

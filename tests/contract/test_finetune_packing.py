@@ -92,10 +92,27 @@ def test_an_adapted_layer_has_the_gradient_that_its_formula_has(biased, dropped)
     inputs, a, b = (each.requires_grad_() for each in (doubles(6, 5), doubles(2, 5), doubles(4, 2)))
     weight, bias = doubles(4, 5), doubles(4) if biased else None
     kept = (doubles(6, 5, seed=9) > 0).double() * 2 if dropped else None
-    assert torch.autograd.gradcheck(_Adapted.apply, (inputs, weight, bias, a, b, 0.7, kept))
+    assert torch.autograd.gradcheck(_Adapted.apply, (inputs, weight, bias, [(0, 6, 0.7, kept)], a, b))
     adapted = inputs if kept is None else inputs * kept
     expected = F.linear(inputs, weight, bias) + 0.7 * (adapted @ a.t()) @ b.t()
-    torch.testing.assert_close(_Adapted.apply(inputs, weight, bias, a, b, 0.7, kept), expected)
+    torch.testing.assert_close(_Adapted.apply(inputs, weight, bias, [(0, 6, 0.7, kept)], a, b), expected)
+
+
+def test_each_member_s_rows_have_its_own_adapter():
+    """Three members and two rows that are nobody's: the gradients of each, and of the inputs, are its own."""
+    inputs, weight = doubles(9, 5).requires_grad_(), doubles(4, 5)
+    adapters = [(doubles(r, 5, seed=r).requires_grad_(), doubles(4, r, seed=r).requires_grad_()) for r in (1, 2, 3)]
+    rows = [(0, 2, 0.5, None), (2, 6, 2.0, (doubles(4, 5, seed=4) > 0).double()), (6, 7, 1.0, None)]
+    flat = [each for pair in adapters for each in pair]
+    assert torch.autograd.gradcheck(
+        lambda inputs, *flat: _Adapted.apply(inputs, weight, None, rows, *flat), (inputs, *flat)
+    )
+    outputs = _Adapted.apply(inputs, weight, None, rows, *flat)
+    for row, (a, b) in zip(rows, adapters, strict=True):
+        start, end, scale, kept = row
+        alone = _Adapted.apply(inputs[start:end], weight, None, [(0, end - start, scale, kept)], a, b)
+        torch.testing.assert_close(outputs[start:end], alone)
+    torch.testing.assert_close(outputs[7:], F.linear(inputs[7:], weight))
 
 
 def test_an_adapted_bfloat16_layer_computes_as_autocast_does():
@@ -108,7 +125,7 @@ def test_an_adapted_bfloat16_layer_computes_as_autocast_does():
         own = inputs.clone().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             if fused:
-                outputs = _Adapted.apply(own, weight, None, a, b, 2.0, None)
+                outputs = _Adapted.apply(own, weight, None, [(0, 16, 2.0, None)], a, b)
             else:
                 outputs = torch.addmm(F.linear(own, weight), F.linear(own, a), b.t(), alpha=2.0)
         outputs.backward(grown)
@@ -126,14 +143,17 @@ def test_the_head_has_the_gradient_that_cross_entropy_has(biased, largest, monke
     states, weight = doubles(8, 5).requires_grad_(), doubles(10, 5).requires_grad_()
     bias = doubles(10).requires_grad_() if biased else None
     targets, weights = torch.arange(8) % 3 + 4, doubles(8).abs()
-    assert torch.autograd.gradcheck(_HeadNLL.apply, (states, weight, bias, targets, weights))
-    expected = (F.cross_entropy(F.linear(states, weight, bias), targets, reduction="none") * weights).sum()
-    assert _HeadNLL.apply(states, weight, bias, targets, weights).item() == pytest.approx(expected.item())
+    assert torch.autograd.gradcheck(lambda *given: _HeadNLL.apply(*given)[0], (states, weight, bias, targets, weights))
+    expected = F.cross_entropy(F.linear(states, weight, bias), targets, reduction="none")
+    total, nll = _HeadNLL.apply(states, weight, bias, targets, weights)
+    torch.testing.assert_close(nll, expected)
+    assert not nll.requires_grad
+    assert total.item() == pytest.approx((expected * weights).sum().item())
 
 
 def test_a_frozen_head_gets_no_gradient():
     states, weight = doubles(8, 5).requires_grad_(), doubles(10, 5)
-    _HeadNLL.apply(states, weight, None, torch.zeros(8, dtype=torch.int64), doubles(8)).backward()
+    _HeadNLL.apply(states, weight, None, torch.zeros(8, dtype=torch.int64), doubles(8))[0].backward()
     assert weight.grad is None
     assert states.grad is not None
 
@@ -146,7 +166,7 @@ def test_a_head_in_bfloat16_computes_as_autocast_does():
         weight = (doubles(50, 32) / 8).float().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             if fused:
-                total = _HeadNLL.apply(states, weight, None, targets, weights)
+                total, _ = _HeadNLL.apply(states, weight, None, targets, weights)
             else:
                 total = (F.cross_entropy(F.linear(states, weight).float(), targets, reduction="none") * weights).sum()
         total.backward()
@@ -159,7 +179,7 @@ def test_a_head_in_bfloat16_computes_as_autocast_does():
 def test_extreme_logits_stay_finite():
     states = torch.full((2, 4), 1e4, requires_grad=True)
     weight = torch.stack([torch.full((4,), 1.0), torch.full((4,), -1.0), torch.zeros(4)])
-    total = _HeadNLL.apply(states, weight, None, torch.tensor([0, 1]), torch.ones(2))
+    total, _ = _HeadNLL.apply(states, weight, None, torch.tensor([0, 1]), torch.ones(2))
     total.backward()
     assert total.item() == pytest.approx(8e4)
     assert torch.isfinite(states.grad).all()

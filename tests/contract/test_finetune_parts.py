@@ -17,7 +17,8 @@ from hpsearch.errors import InvalidSpec
 from hpsearch.finetune import Member, finetune, prepare, report_exposures
 from hpsearch.finetune import loss as loss_module
 from hpsearch.finetune.batches import (
-    Reading,
+    Layout,
+    Share,
     _packed_cuts,
     _padded_cuts,
     epoch_order,
@@ -26,10 +27,12 @@ from hpsearch.finetune.batches import (
     steps_per_epoch,
 )
 from hpsearch.finetune.evaluate import evaluate
+from hpsearch.finetune.lora import Dropout
 from hpsearch.finetune.loss import total_weight, weighted_nll
 from hpsearch.finetune.model import examine, hidden_states
 from hpsearch.finetune.prepare import prepared_key, with_token_budget
 from hpsearch.finetune.schedule import learning_rate_factor, warmup_steps
+from hpsearch.finetune.step import gradients as step_gradients
 from hpsearch.finetune.weights import set_dropout
 
 CPU = torch.device("cpu")
@@ -42,10 +45,9 @@ def load(architecture: str):
 
 def gradients(config, prepared, budget) -> tuple[float, list[torch.Tensor]]:
     member = Member(config, prepared)
-    batch = list(prepared.train.examples[:9])
-    weight = total_weight(batch, config.hyperparameters.prompt_loss_weight)
-    nll = member._gradients(batch, weight, budget)
-    return float(nll) / weight, [parameter.grad for parameter in member._weights.named.values()]
+    turn = replace(member.turn(), examples=list(prepared.train.examples[:9]))
+    (nll,) = step_gradients(prepared.loaded, [turn], budget)
+    return float(nll) / turn.weight, [parameter.grad for parameter in member._weights.named.values()]
 
 
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(1, 3), st.integers(0, 9))
@@ -64,15 +66,28 @@ def test_the_order_depends_on_seed_and_epoch():
     assert len(orders) == 9
 
 
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=40), st.integers(1, 300), st.booleans())
-def test_micro_batches_keep_to_the_budget_and_lose_nothing(lengths, budget, packs):
-    lengths.sort(reverse=True)
-    cuts = list((_packed_cuts if packs else _padded_cuts)(lengths, budget))
+@given(st.lists(st.lists(st.integers(1, 100), min_size=1, max_size=20), min_size=1, max_size=5), st.integers(1, 300))
+def test_packed_micro_batches_keep_to_the_budget_and_a_share_whole_where_it_fits(shares, budget):
+    lengths = [length for share in shares for length in sorted(share, reverse=True)]
+    owners = [owner for owner, share in enumerate(shares) for _ in share]
+    cuts = list(_packed_cuts(lengths, owners, budget))
     assert [start for start, _ in cuts] == [0, *(end for _, end in cuts[:-1])]
     assert cuts[-1][1] == len(lengths)
     for start, end in cuts:
-        tokens = sum(lengths[start:end]) if packs else lengths[start] * (end - start)
-        assert end - start == 1 or tokens <= budget
+        assert end - start == 1 or sum(lengths[start:end]) <= budget
+    for owner, share in enumerate(shares):
+        if sum(share) <= budget:
+            assert sum(owner in owners[start:end] for start, end in cuts) == 1
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=40), st.integers(1, 300))
+def test_padded_micro_batches_keep_to_the_budget_and_lose_nothing(lengths, budget):
+    lengths.sort(reverse=True)
+    cuts = list(_padded_cuts(lengths, budget))
+    assert [start for start, _ in cuts] == [0, *(end for _, end in cuts[:-1])]
+    assert cuts[-1][1] == len(lengths)
+    for start, end in cuts:
+        assert end - start == 1 or lengths[start] * (end - start) <= budget
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -115,10 +130,11 @@ def test_loss_and_evaluation_agree_with_the_full_logits(architecture, splits, pa
     prepared = prepare(a_config(architecture))
     examples = prepared.train.examples[:5]
     tokens = [(example.ids.tolist(), example.completion.tolist()) for example in examples]
-    (batch,) = micro_batches(examples, 10**6, Reading(packs, prompts=True, device=CPU))
+    (batch,) = micro_batches([Share(examples, prompts=True)], 10**6, Layout(packs, CPU))
+    weights = torch.where(batch.completion, 1.0, 0.3) / total_weight(examples, 0.3)
     with torch.no_grad():
-        nll = weighted_nll(model, anatomy, batch, 0.3) / total_weight(examples, 0.3)
-        assert float(nll) == pytest.approx(float(reference_loss(model, tokens, 0.3)), rel=1e-5)
+        loss, _ = weighted_nll(model, anatomy, batch, weights)
+        assert float(loss) == pytest.approx(float(reference_loss(model, tokens, 0.3)), rel=1e-5)
         found = evaluate(model, anatomy, examples, 100)
         assert found.loss == pytest.approx(float(reference_loss(model, tokens, 0.0)), rel=1e-5)
         prompts = [(ids, [not mark for mark in marks]) for ids, marks in tokens]
@@ -267,26 +283,28 @@ def test_dropout_changes_training_but_not_evaluation(architecture, method):
     assert [report.validation_loss for report in runs[1]] == [report.validation_loss for report in runs[2]]
 
 
-def test_each_step_drops_out_something_else_and_a_repeated_step_the_same():
-    config = a_config(dropout=0.5)
-    weights = Member(config, prepare(config))._weights
-
-    def dropped(step: int) -> torch.Tensor:
-        with weights.training(step):
-            return weights._dropout.kept(torch.ones(64))
-
-    assert torch.equal(dropped(3), dropped(3))
-    assert not torch.equal(dropped(3), dropped(4))
-    assert weights._dropout.kept(torch.ones(64)) is None  # outside of training
+def kept(rate: float = 0.5, seed: int = 1, layer: int = 2, tokens: int = 64, width: int = 64) -> torch.Tensor:
+    return Dropout(rate, seed).kept(torch.arange(tokens), layer, width)
 
 
-def test_adapter_dropout_keeps_the_mean():
-    config = a_config(dropout=0.4)
-    dropout = Member(config, prepare(config))._weights._dropout
-    dropout.active = True
-    dropped = dropout.kept(torch.ones(100_000))
-    assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.6])
-    assert float(dropped.mean()) == pytest.approx(1.0, abs=0.02)
+def test_what_is_dropped_depends_on_seed_layer_token_and_channel_alone():
+    assert torch.equal(kept(), kept())
+    assert torch.equal(Dropout(0.5, 1).kept(torch.tensor([7, 3]), 2, 64), kept()[[7, 3]])  # whatever stands beside it
+    for other in (kept(seed=3), kept(layer=5), kept().roll(1, 0), kept().roll(1, 1)):
+        agreement = float((other == kept()).float().mean())
+        assert agreement == pytest.approx(0.5, abs=0.05)
+    assert Dropout(0.0, 1).kept(torch.arange(3), 1, 4) is None
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.4, 0.9])
+def test_dropout_keeps_the_mean_in_every_token_and_channel(rate):
+    mask = kept(rate, seed=5, tokens=400, width=400)
+    assert mask.unique().tolist() == pytest.approx([0.0, 1 / (1 - rate)])
+    spread = (rate / (1 - rate) / 400) ** 0.5  # of a mean of 400
+    for means in (mask.mean(0), mask.mean(1)):
+        assert float((means - 1).abs().max()) < 5 * spread
+        assert float(means.std()) == pytest.approx(spread, rel=0.25)
+    assert float(mask.mean()) == pytest.approx(1, abs=5 * spread / 20)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "opt"])

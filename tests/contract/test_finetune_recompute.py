@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from finetune_reference import a_config
 
 from hpsearch.finetune import Member, finetune, prepare, snapshot
-from hpsearch.finetune.loss import total_weight
 from hpsearch.finetune.prepare import with_token_budget
+from hpsearch.finetune.step import gradients
+from hpsearch.finetune.weights import _activations
 from hpsearch.spec.finetune import FinetuneConfig
 
 
@@ -55,7 +58,7 @@ def test_less_is_kept_for_the_backward_pass(method):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            member._gradients(batch, total_weight(batch, 0.0), 10**6)
+            gradients(prepared.loaded, [replace(member.turn(), examples=batch)], 10**6)
         kept[name] = sum(sizes.values())
     assert kept["checkpointed"] < 0.4 * kept["usual"]
 
@@ -63,8 +66,10 @@ def test_less_is_kept_for_the_backward_pass(method):
 def test_blocks_are_their_own_again_after_an_error():
     config = with_checkpointing(a_config())
     prepared = prepare(config)
-    member = Member(config, prepared)
-    with pytest.raises(ZeroDivisionError), member._weights.training(0):
+    model = prepared.loaded.model
+    with _activations([config], prepared.loaded, model):
+        assert any("forward" in vars(module) for module in model.modules())
+    with pytest.raises(ZeroDivisionError), _activations([config], prepared.loaded, model):
         _ = 1 / 0
     assert not any("forward" in vars(module) for module in prepared.loaded.model.modules())
 

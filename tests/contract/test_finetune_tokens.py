@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hpsearch.dataset import ChatExample, Message, TextExample
 from hpsearch.errors import InvalidDataset
-from hpsearch.finetune.batches import MicroBatch, Reading, kept_micro_batches, micro_batches
+from hpsearch.finetune.batches import Layout, MicroBatch, Share, kept_micro_batches, micro_batches
 from hpsearch.finetune.tokenised import TokenisedExample, TokenisedSplit
 from hpsearch.finetune.tokens import tokenise, tokenizer_fingerprint
 
@@ -235,32 +236,30 @@ def test_the_fingerprint_knows_tokenizer_and_template():
     assert tokenizer_fingerprint(with_template(None)) == tokenizer_fingerprint(with_template(None))
 
 
-def naively_packed(examples, prompts: bool) -> MicroBatch:
-    """One after the other, as one would write it down."""
-    ids, places, targets, completion, positions = [], [], [], [], []
-    for example in examples:
-        for place, (token, said) in enumerate(zip(example.ids.tolist(), example.completion.tolist(), strict=True)):
-            if place and (prompts or said):
-                places.append(len(ids) - 1)
-                targets.append(token)
-                completion.append(said)
-            ids.append(token)
-            positions.append(place)
-    lengths = tuple(len(example) for example in examples)
-    whole = [torch.tensor(each, dtype=torch.int64) for each in ([ids], places, targets)]
-    return MicroBatch(*whole, torch.tensor(completion, dtype=torch.bool), lengths, torch.tensor([positions]))
+@dataclass
+class Naive:
+    """A micro-batch as one would write it down, row by row."""
+
+    ids: list[list[int]]
+    predictions: list[tuple[int, int, bool]]
+    """Place in the flattened ids, target, completion."""
+    tokens: list[int]
+    positions: list[int]
 
 
-def naive(examples, prompts: bool) -> MicroBatch:
-    """Row by row, as one would write it down."""
-    width = len(examples[0])
-    ids, counted, completion = (torch.zeros((len(examples), width), dtype=torch.int64) for _ in range(3))
-    for row, example in enumerate(examples):
-        ids[row, : len(example)] = example.ids
-        completion[row, : len(example)] = example.completion
-        counted[row, 1 : len(example)] = True if prompts else example.completion[1:]
-    targets = counted.flatten().nonzero().squeeze(1)
-    return MicroBatch(ids, targets - 1, ids.flatten()[targets], completion.flatten()[targets].bool())
+def naive(rows, packs: bool) -> Naive:
+    """Rows are (place in the share, example, whether prompts count)."""
+    width = max(len(example) for _, example, _ in rows)
+    lines, predictions, tokens, positions = [], [], [], []
+    for place, example, prompts in rows:
+        ids, said = example.ids.tolist(), example.completion.tolist()
+        for position in range(len(ids) if packs else width):
+            if 0 < position < len(ids) and (prompts or said[position]):
+                predictions.append((len(tokens) - 1, ids[position], said[position]))
+            tokens.append((place << 32) + position)
+            positions.append(position)
+        lines.append(ids + [0] * (0 if packs else width - len(ids)))
+    return Naive([[token for line in lines for token in line]] if packs else lines, predictions, tokens, positions)
 
 
 def a_split(lengths: list[int], seed: int) -> TokenisedSplit:
@@ -272,50 +271,72 @@ def a_split(lengths: list[int], seed: int) -> TokenisedSplit:
     return TokenisedSplit(ids, marks, offsets, tokens, tokens, tokens > 5, 0, 0, 0)
 
 
-def agree(one: MicroBatch, two: MicroBatch) -> bool:
-    pairs = [(getattr(one, name), getattr(two, name)) for name in ("ids", "places", "targets", "completion")]
-    if (one.positions is None) != (two.positions is None) or one.lengths != two.lengths:
-        return False
-    pairs += [] if one.positions is None else [(one.positions, two.positions)]
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
-
-
 CPU = torch.device("cpu")
+a_share = st.tuples(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.booleans())
 
 
-@given(
-    st.lists(st.integers(1, 30), min_size=1, max_size=20),
-    st.integers(0, 99),
-    st.integers(1, 200),
-    st.booleans(),
-    st.booleans(),
-)
-def test_micro_batches_are_those_that_one_would_write_row_by_row(lengths, seed, budget, prompts, packs):
-    split = a_split(lengths, seed)
-    chosen = [split.examples[place] for place in np.random.default_rng(seed).permutation(len(lengths)).tolist()]
-    ordered = sorted(chosen, key=len, reverse=True)
-    for batch in micro_batches(chosen, budget, Reading(packs, prompts, CPU)):
+@given(st.lists(a_share, min_size=1, max_size=4), st.integers(1, 200), st.booleans())
+def test_micro_batches_are_those_that_one_would_write_row_by_row(given_shares, budget, packs):
+    lengths = [length for lengths, _ in given_shares for length in lengths]
+    split = a_split(lengths, len(lengths))
+    starts = itertools.accumulate((len(lengths) for lengths, _ in given_shares), initial=0)
+    shares = [
+        Share(split.examples[start : start + len(lengths)], prompts)
+        for start, (lengths, prompts) in zip(starts, given_shares, strict=False)
+    ]
+    left = [
+        (number, place, example)
+        for number, share in enumerate(shares)
+        for place, example in sorted(enumerate(share.examples), key=lambda pair: -len(pair[1]))
+    ]
+    if not packs:
+        left.sort(key=lambda row: -len(row[2]))
+    for batch in micro_batches(shares, budget, Layout(packs, CPU)):
         count = len(batch.lengths) if packs else len(batch.ids)
-        rows, ordered = ordered[:count], ordered[count:]
-        assert agree(batch, (naively_packed if packs else naive)(rows, prompts))
-    assert not ordered
+        rows, left = sorted(left[:count], key=lambda row: row[0]), left[count:]
+        expected = naive([(place, example, shares[number].prompts) for number, place, example in rows], packs)
+        assert batch.ids.tolist() == expected.ids
+        found = zip(batch.places.tolist(), batch.targets.tolist(), batch.completion.tolist(), strict=True)
+        assert list(found) == expected.predictions
+        assert batch.tokens.tolist() == expected.tokens
+        if packs:
+            assert batch.positions is not None
+            assert batch.positions.tolist() == [expected.positions]
+        assert [part.share for part in batch.parts] == sorted({number for number, _, _ in rows})
+        for part in batch.parts:
+            own = [(example, place) for number, place, example in rows if number == part.share]
+            width = len(batch.ids[0])
+            assert part.tokens[1] - part.tokens[0] == sum(len(example) if packs else width for example, _ in own)
+            held = {token >> 32 for token in batch.tokens[slice(*part.tokens)].tolist()}
+            assert held == {place for _, place in own}
+        ends = [0, *(part.tokens[1] for part in batch.parts)]
+        assert [part.tokens[0] for part in batch.parts] == ends[:-1]
+        counted = [0, *(part.predictions[1] for part in batch.parts)]
+        assert [part.predictions[0] for part in batch.parts] == counted[:-1]
+        assert (ends[-1], counted[-1]) == (batch.ids.numel(), len(batch.places))
+    assert not left
+
+
+def agree(one: MicroBatch, two: MicroBatch) -> bool:
+    return all(
+        torch.equal(getattr(one, name), getattr(two, name)) for name in ("ids", "places", "targets", "completion")
+    )
 
 
 def test_the_micro_batches_of_a_split_are_kept_for_one_kind_at_a_time(monkeypatch):
     split = a_split([5, 3, 9, 4], 0)
 
-    def kept(budget: int, prompts: bool = True):
-        return kept_micro_batches(split.examples, budget, Reading(packs=True, prompts=prompts, device=CPU))
+    def kept(budget: int, packs: bool = True):
+        return kept_micro_batches(split.examples, budget, Layout(packs, CPU))
 
     first = kept(12)
     assert kept(12) is first
-    for one, two in zip(
-        first, micro_batches(split.examples, 12, Reading(packs=True, prompts=True, device=CPU)), strict=True
-    ):
+    shares = [Share(split.examples, prompts=True)]
+    for one, two in zip(first, micro_batches(shares, 12, Layout(packs=True, device=CPU)), strict=True):
         assert agree(one, two)
     assert len(list(kept(1))) == 4
     assert kept(12) is not first
-    assert not agree(next(iter(kept(12, prompts=False))), next(iter(kept(12))))
+    assert next(iter(kept(12, packs=False))).positions is None
     with torch.inference_mode():
         made_inside = kept(13)
     assert not any(batch.ids.is_inference() for batch in made_inside)

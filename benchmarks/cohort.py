@@ -1,0 +1,292 @@
+"""Many trials on one base model: as a cohort, one after another, as processes, and as a stock script runs them.
+
+    python benchmarks/cohort.py ticks     # one optimizer step of K members: together, and one after another
+    python benchmarks/cohort.py trials    # K whole trials: the service, K processes, a stock Ray Tune script
+
+`ticks` runs in one warm process with one thread; both ways take turns. `trials` uses the whole machine, from the first
+import to the last result: `hpsearch run`; a process for each trial, all at once; Ray Tune with OptunaSearch and the HF
+Trainer with PEFT, two trials at a time. All train one epoch of the bundled tickets with rank 8, evaluate twice and draw
+batch size and learning rate from the same ranges. Nothing is pruned: what is measured is running, not searching.
+
+Needs `pip install -e '.[dev,bench]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "studies/models/pydoc-llama"
+DATA = ROOT / "studies/data/tickets"
+BATCH_SIZES = (4, 8, 16)
+LEARNING_RATES = (5e-4, 5e-3)
+
+
+def a_config(batch_size: int, learning_rate: float, seed: int, reports: int = 2) -> Any:
+    from hpsearch.spec.finetune import FinetuneConfig
+
+    hyperparameters = {
+        "epochs": 1,
+        "batch_size": batch_size,
+        "learning_rate_multiplier": 1.0,
+        "prompt_loss_weight": 0.0,
+        "dropout": 0.0,
+        "weight_decay": 0.01,
+        "lr_schedule": "linear",
+        "warmup_fraction": 0.0,
+        "frozen_layers": 0,
+        "layer_lr_decay": 1.0,
+    }
+    return FinetuneConfig.model_validate(
+        {
+            "model": {"base": str(MODEL), "lora": {"rank": 8, "alpha": 16}},
+            "data": {"train": str(DATA / "train.jsonl"), "validation": str(DATA / "validation.jsonl")},
+            "hyperparameters": hyperparameters,
+            "learning_rate": learning_rate,
+            "base_learning_rate": learning_rate,
+            "seed": seed,
+            "reports_per_epoch": reports,
+        }
+    )
+
+
+def drawn(trials: int) -> list[tuple[int, float]]:
+    """(batch size, learning rate) of each trial."""
+    source = random.Random(0)
+    low, high = LEARNING_RATES
+    return [(source.choice(BATCH_SIZES), low * (high / low) ** source.random()) for _ in range(trials)]
+
+
+# -- one step ----------------------------------------------------------------------------------------------------------
+
+
+def ticks(asked: argparse.Namespace) -> None:
+    import torch
+
+    from hpsearch.finetune import Cohort, Member, prepare
+
+    torch.set_num_threads(1)
+    prepared = prepare(a_config(1, 1e-3, 0))
+    print(f"{platform.machine()}, CPU, 1 thread, medians of {asked.rounds} rounds: ms for a step of every member\n")
+    print("| batch size | tokens a step | K | one after another | together | ratio | tokens/s together |")
+    print("|---|---|---|---|---|---|---|")
+    for batch_size in asked.batch_sizes:
+        for count in asked.members:
+            own = [Member(a_config(batch_size, 1e-3, seed, 1), prepared) for seed in range(count)]
+            cohort = Cohort()
+            for seed in range(count):
+                cohort.admit(str(seed), Member(a_config(batch_size, 1e-3, seed, 1), prepared))
+            pairs = []
+            for _ in range(asked.rounds + 1):
+                started = time.perf_counter()
+                before = sum(member.tokens for member in own)
+                for member in own:
+                    member.advance()
+                middle = time.perf_counter()
+                cohort.tick()
+                pairs.append((middle - started, time.perf_counter() - middle))
+                tokens = sum(member.tokens for member in own) - before
+                if own[0].steps >= own[0].total_steps - 1:  # the last step of an epoch evaluates
+                    break
+            pairs = pairs[1:] or pairs
+            apart, together = (statistics.median(each) * 1e3 for each in zip(*pairs, strict=True))
+            ratio = statistics.median(one / two for one, two in pairs)
+            print(
+                f"| {batch_size} | {tokens // count} | {count} | {apart:.1f} | {together:.1f} | {ratio:.2f} "
+                f"| {tokens / together * 1e3:,.0f} |",
+                flush=True,
+            )
+    print(f"\npeak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB")
+
+
+# -- whole trials ------------------------------------------------------------------------------------------------------
+
+
+def trials(asked: argparse.Namespace) -> None:
+    print(f"{platform.machine()}, {os.cpu_count()} cores, medians of {asked.rounds} rounds: seconds for K trials\n")
+    print("| K | " + " | ".join(asked.contenders) + " |")
+    print("|---" * (1 + len(asked.contenders)) + "|", flush=True)
+    for count in asked.trials:
+        taken: dict[str, list[float]] = {contender: [] for contender in asked.contenders}
+        for _ in range(asked.rounds):
+            for contender in asked.contenders:
+                with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+                    started = time.perf_counter()
+                    WAYS[contender](count, Path(folder))
+                    taken[contender].append(time.perf_counter() - started)
+        print(
+            f"| {count} | " + " | ".join(f"{statistics.median(each):.1f}" for each in taken.values()) + " |", flush=True
+        )
+
+
+def run_service(count: int, folder: Path) -> None:
+    low, high = LEARNING_RATES
+    spec = {
+        "name": "benchmark",
+        "model": {"base": "models/pydoc-llama", "base_learning_rate": 1.0, "lora": {"rank": 8, "alpha": 16}},
+        "data": {"train": str(DATA / "train.jsonl"), "validation": str(DATA / "validation.jsonl")},
+        "search_space": {
+            "epochs": 1,
+            "batch_size": {"choices": list(BATCH_SIZES)},
+            "learning_rate_multiplier": {"low": low, "high": high, "log": True},
+            "prompt_loss_weight": 0.0,
+            "weight_decay": 0.01,
+        },
+        "sampler": {"type": "random"},
+        "pruner": {"type": "none"},
+        "parallelism": {"trials_per_device": max(1, count // (os.cpu_count() or 1))},
+        "budget": {"trials": count},
+    }
+    (folder / "benchmark.json").write_text(json.dumps(spec))
+    home = {"HPSEARCH_HOME": str(folder / "home"), "HPSEARCH_ALLOWED_ROOTS": str(ROOT / "studies")}
+    command = [str(Path(sys.executable).parent / "hpsearch"), "run", str(folder / "benchmark.json"), "--port", "8123"]
+    done = _run([*command, "--json"], home)
+    ranking = json.loads(done.splitlines()[-1])["ranking"]
+    assert len(ranking) == count, f"only {len(ranking)} of {count} trials completed"
+
+
+def run_processes(count: int, folder: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, __file__, "one", str(batch_size), str(rate)], env=environment, stdout=subprocess.DEVNULL
+        )
+        for batch_size, rate in drawn(count)
+    ]
+    assert not any(child.wait() for child in children)
+
+
+def run_stock(count: int, folder: Path) -> None:
+    _run([sys.executable, __file__, "stock", str(count), str(folder)], {})
+
+
+def _run(command: list[str], environment: dict[str, str]) -> str:
+    given = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run(command, capture_output=True, text=True, env=given, check=False)
+    if done.returncode:
+        raise SystemExit(f"{command[:3]} failed: {done.stderr[-3000:]}")
+    return done.stdout
+
+
+WAYS = {"service": run_service, "processes": run_processes, "stock": run_stock}
+
+
+def one(asked: argparse.Namespace) -> None:
+    """A trial in a process of its own."""
+    import torch
+
+    from hpsearch.finetune import finetune
+
+    torch.set_num_threads(1)
+    finetune(a_config(int(asked.rest[0]), float(asked.rest[1]), 0))
+
+
+def stock(asked: argparse.Namespace) -> None:
+    """What one writes today: Ray Tune, OptunaSearch, the HF Trainer, PEFT."""
+    import ray
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
+    tuner = tune.Tuner(
+        tune.with_resources(_stock_trial, {"cpu": 1}),
+        param_space={"batch_size": tune.choice(list(BATCH_SIZES)), "learning_rate": tune.loguniform(*LEARNING_RATES)},
+        tune_config=tune.TuneConfig(
+            search_alg=OptunaSearch(metric="eval_loss", mode="min", seed=0),
+            num_samples=int(asked.rest[0]),
+            max_concurrent_trials=os.cpu_count(),
+        ),
+        run_config=tune.RunConfig(storage_path=asked.rest[1], verbose=0),
+    )
+    results = tuner.fit()
+    assert not results.errors
+    assert len(results) == int(asked.rest[0])
+
+
+def _stock_trial(config: dict[str, Any]) -> None:
+    import datasets
+    import peft
+    import torch
+    import transformers
+    from ray import tune
+
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
+    model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    lora = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+
+    def tokenised(name: str) -> Any:
+        rows = []
+        for line in (DATA / f"{name}.jsonl").read_text("utf-8").splitlines():
+            *before, last = json.loads(line)["messages"]
+            prompt = "\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in before) + "\nAssistant:"
+            known, ids = (tokenizer(text)["input_ids"] for text in (prompt, f"{prompt} {last['content']}"))
+            ids.append(tokenizer.eos_token_id)
+            rows.append({"input_ids": ids, "labels": [-100] * len(known) + ids[len(known) :], "length": len(ids)})
+        return datasets.Dataset.from_list(rows)
+
+    class Reporting(transformers.TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **rest: Any) -> None:
+            tune.report({"eval_loss": metrics["eval_loss"]})
+
+    train = tokenised("train")
+    steps = -(-len(train) // config["batch_size"])
+    arguments = transformers.TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=config["batch_size"],
+        per_device_eval_batch_size=32,
+        num_train_epochs=1,
+        learning_rate=config["learning_rate"],
+        weight_decay=0.01,
+        optim="adamw_torch_fused",
+        train_sampling_strategy="group_by_length",
+        eval_strategy="steps",
+        eval_steps=-(-steps // 2),
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    transformers.Trainer(
+        peft.get_peft_model(model, lora),
+        arguments,
+        data_collator=transformers.DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
+        train_dataset=train,
+        eval_dataset=tokenised("validation"),
+        callbacks=[Reporting()],
+    ).train()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {"ticks": ticks, "trials": trials, "one": one, "stock": stock}
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, help="left out: 15 for ticks, 3 for trials")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--trials", type=int, nargs="+", default=[2, 8, 16])
+    parser.add_argument("--contenders", nargs="+", choices=WAYS, default=list(WAYS))
+    asked = parser.parse_args()
+    asked.rounds = asked.rounds or (15 if asked.part == "ticks" else 3)
+    parts[asked.part](asked)
+
+
+if __name__ == "__main__":
+    main()
