@@ -105,6 +105,40 @@ def test_a_study_ends_with_values_curves_configs_and_adapters(
     assert trials[0].value < trials[0].reports[0].validation_loss - 0.5
 
 
+def test_trials_that_share_a_device_have_the_curves_that_they_have_alone(
+    data: dict[str, str], storage: Any, tmp_path: Path
+) -> None:
+    """Eight trials, four at a time in one pass: each is trained again by itself, from its stored config."""
+    from hpsearch.finetune import finetune, prepare
+    from hpsearch.spec.finetune import FinetuneConfig
+
+    spec = spec_of(
+        data,
+        "shared",
+        search_space={
+            "epochs": 1,
+            "batch_size": {"choices": [1, 2, 4]},
+            "learning_rate_multiplier": {"low": 0.3, "high": 3, "log": True},
+            "prompt_loss_weight": {"low": 0.0, "high": 0.5},
+            "dropout": {"low": 0.0, "high": 0.2},
+        },
+        budget={"trials": 8},
+        parallelism={"trials_per_device": 4, "max_concurrent_trials": 4},
+    )
+    study = Study(spec, storage, tmp_path)
+    study.drive()
+    trials = study.search.trials()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 8
+    prepared = None
+    for trial in trials:
+        config = FinetuneConfig.model_validate(trial.config)
+        prepared = prepared or prepare(config)
+        alone = finetune(config, prepared=prepared).reports
+        assert [report.exposure for report in trial.reports] == [report.exposure for report in alone]
+        losses = [report.validation_loss for report in trial.reports]
+        assert losses == pytest.approx([report.validation_loss for report in alone], rel=1e-4)
+
+
 def test_a_pruned_trial_is_pruned_in_sql_and_keeps_its_last_report(
     data: dict[str, str], storage: Any, tmp_path: Path
 ) -> None:
