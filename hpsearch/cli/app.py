@@ -165,6 +165,7 @@ def list_studies(as_json: Json = False, limit: Annotated[int, typer.Option(min=1
 @app.command()
 def check(
     spec: Annotated[Path, typer.Argument(help="Study spec, or a data file (.jsonl).", show_default=False)],
+    role: Annotated[Literal["train", "validation"], typer.Option(help="What a data file is for.")] = "train",
     as_json: Json = False,
 ) -> None:
     """Check a spec and its data without queueing anything, and show what `auto` means for it.
@@ -174,7 +175,7 @@ def check(
     from hpsearch.cli.check import DATA_SUFFIXES, check_file, refuse_faults, told_of_file, told_of_spec
 
     if spec.suffix in DATA_SUFFIXES:
-        report = check_file(spec)
+        report = check_file(spec, role)
         typer.echo(json.dumps(report) if as_json else "\n".join(told_of_file(report)))
         refuse_faults(spec, report)
         return

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hpsearch.errors import HpsearchError, InvalidDataset
 
 DATA_SUFFIXES = {".jsonl", ".ndjson"}
 
 
-def check_file(path: Path) -> dict[str, Any]:
+def check_file(path: Path, role: Literal["train", "validation"]) -> dict[str, Any]:
     """The lint report of a data file on this machine.
 
     Raises:
@@ -21,7 +21,7 @@ def check_file(path: Path) -> dict[str, Any]:
     try:
         from hpsearch.dataset.lint import lint
 
-        return lint(path).as_json()
+        return lint(path, role=role).as_json()
     except ImportError as error:
         raise HpsearchError(f"checking data needs {error.name}: pip install 'hpsearch[api]'") from None
 

@@ -165,13 +165,11 @@ def _refuse_foreign_files(found: Any) -> None:
     """A repository's card names its data files, and the library would follow it to any address or local path."""
     import yaml
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.repocard import metadata_load  # the library's own way: what it sees is what is looked at
 
     for card in {sibling.rfilename for sibling in found.siblings or ()} & set(CARDS):
         path = Path(hf_hub_download(found.id, card, repo_type="dataset", revision=found.sha))
-        text = path.read_text(encoding="utf-8")
-        if card == "README.md":
-            text = text.split("---", 2)[1] if text.lstrip().startswith("---") and text.count("---") > 1 else ""
-        content = yaml.safe_load(text)
+        content = metadata_load(path) if card == "README.md" else yaml.safe_load(path.read_text(encoding="utf-8"))
         for pattern in _texts(content.get("configs") if isinstance(content, dict) else None):
             if "::" in pattern or "://" in pattern or pattern.startswith(("/", "~")) or ".." in pattern.split("/"):
                 text = f"its {card} names data outside the repository ({pattern[:80]}), which is not read"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpsearch.errors import InvalidSpec
-from hpsearch.finetune.model import Anatomy, LoadedModel
+from hpsearch.finetune.model import Anatomy, LoadedModel, is_plain_linear
 from hpsearch.finetune.seeds import derived_seed
 from hpsearch.spec.finetune import LoraSpec
 
@@ -37,8 +38,8 @@ class Dropout:
     seed: int
     """Of the member and the step; 63 bits."""
 
-    def kept(self, tokens: Tensor, layer: int, width: int) -> Tensor | None:
-        """What to multiply inputs by: 0 where one is dropped, more than 1 elsewhere; None drops nothing.
+    def kept(self, tokens: Tensor, layer: int, width: int) -> Tensor:
+        """Which inputs are not dropped; those are to be scaled by 1 / (1 - rate).
 
         Args:
             tokens: int64, [N]: a number for each token, the same wherever it stands.
@@ -46,14 +47,12 @@ class Dropout:
             width: Channels.
 
         Returns:
-            float32, [N, width].
+            bool, [N, width].
         """
-        if self.rate == 0:
-            return None
         rows = _mixed((tokens ^ (self.seed ^ layer)) * _ODD)
         channels = _mixed(torch.arange(1, width + 1, device=tokens.device) * _ODD)
         drawn = _mixed(rows.unsqueeze(1) + channels).bitwise_and_(_DRAWS - 1)
-        return drawn.ge_(round(self.rate * _DRAWS)).float().div_(1 - self.rate)
+        return drawn >= round(self.rate * _DRAWS)
 
 
 _ODD, _ALSO_ODD = -0x61C8864680B583EB, -0x40A7B892E31B1A47  # splitmix64's (Steele et al. 2014), as signed numbers
@@ -109,15 +108,17 @@ class _Adapted(torch.autograd.Function):
         ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, parts: _Rows, *adapters: Tensor
     ) -> Tensor:
         """Inputs [N, in], weight [out, in], bias [out], for each part A [r, in] and B [out, r] -> [N, out]."""
-        # As autocast does: the products are of the base's precision, the adapters themselves stay float32.
+        # As autocast does: the products are of the base's precision, the adapters themselves stay float32. Not by
+        # autocast itself, which the backward pass runs outside of.
         ctx.adapters_dtype = adapters[0].dtype
-        inputs, *own_adapters = (each.to(weight.dtype) for each in (inputs, *adapters))
-        outputs = F.linear(inputs, weight, bias)
         inner: list[Tensor] = []
-        for (start, end, scale, kept), a, b in zip(parts, own_adapters[::2], own_adapters[1::2], strict=True):
-            own = inputs[start:end]
-            inner.append((own if kept is None else own * kept) @ a.t())
-            outputs[start:end].addmm_(inner[-1], b.t(), alpha=scale)
+        with torch.autocast(inputs.device.type, enabled=False):
+            inputs, *own_adapters = (each.to(weight.dtype) for each in (inputs, *adapters))
+            outputs = F.linear(inputs, weight, bias)
+            for (start, end, scale, kept), a, b in zip(parts, own_adapters[::2], own_adapters[1::2], strict=True):
+                own = inputs[start:end]
+                inner.append((own if kept is None else own * kept) @ a.t())
+                outputs[start:end].addmm_(inner[-1], b.t(), alpha=scale)
         ctx.save_for_backward(inputs, weight, *own_adapters, *inner, *(kept for *_, kept in parts))
         ctx.parts = [(start, end, scale) for start, end, scale, _ in parts]
         return outputs
@@ -142,12 +143,12 @@ class _Adapted(torch.autograd.Function):
             if kept is None:
                 of_inputs[start:end].addmm_(inner_gradient, a)
             else:
-                of_inputs[start:end].addcmul_(inner_gradient @ a, kept)
+                of_inputs[start:end] += (inner_gradient @ a).mul_(kept)
         return (of_inputs, None, None, None, *(each.to(ctx.adapters_dtype) for each in found))
 
 
 _Rows = list[tuple[int, int, float, Tensor | None]]
-"""Of each part: its rows [start, end), the adapter's scale, and what is kept of its input."""
+"""Of each part: its rows [start, end), the scale of its adapter and dropout, and what is kept of its input (bool)."""
 
 _adapted: Callable[..., Tensor] = _Adapted.apply  # torch leaves `apply` untyped
 
@@ -182,10 +183,11 @@ class AdaptedLinear(nn.Module):
         weight = self.frozen.weight.t() if is_conv1d(self.frozen) else self.frozen.weight
         parts, tensors = [], []
         for adapter, part in self.active:
-            kept = None
+            scale, kept = adapter.scale, None
             if part.dropout is not None and part.tokens is not None:
+                scale /= 1 - part.dropout.rate
                 kept = part.dropout.kept(part.tokens, adapter.layer, self.in_features)
-            parts.append((part.start, min(part.end, len(flat)), adapter.scale, kept))
+            parts.append((part.start, min(part.end, len(flat)), scale, kept))
             tensors += [adapter.a, adapter.b]
         outputs = _adapted(flat, weight, self.bias, parts, *tensors)
         return outputs.view(*inputs.shape[:-1], self.out_features)
@@ -197,9 +199,12 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def adapt(model: Any, anatomy: Anatomy) -> dict[str, AdaptedLinear]:
-    """Make every linear layer of the blocks adaptable, in place; by name, lowest first."""
+    """Make every linear layer of the blocks adaptable, in place; by name, lowest first.
+
+    Layers that compute something else with their weight (quantised ones, routers that choose experts) are left alone.
+    """
     blocks: nn.Module = model.get_submodule(anatomy.blocks)
-    linear = [name for name, module in blocks.named_modules() if isinstance(module, nn.Linear) or is_conv1d(module)]
+    linear = [name for name, module in blocks.named_modules() if is_plain_linear(module) or is_conv1d(module)]
     adapted = {}
     for name in linear:
         parent, _, attribute = name.rpartition(".")
@@ -264,7 +269,13 @@ def new_adapters(
     return adapters
 
 
-def activate(layers: Mapping[str, AdaptedLinear], parts: Sequence[Part]) -> None:
-    """Point every layer at these adapters, each for its own rows; other rows and layers are the base's."""
-    for name, layer in layers.items():
-        layer.active = [(part.adapters[name], part) for part in parts if name in part.adapters]
+@contextmanager
+def activated(layers: Mapping[str, AdaptedLinear], parts: Sequence[Part]) -> Iterator[None]:
+    """Inside, every layer has these adapters, each for its own rows; other rows and layers are the base's."""
+    try:
+        for name, layer in layers.items():
+            layer.active = [(part.adapters[name], part) for part in parts if name in part.adapters]
+        yield
+    finally:
+        for layer in layers.values():
+            layer.active = []

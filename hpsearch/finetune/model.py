@@ -124,9 +124,14 @@ def _probe(model: Any, blocks: str) -> tuple[frozenset[str], bool]:
     return below, _splits(model, ids, logits)
 
 
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether it is x W^T + b and no more; subclasses may compute what they like."""
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+
+
 def _splits(model: Any, ids: Tensor, logits: Tensor) -> bool:
     head = model.get_output_embeddings()
-    if head is None or model.base_model is model:
+    if head is None or model.base_model is model or not is_plain_linear(head):
         return False
     with torch.no_grad():
         return torch.equal(head(hidden_states(model, ids)), logits)

@@ -9,6 +9,7 @@ their own: on a CPU a call per length costs less than padding does.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +22,7 @@ ATTENTION = "hpsearch_packed"
 """The name under which transformers knows `packed_attention`."""
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+"""Kinds of attention that are plain for sequences within the sliding window."""
 
 _lengths: ContextVar[Sequence[int]] = ContextVar("lengths", default=())
 
@@ -30,6 +32,14 @@ def can_pack(model: Any) -> bool:
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     return config._attn_implementation == "sdpa" and set(kinds) <= KNOWN_LAYERS
+
+
+def longest_packed(model: Any) -> float:
+    """Tokens of a sequence up to which attention needs no mask but the causal one: the sliding window, if there is one.
+
+    Some models know their window in the mask only, which a packed row does without.
+    """
+    return getattr(model.config.get_text_config(), "sliding_window", None) or math.inf
 
 
 @contextmanager
@@ -64,7 +74,12 @@ def positions(lengths: Sequence[int]) -> Tensor:
 
 
 def packed_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, _attention_mask: None, **options: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,  # noqa: ARG001 - part of the signature
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence, as transformers calls it.
 
@@ -73,25 +88,17 @@ def packed_attention(
         query: [1, heads, N, D]; key and value may have fewer heads.
         key: As the query.
         value: As the query.
-        _attention_mask: Never there.
-        options: Dropout, scaling and the sliding window, as the layer has them.
+        attention_mask: Never there.
+        options: Dropout and scaling, as the layer has them.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     runs = [(length, len(list(same))) for length, same in itertools.groupby(lengths_read())]
     sizes = [length * count for length, count in runs]
-    window = options.get("sliding_window")
     outputs = []
     parts = (torch.split(each, sizes, dim=2) for each in (query, key, value))
     for (length, count), *tensors in zip(runs, *parts, strict=True):
         rows = [tensor.unflatten(2, (count, length)).squeeze(0).transpose(0, 1) for tensor in tensors]
-        mask = None if window is None or length <= window else _sliding(length, window, query.device)
-        output, _ = sdpa_attention_forward(module, *rows, mask, **options)
+        output, _ = sdpa_attention_forward(module, *rows, None, **options)
         outputs.append(output.flatten(0, 1))
     return torch.cat(outputs).unsqueeze(0), None
-
-
-def _sliding(length: int, window: int, device: torch.device) -> Tensor:
-    """Which positions each one sees: itself and the `window - 1` before it; bool, [1, 1, T, T]."""
-    seen = torch.ones(length, length, dtype=torch.bool, device=device).tril_().triu_(1 - window)
-    return seen[None, None]

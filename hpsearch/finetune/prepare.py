@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from hpsearch.dataset import Split, fingerprint, load
-from hpsearch.errors import InvalidDataset, UnsupportedModel
+from hpsearch.errors import InvalidDataset, InvalidSpec, UnsupportedModel
 from hpsearch.finetune.evaluate import Evaluation, evaluate, evaluation_contract
-from hpsearch.finetune.lora import AdaptedLinear, activate, adapt
+from hpsearch.finetune.lora import AdaptedLinear, adapt
 from hpsearch.finetune.model import LoadedModel, load_model
+from hpsearch.finetune.packing import longest_packed
 from hpsearch.finetune.rendering import TemplateMode
 from hpsearch.finetune.token_cache import TokenCache, token_key
 from hpsearch.finetune.tokenised import TokenisedData, TokenisedSplit
@@ -73,6 +74,9 @@ def prepare(config: FinetuneConfig, device: str = "cpu", cache: Path | None = No
     examples = load(config.data) if cache is None else None  # what is wrong with them is found before the model loads
     loaded = load_model(config.model, torch.device(device))
     max_length = min(config.data.max_length, loaded.facts.max_positions or config.data.max_length)
+    _check_positions(loaded, max_length)
+    packs = loaded.anatomy.packs and max_length <= longest_packed(loaded.model)
+    loaded = dataclasses.replace(loaded, anatomy=dataclasses.replace(loaded.anatomy, packs=packs))
 
     def make() -> TokenisedData:
         return _tokenised(examples or load(config.data), loaded.tokenizer, max_length, config.data.chat_template)
@@ -95,7 +99,6 @@ def prepare(config: FinetuneConfig, device: str = "cpu", cache: Path | None = No
         precision="bfloat16" if loaded.device.type == "cuda" else "float32",
     )
     layers = adapt(loaded.model, loaded.anatomy) if config.model.method == "lora" else {}
-    activate(layers, [])
     kind = loaded.device.type
     budget = EVALUATION_BUDGETS.get(kind, EVALUATION_BUDGETS["cpu"])
     baseline = evaluate(loaded.model, loaded.anatomy, validation.examples, budget)
@@ -112,6 +115,26 @@ def prepare(config: FinetuneConfig, device: str = "cpu", cache: Path | None = No
         budget,
         _losses(config, tokens, max_length),
     )
+
+
+def _check_positions(loaded: LoadedModel, max_length: int) -> None:
+    """Raise InvalidSpec where a model scales its positions by the longest sequence of a pass.
+
+    A trial's losses would then depend on what else is read with it.
+    """
+    config = loaded.model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]  # one, or one for each kind of layer
+    for each in kinds:
+        if each.get("rope_type") not in ("longrope", "dynamic"):
+            continue
+        original = each.get("original_max_position_embeddings") or config.max_position_embeddings
+        if max_length > original:
+            raise InvalidSpec(
+                f"{loaded.facts.path} rescales its positions beyond {original} tokens by the longest sequence of a "
+                f"pass, so trials could not be compared; set data.max_length to at most {original}",
+                "data.max_length",
+            )
 
 
 def _tokenised(examples: Split, tokenizer: Any, max_length: int, mode: TemplateMode) -> TokenisedData:

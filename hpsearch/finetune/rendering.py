@@ -28,6 +28,10 @@ from hpsearch.errors import InvalidDataset
 
 TemplateMode = Literal["auto", "plain"]
 
+_TODAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro +%}"
+"""In front of templates that write today's date: trials of two days must read the same tokens. It is the date that
+Llama 3's template falls back to."""
+
 _SENTINEL = "\ue0f8sentinel\ue0f9"  # private use characters: no text starts or ends with these by chance
 
 
@@ -118,8 +122,11 @@ def end_of_turn(tokenizer: Any) -> str:
 
 def _apply(messages: Sequence[Message], tokenizer: Any, line: int) -> str:
     turns = [{"role": message.role, "content": message.content} for message in messages]
+    template = tokenizer.chat_template
+    if isinstance(template, str) and "strftime_now" in template:
+        template = _TODAY + template
     try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template)
     except Exception as error:  # a template is a program of the model's author: it may raise whatever it likes
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         hint = "mend the example, or set data.chat_template to 'plain'"

@@ -99,6 +99,7 @@ def tiny_config(architecture: str) -> transformers.PretrainedConfig:
         "llama-untied": (transformers.LlamaConfig, grouped),
         "qwen2": (transformers.Qwen2Config, grouped),
         "mistral": (transformers.MistralConfig, grouped | {"sliding_window": 8}),
+        "phimoe": (transformers.PhimoeConfig, grouped | {"sliding_window": 8, "num_local_experts": 4}),
         "gemma": (transformers.GemmaConfig, grouped),
         "gemma2": (transformers.Gemma2Config, grouped | {"sliding_window": 16}),  # soft-caps its logits
         "granite": (transformers.GraniteConfig, grouped | {"logits_scaling": 4.0}),

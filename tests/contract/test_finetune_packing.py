@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from finetune_reference import a_config, tiny_model
+from finetune_reference import a_config, tiny_model, write_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpsearch.errors import InvalidSpec
+from hpsearch.finetune import finetune, prepare
 from hpsearch.finetune import loss as loss_module
-from hpsearch.finetune import prepare
-from hpsearch.finetune.lora import _Adapted
+from hpsearch.finetune.lora import _Adapted, adapt
 from hpsearch.finetune.loss import _HeadNLL
 from hpsearch.finetune.model import examine, hidden_states
 from hpsearch.finetune.packing import packed, positions
@@ -45,6 +50,8 @@ def test_packed_sequences_do_not_see_each_other(architecture):
     @given(st.lists(st.sampled_from([1, 2, 5, 5, 9, 20]), min_size=1, max_size=6), st.integers(0, 99))
     def agrees(lengths, seed):
         generator = torch.Generator().manual_seed(seed)
+        if architecture == "mistral":  # its sliding window
+            lengths = [min(length, 8) for length in lengths]
         ids = torch.randint(5, 300, (1, sum(lengths)), generator=generator)
         weights = torch.randn(1, sum(lengths), 32, generator=generator)
         with packed(model, lengths):
@@ -69,17 +76,30 @@ def test_attention_is_the_models_own_again_afterwards():
         assert model.config._attn_implementation == "sdpa"
 
 
-def test_long_sequences_of_a_sliding_window_keep_to_it():
-    """Beyond the window, what stood at the beginning changes nothing in one layer's reach."""
-    model = load("mistral")
-    ids = torch.randint(5, 300, (1, 60), generator=torch.Generator().manual_seed(3))
-    other = ids.clone()
-    other[0, 0] = 7
-    with torch.no_grad(), packed(model, (40, 20)):
-        one, two = (hidden_states(model, each, positions((40, 20))) for each in (ids, other))
-    reach = 3 * (8 - 1)  # layers times (window - 1)
-    assert not torch.equal(one[0, reach], two[0, reach])
-    assert torch.equal(one[0, reach + 1 :], two[0, reach + 1 :])
+@pytest.mark.parametrize("architecture", ["mistral", "phimoe"])
+def test_beyond_the_sliding_window_nothing_is_packed(architecture):
+    """PhiMoE knows its window in the mask only, which a packed row does without."""
+    assert examine(load(architecture)).packs
+    for max_length in (8, 9):
+        config = a_config(architecture, max_length=max_length, data="prompt_completion")
+        short = {"train": write_examples("short.jsonl", [{"prompt": "a", "completion": f"b{n}"} for n in range(12)])}
+        config = config.model_copy(update={"data": config.data.model_copy(update=short | {"validation": None})})
+        assert prepare(config).loaded.anatomy.packs == (max_length == 8)
+
+
+@pytest.mark.parametrize("rope", ["longrope", "dynamic"])
+def test_positions_that_depend_on_company_are_refused(rope):
+    """Beyond the original length they are scaled by the longest sequence of a pass: company would change losses."""
+    scaled = {"rope_type": rope, "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 20}
+    if rope == "longrope":
+        scaled |= {"long_factor": [2.0] * 4, "short_factor": [1.0] * 4}
+    folder = Path(tiny_model("llama")).parent / rope
+    shutil.copytree(tiny_model("llama"), folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text()) | {"rope_parameters": scaled}
+    (folder / "config.json").write_text(json.dumps(config))
+    prepare(a_config(base=str(folder), max_length=20))
+    with pytest.raises(InvalidSpec, match=r"set data\.max_length to at most 20"):
+        prepare(a_config(base=str(folder), max_length=21))
 
 
 def doubles(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -91,7 +111,7 @@ def doubles(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_an_adapted_layer_has_the_gradient_that_its_formula_has(biased, dropped):
     inputs, a, b = (each.requires_grad_() for each in (doubles(6, 5), doubles(2, 5), doubles(4, 2)))
     weight, bias = doubles(4, 5), doubles(4) if biased else None
-    kept = (doubles(6, 5, seed=9) > 0).double() * 2 if dropped else None
+    kept = doubles(6, 5, seed=9) > 0 if dropped else None
     assert torch.autograd.gradcheck(_Adapted.apply, (inputs, weight, bias, [(0, 6, 0.7, kept)], a, b))
     adapted = inputs if kept is None else inputs * kept
     expected = F.linear(inputs, weight, bias) + 0.7 * (adapted @ a.t()) @ b.t()
@@ -102,7 +122,7 @@ def test_each_member_s_rows_have_its_own_adapter():
     """Three members and two rows that are nobody's: the gradients of each, and of the inputs, are its own."""
     inputs, weight = doubles(9, 5).requires_grad_(), doubles(4, 5)
     adapters = [(doubles(r, 5, seed=r).requires_grad_(), doubles(4, r, seed=r).requires_grad_()) for r in (1, 2, 3)]
-    rows = [(0, 2, 0.5, None), (2, 6, 2.0, (doubles(4, 5, seed=4) > 0).double()), (6, 7, 1.0, None)]
+    rows = [(0, 2, 0.5, None), (2, 6, 2.0, doubles(4, 5, seed=4) > 0), (6, 7, 1.0, None)]
     flat = [each for pair in adapters for each in pair]
     assert torch.autograd.gradcheck(
         lambda inputs, *flat: _Adapted.apply(inputs, weight, None, rows, *flat), (inputs, *flat)
@@ -115,25 +135,56 @@ def test_each_member_s_rows_have_its_own_adapter():
     torch.testing.assert_close(outputs[7:], F.linear(inputs[7:], weight))
 
 
-def test_an_adapted_bfloat16_layer_computes_as_autocast_does():
-    """As on a GPU: the frozen weight in bfloat16, the adapters in float32."""
+@pytest.mark.parametrize("dropped", [True, False])
+def test_an_adapted_bfloat16_layer_computes_as_autocast_does(dropped):
+    """As on a GPU: the frozen weight in bfloat16, the adapters in float32, the backward pass outside of autocast."""
     inputs, weight = doubles(16, 32).bfloat16(), doubles(24, 32).bfloat16()
     grown = doubles(16, 24).bfloat16()
+    kept = doubles(16, 32, seed=9) > 0 if dropped else None
     results = []
     for fused in (True, False):
         a, b = (each.float().requires_grad_() for each in (doubles(4, 32), doubles(24, 4)))
         own = inputs.clone().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             if fused:
-                outputs = _Adapted.apply(own, weight, None, [(0, 16, 2.0, None)], a, b)
+                outputs = _Adapted.apply(own, weight, None, [(0, 16, 2.0, kept)], a, b)
             else:
-                outputs = torch.addmm(F.linear(own, weight), F.linear(own, a), b.t(), alpha=2.0)
+                adapted = own if kept is None else own * kept
+                outputs = torch.addmm(F.linear(own, weight), F.linear(adapted, a), b.t(), alpha=2.0)
         outputs.backward(grown)
         results.append((outputs, own.grad, a.grad, b.grad))
     for one, two in zip(*results, strict=True):
         assert one.dtype == two.dtype
         error = (one.float() - two.float()).norm() / two.float().norm()
         assert error < 0.01
+
+
+def test_a_layer_kept_in_float32_adapts_under_autocast_too():
+    a, b = (each.float().requires_grad_() for each in (doubles(4, 32), doubles(24, 4)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = _Adapted.apply(doubles(16, 32).bfloat16(), doubles(24, 32).float(), None, [(0, 16, 2.0, None)], a, b)
+    outputs.sum().backward()
+    assert outputs.dtype == torch.float32
+
+
+def test_linear_layers_that_compute_something_else_are_left_alone():
+    class Doubled(torch.nn.Linear):
+        def forward(self, inputs):
+            return 2 * super().forward(inputs)
+
+    model = load("llama")
+    model.model.layers[0].mlp.up_proj = Doubled(32, 64, bias=False)
+    adapted = adapt(model, examine(model))
+    assert len(adapted) == 3 * 7 - 1
+    assert "model.layers.0.mlp.up_proj" not in adapted
+
+
+def test_nothing_stays_with_a_base_whose_members_are_gone():
+    config = a_config(dropout=0.2)
+    prepared = prepare(config)
+    finetune(config, prepared=prepared)
+    assert not any(layer.active for layer in prepared.layers.values())
+    assert prepared.loaded.model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("biased", [True, False])

@@ -62,7 +62,7 @@ def test_every_epoch_sees_every_example_once_in_an_order_that_no_batch_size_chan
 
 
 def test_the_order_depends_on_seed_and_epoch():
-    orders = {epoch_order(seed, epoch, 50) for seed in range(3) for epoch in range(3)}
+    orders = {tuple(epoch_order(seed, epoch, 50)) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
 
 
@@ -293,13 +293,11 @@ def test_what_is_dropped_depends_on_seed_layer_token_and_channel_alone():
     for other in (kept(seed=3), kept(layer=5), kept().roll(1, 0), kept().roll(1, 1)):
         agreement = float((other == kept()).float().mean())
         assert agreement == pytest.approx(0.5, abs=0.05)
-    assert Dropout(0.0, 1).kept(torch.arange(3), 1, 4) is None
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.4, 0.9])
 def test_dropout_keeps_the_mean_in_every_token_and_channel(rate):
-    mask = kept(rate, seed=5, tokens=400, width=400)
-    assert mask.unique().tolist() == pytest.approx([0.0, 1 / (1 - rate)])
+    mask = kept(rate, seed=5, tokens=400, width=400) / (1 - rate)
     spread = (rate / (1 - rate) / 400) ** 0.5  # of a mean of 400
     for means in (mask.mean(0), mask.mean(1)):
         assert float((means - 1).abs().max()) < 5 * spread

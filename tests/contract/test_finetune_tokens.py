@@ -262,6 +262,13 @@ def naive(rows, packs: bool) -> Naive:
     return Naive([[token for line in lines for token in line]] if packs else lines, predictions, tokens, positions)
 
 
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day():
+    template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}\n{{ m.role }}: {{ m.content }}{% endfor %}"
+    example = ChatExample((Message("user", "hi", 0), Message("assistant", "you", 1)), 1)
+    tokenizer = with_template(template)
+    assert "26 Jul 2024" in tokenizer.decode(tokenised(example, tokenizer).ids)
+
+
 def a_split(lengths: list[int], seed: int) -> TokenisedSplit:
     random = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -58,6 +58,12 @@ def test_the_report_can_be_read_by_a_program(tmp_path):
     assert report["faults"] == [{"line": 0, "text": "data.jsonl has 5 examples; at least 10 are needed to train on"}]
 
 
+def test_validation_data_may_be_few(tmp_path):
+    found = check(a_file(tmp_path, *map(good, range(5))), "--role", "validation")
+    assert found.exit_code == 0
+    assert "warning" not in found.stdout
+
+
 def test_a_missing_file_is_said(tmp_path):
     found = check(tmp_path / "none.jsonl")
     assert found.exit_code == 65
