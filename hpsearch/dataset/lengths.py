@@ -14,7 +14,7 @@ COUNTED_BYTES = 8 * 2**20
 """Of long texts that are tokenised, seconds of work; further ones are taken to have as many tokens per byte."""
 LINES_NAMED = 5
 
-Part = tuple[str, bool]
+Text = tuple[str, bool]
 """A text of an example, and whether it is learned."""
 
 
@@ -44,7 +44,7 @@ class Lengths:
         if self._can_count and prompt + completion > self._max_length:
             self._measure(parts, example.line)
 
-    def _measure(self, parts: list[Part], line: int) -> None:
+    def _measure(self, parts: list[Text], line: int) -> None:
         lost = self._tokens(parts) - self._max_length
         if lost <= 0:
             return
@@ -54,7 +54,7 @@ class Lengths:
         if self._tokens(parts[:first]) >= self._max_length:
             self._unlearned.append(line)
 
-    def _tokens(self, parts: list[Part]) -> float:
+    def _tokens(self, parts: list[Text]) -> float:
         """About; 0 when they can't be counted, and `_can_count` is false from then on."""
         text = "".join(text for text, _ in parts)
         size = len(text.encode())
@@ -103,7 +103,7 @@ def named(lines: Iterable[object]) -> str:
     return ", ".join(texts[:LINES_NAMED]) + (", ..." if len(texts) > LINES_NAMED else "")
 
 
-def _parts(example: Example) -> list[Part]:
+def _parts(example: Example) -> list[Text]:
     if isinstance(example, ChatExample):
         return [(message.content, bool(message.weight)) for message in example.messages]
     return [(example.prompt, False), (example.completion, True)]

@@ -51,12 +51,14 @@ class Dropout:
         """
         rows = _mixed((tokens ^ (self.seed ^ layer)) * _ODD)
         channels = _mixed(torch.arange(1, width + 1, device=tokens.device) * _ODD)
-        drawn = _mixed(rows.unsqueeze(1) + channels).bitwise_and_(_DRAWS - 1)
-        return drawn >= round(self.rate * _DRAWS)
+        limit = round(self.rate * _DRAWS)
+        some = torch.split(rows, max(1, _DRAWN_AT_A_TIME // width))
+        return torch.cat([_mixed(part.unsqueeze(1) + channels).bitwise_and_(_DRAWS - 1) >= limit for part in some])
 
 
 _ODD, _ALSO_ODD = -0x61C8864680B583EB, -0x40A7B892E31B1A47  # splitmix64's (Steele et al. 2014), as signed numbers
 _DRAWS = 2**24
+_DRAWN_AT_A_TIME = 2**22  # 32 MiB of numbers, of which a byte each stays
 
 
 def _mixed(numbers: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ Adapters = dict[str, Adapter]
 
 
 @dataclass(frozen=True)
-class Part:
+class MemberRows:
     """The rows of a layer's input that one member's adapters apply to."""
 
     adapters: Adapters
@@ -105,7 +107,7 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, parts: _Rows, *adapters: Tensor
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, parts: _Applied, *adapters: Tensor
     ) -> Tensor:
         """Inputs [N, in], weight [out, in], bias [out], for each part A [r, in] and B [out, r] -> [N, out]."""
         # As autocast does: the products are of the base's precision, the adapters themselves stay float32. Not by
@@ -147,7 +149,7 @@ class _Adapted(torch.autograd.Function):
         return (of_inputs, None, None, None, *(each.to(ctx.adapters_dtype) for each in found))
 
 
-_Rows = list[tuple[int, int, float, Tensor | None]]
+_Applied = list[tuple[int, int, float, Tensor | None]]
 """Of each part: its rows [start, end), the scale of its adapter and dropout, and what is kept of its input (bool)."""
 
 _adapted: Callable[..., Tensor] = _Adapted.apply  # torch leaves `apply` untyped
@@ -159,7 +161,7 @@ class AdaptedLinear(nn.Module):
     def __init__(self, frozen: nn.Module) -> None:
         super().__init__()
         self.frozen: Any = frozen
-        self.active: list[tuple[Adapter, Part]] = []
+        self.active: list[tuple[Adapter, MemberRows]] = []
         weight: Any = frozen.weight
         # GPT-2's Conv1D keeps its weight as [in, out].
         self.in_features, self.out_features = weight.shape if is_conv1d(frozen) else reversed(weight.shape)
@@ -270,7 +272,7 @@ def new_adapters(
 
 
 @contextmanager
-def activated(layers: Mapping[str, AdaptedLinear], parts: Sequence[Part]) -> Iterator[None]:
+def activated(layers: Mapping[str, AdaptedLinear], parts: Sequence[MemberRows]) -> Iterator[None]:
     """Inside, every layer has these adapters, each for its own rows; other rows and layers are the base's."""
     try:
         for name, layer in layers.items():

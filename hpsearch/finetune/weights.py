@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hpsearch.errors import InvalidSpec
 from hpsearch.finetune import checkpoint
 from hpsearch.finetune.batches import MicroBatch
-from hpsearch.finetune.lora import ALL_ROWS, TARGETS_FIELD, AdaptedLinear, Dropout, Part, activated, new_adapters
+from hpsearch.finetune.lora import ALL_ROWS, TARGETS_FIELD, AdaptedLinear, Dropout, MemberRows, activated, new_adapters
 from hpsearch.finetune.model import LoadedModel
 from hpsearch.finetune.optimizer import is_trained
 from hpsearch.finetune.recompute import recomputing
@@ -44,7 +44,7 @@ class LoraWeights:
     @contextmanager
     def evaluation(self) -> Iterator[Any]:
         """The shared base with this member's adapters."""
-        with activated(self.layers, [Part(self.adapters, 0, ALL_ROWS)]):
+        with activated(self.layers, [MemberRows(self.adapters, 0, ALL_ROWS)]):
             yield self.loaded.model
 
     def save(self, state: State, folder: Path) -> None:
@@ -120,7 +120,7 @@ def lora_training(members: Sequence[tuple[LoraWeights, int]], batch: MicroBatch)
         weights, step = members[part.share]
         rate, (start, end) = weights.config.hyperparameters.dropout, part.tokens
         dropout = Dropout(rate, derived_seed(weights.config.seed, "dropout", step)) if rate else None
-        parts.append(Part(weights.adapters, start, end, dropout, batch.tokens[start:end]))
+        parts.append(MemberRows(weights.adapters, start, end, dropout, batch.tokens[start:end]))
     first, _ = members[0]
     configs = [weights.config for weights, _ in members]
     with activated(first.layers, parts), _activations(configs, first.loaded, first.loaded.model):

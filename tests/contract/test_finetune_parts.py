@@ -287,9 +287,13 @@ def kept(rate: float = 0.5, seed: int = 1, layer: int = 2, tokens: int = 64, wid
     return Dropout(rate, seed).kept(torch.arange(tokens), layer, width)
 
 
-def test_what_is_dropped_depends_on_seed_layer_token_and_channel_alone():
+def test_what_is_dropped_depends_on_seed_layer_token_and_channel_alone(monkeypatch):
     assert torch.equal(kept(), kept())
     assert torch.equal(Dropout(0.5, 1).kept(torch.tensor([7, 3]), 2, 64), kept()[[7, 3]])  # whatever stands beside it
+    with monkeypatch.context() as smaller:
+        smaller.setattr("hpsearch.finetune.lora._DRAWN_AT_A_TIME", 200)
+        cut = kept()
+    assert torch.equal(cut, kept(tokens=70)[:64])
     for other in (kept(seed=3), kept(layer=5), kept().roll(1, 0), kept().roll(1, 1)):
         agreement = float((other == kept()).float().mean())
         assert agreement == pytest.approx(0.5, abs=0.05)
