@@ -27,6 +27,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from finetune import PLAIN
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,18 +41,7 @@ LEARNING_RATES = (5e-4, 5e-3)
 def a_config(batch_size: int, learning_rate: float, seed: int, reports: int = 2) -> Any:
     from hpsearch.spec.finetune import FinetuneConfig
 
-    hyperparameters = {
-        "epochs": 1,
-        "batch_size": batch_size,
-        "learning_rate_multiplier": 1.0,
-        "prompt_loss_weight": 0.0,
-        "dropout": 0.0,
-        "weight_decay": 0.01,
-        "lr_schedule": "linear",
-        "warmup_fraction": 0.0,
-        "frozen_layers": 0,
-        "layer_lr_decay": 1.0,
-    }
+    hyperparameters = PLAIN | {"batch_size": batch_size}
     return FinetuneConfig.model_validate(
         {
             "model": {"base": str(MODEL), "lora": {"rank": 8, "alpha": 16}},

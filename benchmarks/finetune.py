@@ -41,6 +41,18 @@ ROOT = Path(__file__).resolve().parent.parent
 CONTENDERS = ("ours", "trainer", "trl", "trl-free", "trl-packed")
 LEARNING_RATE = {"lora": 2e-3, "full": 5e-4}
 SEED = 7
+PLAIN = {
+    "epochs": 1,
+    "learning_rate_multiplier": 1.0,
+    "prompt_loss_weight": 0.0,
+    "dropout": 0.0,
+    "weight_decay": 0.01,
+    "lr_schedule": "linear",
+    "warmup_fraction": 0.0,
+    "frozen_layers": 0,
+    "layer_lr_decay": 1.0,
+}
+"""What every contender can do."""
 
 
 @dataclass(frozen=True)
@@ -146,18 +158,7 @@ def config_of(folder: Path, asked: argparse.Namespace) -> Any:
                 "validation": str(folder / "validation.jsonl"),
                 "max_length": 512,
             },
-            "hyperparameters": {
-                "epochs": 1,
-                "batch_size": asked.batch_size,
-                "learning_rate_multiplier": 1.0,
-                "prompt_loss_weight": 0.0,
-                "dropout": 0.0,
-                "weight_decay": 0.01,
-                "lr_schedule": "linear",
-                "warmup_fraction": 0.0,
-                "frozen_layers": 0,
-                "layer_lr_decay": 1.0,
-            },
+            "hyperparameters": PLAIN | {"batch_size": asked.batch_size},
             "learning_rate": rate,
             "base_learning_rate": rate,
             "seed": SEED,

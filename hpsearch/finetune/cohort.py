@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from hpsearch.errors import OutOfMemory, TrialFailure
 from hpsearch.finetune.member import Member
 from hpsearch.finetune.step import Turn, gradients, in_less_memory, is_out_of_memory
 from hpsearch.results import Report
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ class Cohort:
             if len(turns) == 1:
                 yield next(iter(turns)), [Failed(as_failure(error))]
                 return
-            for key, turn in turns.items():  # whose failure it is shows when each is alone
+            log.warning("pass of several trials failed: each is trained alone", exc_info=True)
+            for key, turn in turns.items():  # whose failure it is shows then
                 yield from self._trained({key: turn})
             return
         seconds = (time.perf_counter() - started) / sum(turn.tokens for turn in turns.values())

@@ -172,8 +172,3 @@ def as_report(evaluation: Evaluation, exposure: int, epoch: float) -> Report:
         validation_token_accuracy=evaluation.token_accuracy,
         validation_prompt_loss=evaluation.prompt_loss,
     )
-
-
-def with_token_budget(prepared: Prepared, token_budget: int) -> Prepared:
-    """The same, trained in micro-batches of another size."""
-    return dataclasses.replace(prepared, token_budget=token_budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 from hpsearch.errors import Diverged, InvalidDataset, OutOfMemory, TrialFailure
 from hpsearch.finetune import Cohort, Failed, Finished, Member, as_failure, finetune, prepare
 from hpsearch.finetune import step as step_module
-from hpsearch.finetune.prepare import with_token_budget
 from hpsearch.results import Report
 
 
@@ -74,7 +74,7 @@ def test_company_changes_nothing(architecture):
     )
     def agrees(mixes, token_budget):
         nonlocal worst
-        given_budget = with_token_budget(prepared, token_budget)
+        given_budget = dataclasses.replace(prepared, token_budget=token_budget)
         alone = [a_member(architecture, given_budget, mix, rank) for mix, _, _, rank in mixes]
         for member in alone:
             while not member.is_done:
@@ -330,3 +330,21 @@ def test_a_progress_callback_sees_every_report_the_baseline_first():
     outcome = finetune(a_config(reports_per_epoch=2), seen.append)
     assert tuple(seen) == outcome.reports
     assert seen[0].exposure == 0
+
+
+def test_a_member_that_breaks_the_common_pass_fails_alone(caplog):
+    config = a_config()
+    prepared = prepare(config)
+    alone = finetune(config, prepared=prepared).reports
+    cohort = Cohort()
+    broken = Member(a_config(seed=3), prepared)
+    name, adapter = next(iter(broken._weights.adapters.items()))
+    wrong = torch.nn.Parameter(torch.zeros(4, 7))
+    broken._weights.adapters[name] = dataclasses.replace(adapter, a=wrong)
+    for key, member in (("a", Member(config, prepared)), ("broken", broken), ("b", Member(config, prepared))):
+        cohort.admit(key, member)
+    events = run(cohort)
+    assert isinstance(events["broken"][-1], Failed)
+    assert "each is trained alone" in caplog.text
+    for key in ("a", "b"):
+        assert losses(events[key]) == pytest.approx(losses(alone), rel=1e-5)

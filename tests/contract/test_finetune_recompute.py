@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from finetune_reference import a_config
 
 from hpsearch.finetune import Member, finetune, prepare, snapshot
-from hpsearch.finetune.prepare import with_token_budget
 from hpsearch.finetune.step import gradients
 from hpsearch.finetune.weights import _activations
 from hpsearch.spec.finetune import FinetuneConfig
@@ -32,7 +32,7 @@ def test_the_curve_is_the_same_bit_for_bit(architecture, method):
 
 def test_several_micro_batches_draw_what_they_drew():
     config = a_config(dropout=0.3, batch_size=10)
-    prepared = with_token_budget(prepare(config), 60)
+    prepared = dataclasses.replace(prepare(config), token_budget=60)
     assert curve(with_checkpointing(config), prepared) == curve(config, prepared)
 
 
