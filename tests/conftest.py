@@ -39,6 +39,14 @@ hypothesis.settings.load_profile("hpsearch")
 STUDIES = Path(__file__).parent.parent / "studies"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run in several processes, a file's tests stay together, and all files that need Ray: one cluster is enough."""
+    on_ray = {item.path for item in items if "ray_address" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_person_who_runs_this(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("HPSEARCH_")]:

@@ -57,8 +57,9 @@ def test_a_resumed_curve_is_the_uninterrupted_one(method, changes, tmp_path):
     config = subject(method, **changes)
     prepared = prepare(config)
     whole = train_on(Member(config, prepared))
+    interrupted = Member(config, prepared)
     for steps in (0, 1, 4, 7, 10, 13, 14):
-        saved = through_a_file(train_on(Member(config, prepared), steps), tmp_path / str(steps))
+        saved = through_a_file(train_on(interrupted, steps - interrupted.steps), tmp_path / str(steps))
         resumed = Member(config, prepared)
         resumed.restore(saved)
         assert resumed.steps == steps

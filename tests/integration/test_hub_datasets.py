@@ -283,15 +283,11 @@ class TestStudies:
     @pytest.mark.parametrize(
         ("split", "rows"),
         [
-            ("train[:12]", examples(12)),
-            ("train[25:]", examples(15, 25)),
-            ("train[5:25]", examples(20, 5)),
-            ("train[-11:]", examples(11, 29)),
-            ("train[50%:]", examples(20, 20)),
-            ("train[:10]+test", examples(10) + examples(9, 100)),
+            ("train[:12]+train[25:]+train[5:25]", examples(12) + examples(15, 25) + examples(20, 5)),
+            ("train[50%:]+test+train[-11:]", examples(20, 20) + examples(9, 100) + examples(11, 29)),
         ],
     )
-    def test_a_split_may_be_a_slice(self, api: TestClient, hub: Hub, split: str, rows: list[dict[str, Any]]) -> None:
+    def test_a_split_may_be_slices(self, api: TestClient, hub: Hub, split: str, rows: list[dict[str, Any]]) -> None:
         answer = api.post("/v1/studies", json=a_study(f"hub:org/sums?split={split}"))
         assert answer.status_code == 201, answer.text
         assert rows_of(answer.json()["spec"]["data"]["train"]) == rows

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -276,12 +277,14 @@ def test_a_broken_target_module_fails_every_trial_and_ends_the_study_early(
     assert len(study.search.trials()) < 10
 
 
-def test_driving_leaves_no_files_but_the_artifacts(data: dict[str, str], storage: Any, tmp_path: Path) -> None:
-    import tempfile
-
-    before = set(Path(tempfile.gettempdir()).glob("hpsearch-tune-*"))
+def test_driving_leaves_no_files_but_the_artifacts(
+    data: dict[str, str], storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))  # of this process alone: other tests may run beside it
     Study(spec_of(data, "tidy", budget={"trials": 1}), storage, tmp_path).drive()
-    assert set(Path(tempfile.gettempdir()).glob("hpsearch-tune-*")) == before
+    assert list(scratch.iterdir()) == []
     assert sorted(path.name for path in (tmp_path / "artifacts" / "0").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -141,7 +141,8 @@ class TestErrors:
 
 
 class TestTheConnection:
-    def test_nothing_answers(self) -> None:
+    def test_nothing_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("hpsearch.client.RETRIES", 1)  # each waits twice as long as the one before
         with scripted({}) as url:
             pass  # the port was free a moment ago and nobody listens any more
         with pytest.raises(errors.ServiceUnavailable) as raised:
