@@ -11,6 +11,7 @@ from hpsearch.api.preflight import Preflight
 from hpsearch.api.state import Door
 from hpsearch.api.views import CheckView, RankingView, StudyDetailView, StudyListView, StudyView
 from hpsearch.lifecycle import StudyState
+from hpsearch.spec.auto import resolved_pruner, resolved_sampler
 from hpsearch.spec.study import NAME_PATTERN, StudySpec
 
 router = APIRouter(prefix="/v1", tags=["studies"])
@@ -56,6 +57,10 @@ def check_study(spec: StudySpec, service: Door) -> CheckView:
             "base_learning_rate": checked.base_learning_rate,
         },
         defaults=checked.defaults.model_dump(),
+        search={
+            "sampler": resolved_sampler(checked.spec).model_dump(),
+            "pruner": resolved_pruner(checked.spec).model_dump(),
+        },
         lint={role: report.as_json() for role, report in checked.reports.items()},
     )
 

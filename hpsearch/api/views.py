@@ -188,6 +188,8 @@ class CheckView(View):
     """Type, layers, parameters, and the pre-training learning rate that multipliers multiply."""
     defaults: dict[str, int | float | str]
     """What `auto` means for this data."""
+    search: dict[str, dict[str, Any]]
+    """The sampler and the pruner, named where they are `auto`."""
     lint: dict[str, dict[str, Any]]
     """What was found in `train` and, with a file of its own, `validation`."""
 

@@ -50,5 +50,9 @@ def told_of_spec(found: dict[str, Any]) -> Iterator[str]:
     yield f"data: {examples['train']} training and {examples['validation']} validation examples"
     yield from (f"warning: {warning}" for warning in found["warnings"])
     yield "auto: " + ", ".join(f"{key} {value}" for key, value in found["defaults"].items())
+    for part, chosen in found["search"].items():
+        asked = found["spec"][part]["type"]
+        settings = ", ".join(f"{key} {value}" for key, value in chosen.items() if key != "type")
+        yield f"{part}: {chosen['type']}{' (auto)' if asked == 'auto' else ''}{f', {settings}' if settings else ''}"
     yield f"base learning rate: {model['base_learning_rate']:.3g} (the multiplier multiplies it)"
     yield "the spec is valid"

@@ -6,27 +6,56 @@ from collections.abc import Sequence
 
 from hpsearch.results.trial import Failure, Trial, TrialState
 from hpsearch.spec.budget import BudgetSpec
+from hpsearch.spec.objective import Direction
 
 SAME_FAILURES = 5
 """So many trials in a row that failed for the same reason end the study: the next one would fail too."""
 
 
+FREE = frozenset({Failure.WORKER_LOST, Failure.CANCELLED, Failure.INFEASIBLE})
+"""Ends that use up nothing of the budget's trials."""
+
+
 def counts(trial: Trial) -> bool:
-    """Whether a trial uses up one of the budget's trials: not while it waits, nor when its worker was lost."""
-    return trial.state != TrialState.WAITING and trial.failure not in (Failure.WORKER_LOST, Failure.CANCELLED)
+    """Whether a trial uses up one of the budget's trials: it was trained, and its worker was not lost."""
+    return trial.state != TrialState.WAITING and trial.failure not in FREE
 
 
-def limit_reached(budget: BudgetSpec, trials: Sequence[Trial], elapsed: float) -> str | None:
+def limit_reached(
+    budget: BudgetSpec, trials: Sequence[Trial], elapsed: float, direction: Direction = "minimize"
+) -> str | None:
     """The limit that leaves no room for another trial, in words; None while there is room.
 
     Args:
         budget: The limits.
         trials: All trials of the study, running ones too.
         elapsed: Seconds since the study started.
+        direction: Of the objective.
     """
     if budget.trials is not None and sum(map(counts, trials)) >= budget.trials:
         return f"all {budget.trials} trials of the budget were used"
+    patience = budget.until.no_improvement_in if budget.until else None
+    if patience is not None and _since_best(trials, direction) >= patience:
+        return f"{patience} trials in a row were no better than the best before them"
     return spent(budget, trials, elapsed)
+
+
+def _since_best(trials: Sequence[Trial], direction: Direction) -> int:
+    """How many trials have ended since the best one did; 0 before any has completed."""
+    ended = sorted(
+        (trial for trial in trials if trial.state.is_finished),
+        key=lambda trial: (trial.finished_at or 0.0, trial.number),
+    )
+    values = [
+        (place, trial.value)
+        for place, trial in enumerate(ended)
+        if trial.state == TrialState.COMPLETE and trial.value is not None
+    ]
+    if not values:
+        return 0
+    sign = 1.0 if direction == "minimize" else -1.0
+    best, _ = min(values, key=lambda found: (sign * found[1], found[0]))
+    return sum(map(counts, ended[best + 1 :]))
 
 
 def spent(budget: BudgetSpec, trials: Sequence[Trial], elapsed: float) -> str | None:
@@ -44,10 +73,17 @@ def spent(budget: BudgetSpec, trials: Sequence[Trial], elapsed: float) -> str | 
 def hopeless(trials: Sequence[Trial]) -> str | None:
     """Why the next trial would fail as well: the last ones to end all failed for the same reason. None otherwise."""
     retried = {trial.retry_of for trial in trials}  # a lost trial that gets another chance says nothing yet
-    ended = [trial for trial in trials if trial.state.is_finished and trial.number not in retried]
+    ended = [
+        trial for trial in trials if trial.state.is_finished and trial.number not in retried and not _refused(trial)
+    ]
     ended.sort(key=lambda trial: (trial.finished_at or 0.0, trial.number))
     last = ended[-SAME_FAILURES:]
     reasons = {trial.failure for trial in last}
     if len(last) < SAME_FAILURES or len(reasons) != 1 or reasons <= {None, Failure.DIVERGED, Failure.CANCELLED}:
         return None
     return f"{SAME_FAILURES} trials in a row failed with '{last[-1].failure}': {last[-1].failure_text}"
+
+
+def _refused(trial: Trial) -> bool:
+    """A person's own params that don't meet the requirements say nothing of the search's."""
+    return trial.failure == Failure.INFEASIBLE and trial.origin != "search"

@@ -30,10 +30,14 @@ class TrialState(enum.StrEnum):
 
 
 class Failure(enum.StrEnum):
-    """Why a trial has no value; the same words as the codes of `hpsearch.errors.TrialFailure`."""
+    """Why a trial has no value; the same words as the codes of `hpsearch.errors.TrialFailure`.
+
+    An infeasible trial was never trained: its params don't meet what the study requires.
+    """
 
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
+    INFEASIBLE = "infeasible"
     WORKER_LOST = "worker_lost"
     INVALID_DATA = "invalid_data"
     CANCELLED = "cancelled"

@@ -52,8 +52,10 @@ def as_trial(frozen: FrozenTrial) -> Trial:
     """One of Optuna's trials in our words."""
     attributes: Mapping[str, Any] = frozen.user_attrs
     state = TrialState(frozen.state.name)
-    # Given params are there before Optuna has drawn the rest: while the trial waits, or after a crash in `ask`.
-    params = {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
+    # Given params are there before the rest is drawn: while the trial waits, or after a crash in `ask`. Once it has
+    # begun, some of them may have turned out not to matter.
+    given = {} if "config" in attributes else frozen.system_attrs.get("fixed_params", {})
+    params = {**given, **frozen.params}
     return Trial(
         number=frozen.number,
         state=state,

@@ -1,16 +1,42 @@
-"""The spec's pruner as Optuna's, on the exposure axis. Their state is the study's reports, so it survives restarts."""
+"""The spec's pruner as Optuna's, on the exposure axis. Their state is the study's reports, so it survives restarts.
+
+Optuna's Wilcoxon pruner is not among them: it compares two trials report by report as if reports were independent
+measurements of the same thing, such as folds. The reports of a fine-tune are one curve.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
 
-from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, PercentilePruner, SuccessiveHalvingPruner
+import optuna
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    NopPruner,
+    PatientPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+    ThresholdPruner,
+)
 
-from hpsearch.spec.pruner import HyperbandSpec, NoPrunerSpec, PrunerSpec, SuccessiveHalvingSpec
+from hpsearch.spec.objective import Direction
+from hpsearch.spec.pruner import (
+    HyperbandSpec,
+    MedianSpec,
+    NoPrunerSpec,
+    PatientSpec,
+    PercentileSpec,
+    PrunerSpec,
+    SuccessiveHalvingSpec,
+    ThresholdSpec,
+)
 
 
-def pruner(spec: PrunerSpec, examples: int, reports_per_epoch: int, most_epochs: int) -> BasePruner:
-    """The pruner, told the study's scale.
+def pruner(
+    spec: PrunerSpec, examples: int, reports_per_epoch: int, most_epochs: int, direction: Direction = "minimize"
+) -> BasePruner:
+    """The pruner, told the study's scale; `auto` is resolved by now.
 
     Rungs lie at the ends of epochs, because there every trial reports: one whose batch spans several report points
     reports only the last of them, and halving would file it under a later rung than its peers.
@@ -20,15 +46,33 @@ def pruner(spec: PrunerSpec, examples: int, reports_per_epoch: int, most_epochs:
         examples: Size of the training set.
         reports_per_epoch: Reports per pass over it.
         most_epochs: Of the longest possible trial.
+        direction: Of the objective.
     """
-    if isinstance(spec, NoPrunerSpec):
-        return NopPruner()
-    first_rung = math.ceil(spec.min_reports / reports_per_epoch) * examples
+    if isinstance(spec, PatientSpec):
+        wrapped = pruner(spec.pruner, examples, reports_per_epoch, most_epochs, direction)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return PatientPruner(wrapped, patience=spec.patience, min_delta=spec.min_delta)
+    if isinstance(spec, SuccessiveHalvingSpec | HyperbandSpec):
+        return _halving(spec, math.ceil(spec.min_reports / reports_per_epoch) * examples, most_epochs * examples)
+    if isinstance(spec, PercentileSpec | MedianSpec | ThresholdSpec):
+        # Rounded down: the report itself is recorded at the rounded exposure, and must not fall short.
+        return _without_rungs(spec, int(spec.min_reports * examples / reports_per_epoch), direction)
+    assert isinstance(spec, NoPrunerSpec)
+    return NopPruner()
+
+
+def _halving(spec: SuccessiveHalvingSpec | HyperbandSpec, first_rung: int, longest: int) -> BasePruner:
     if isinstance(spec, SuccessiveHalvingSpec):
         return SuccessiveHalvingPruner(min_resource=first_rung, reduction_factor=spec.reduction_factor)
-    if isinstance(spec, HyperbandSpec):
-        longest = max(most_epochs * examples, first_rung)
-        return HyperbandPruner(min_resource=first_rung, max_resource=longest, reduction_factor=spec.reduction_factor)
-    # Rounded down: the report itself is recorded at the rounded exposure, and must not fall short.
-    warmup = int(spec.min_reports * examples / reports_per_epoch)
-    return PercentilePruner(spec.percentile, n_startup_trials=spec.startup_trials, n_warmup_steps=warmup)
+    longest = max(longest, first_rung)
+    return HyperbandPruner(min_resource=first_rung, max_resource=longest, reduction_factor=spec.reduction_factor)
+
+
+def _without_rungs(spec: PercentileSpec | MedianSpec | ThresholdSpec, warmup: int, direction: Direction) -> BasePruner:
+    if isinstance(spec, ThresholdSpec):
+        if direction == "minimize":
+            return ThresholdPruner(upper=spec.worst, n_warmup_steps=warmup)
+        return ThresholdPruner(lower=spec.worst, n_warmup_steps=warmup)
+    percentile = spec.percentile if isinstance(spec, PercentileSpec) else 50.0
+    return PercentilePruner(percentile, n_startup_trials=spec.startup_trials, n_warmup_steps=warmup)

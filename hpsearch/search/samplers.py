@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 
+import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 
 from hpsearch.spec.sampler import CmaEsSpec, GPSpec, QMCSpec, SamplerSpec, TPESpec
 
 
-def seed_of(study_seed: int, number: int) -> int:
+def seed_of(study_seed: int, number: int, attempt: int = 0) -> int:
     """A seed for one draw: the same after any restart, another for every trial."""
-    digest = hashlib.sha256(f"{study_seed}/{number}".encode()).digest()
+    digest = hashlib.sha256(f"{study_seed}/{number}{f'/{attempt}' if attempt else ''}".encode()).digest()
     return int.from_bytes(digest[:4], "big")
 
 
-def sampler(spec: SamplerSpec, study_seed: int, number: int) -> BaseSampler:
-    """The sampler that draws the params of trial `number`; all it knows of the past is in the study."""
+def sampler(
+    spec: SamplerSpec, study_seed: int, number: int, attempt: int = 0, conditional: bool = False
+) -> BaseSampler:
+    """The sampler that draws the params of a trial; all it knows of the past is in the study.
+
+    Args:
+        spec: Which; `auto` is resolved by now. A grid is not drawn from but listed (`draw.py`).
+        study_seed: Of the spec.
+        number: The trial's.
+        attempt: The number of draws for it before, none of which could be used.
+        conditional: Whether some trials have parameters that others don't.
+    """
+    seed = seed_of(study_seed, number, attempt)
     if isinstance(spec, QMCSpec):  # one sequence for the whole study: its place in it is kept in SQL
-        return QMCSampler(scramble=True, seed=study_seed, independent_sampler=RandomSampler(seed=study_seed))
-    seed = seed_of(study_seed, number)
+        return QMCSampler(scramble=True, seed=study_seed, independent_sampler=RandomSampler(seed=seed))
     if isinstance(spec, TPESpec):
-        return TPESampler(
-            n_startup_trials=spec.startup_trials,
-            multivariate=spec.multivariate,
-            constant_liar=spec.constant_liar,
-            seed=seed,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return TPESampler(
+                n_startup_trials=spec.startup_trials,
+                multivariate=spec.multivariate,
+                group=spec.multivariate and conditional,
+                constant_liar=spec.constant_liar,
+                seed=seed,
+            )
     if isinstance(spec, GPSpec):
-        return GPSampler(n_startup_trials=spec.startup_trials, seed=seed)
+        return GPSampler(n_startup_trials=spec.startup_trials, seed=seed, warn_independent_sampling=False)
     if isinstance(spec, CmaEsSpec):
         return CmaEsSampler(n_startup_trials=spec.startup_trials, seed=seed, warn_independent_sampling=False)
     return RandomSampler(seed=seed)

@@ -17,11 +17,13 @@ from optuna.trial import TrialState as OptunaState
 from hpsearch.results import Failure, Report, Trial, TrialState
 from hpsearch.results.budget import hopeless, limit_reached, spent
 from hpsearch.search import history
-from hpsearch.search.distributions import distributions
+from hpsearch.search.draw import Draw, Points, suggest
 from hpsearch.search.pruners import pruner
-from hpsearch.search.samplers import sampler
+from hpsearch.search.taught import TEACHES
+from hpsearch.spec.auto import with_search_resolved
 from hpsearch.spec.defaults import default_hyperparameters
 from hpsearch.spec.finetune import FinetuneConfig
+from hpsearch.spec.points import Key, key
 from hpsearch.spec.space import IntChoices, IntRange, Params
 from hpsearch.spec.study import StudySpec
 
@@ -76,7 +78,8 @@ class Search:
     ) -> None:
         self.spec = spec
         self._fence, self._event, self._elapsed = fence, event, elapsed
-        self._distributions = distributions(spec.search_space)
+        resolved = with_search_resolved(spec)
+        self._points = Points(resolved, examples)
         self._metric, self._direction = spec.objective.metric, spec.objective.direction
         self._live: dict[int, optuna.Trial] = {}
         self._epochs: dict[int, int] = {}
@@ -88,8 +91,14 @@ class Search:
             storage=storage,
             direction=self._direction,
             load_if_exists=True,
-            sampler=sampler(spec.sampler, spec.seed, 0),
-            pruner=pruner(spec.pruner, examples, spec.objective.reports_per_epoch, _most_epochs(spec, examples)),
+            sampler=optuna.samplers.RandomSampler(),  # never asked: each trial is drawn by a `Draw` of its own
+            pruner=pruner(
+                resolved.pruner,
+                examples,
+                spec.objective.reports_per_epoch,
+                _most_epochs(spec, examples),
+                self._direction,
+            ),
         )
         if not self._study.user_attrs.get("spec"):
             self._begin(default_params)
@@ -100,7 +109,7 @@ class Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.set_metric_names([self._metric])
-        firsts = [("defaults", default_params)] if default_params else []
+        firsts = [("defaults", self._points.active(default_params))] if default_params else []
         for origin, params in [*firsts, *(("first_trials", params) for params in self.spec.first_trials)]:
             self._study.enqueue_trial(params, user_attrs={"origin": origin}, skip_if_exists=True)
         # Written last: a search that dies before this line begins again, and skips what is lined up already.
@@ -117,21 +126,31 @@ class Search:
         return history.trials(self._study)
 
     def ask(self) -> Asked | None:
-        """The next trial, or None when the budget has no room for one (look again when a running one has ended)."""
-        trials = self.trials()
-        waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-        if not waiting and not self._distributions and any(map(_has_counted, trials)):
-            return None  # nothing varies: one trial says it all
-        if limit_reached(self.spec.budget, trials, self._elapsed()) or hopeless(trials):
-            return None
-        self._fence()
-        number = min(waiting, default=len(trials))  # Optuna hands out what waits first
-        self._study.sampler = sampler(self.spec.sampler, self.spec.seed, number)
-        trial = self._study.ask(fixed_distributions=self._distributions)
-        self._live[trial.number] = trial
-        asked = Asked(trial.number, dict(trial.params), trial.user_attrs.get("origin", "search"))
-        self._event("trial.started", {"number": asked.number, "params": asked.params, "origin": asked.origin})
-        return asked
+        """The next trial, or None when there is no room for one (look again when a running one has ended)."""
+        while True:
+            trials = self.trials()
+            waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
+            tried = _tried(trials)
+            if (not waiting and self._points.untried(tried) == []) or self._ends(trials):
+                return None
+            self._fence()
+            self._study.sampler = Draw(self._points, tried, lambda: self._study.get_trials(deepcopy=False))
+            trial = self._study.ask()
+            # Optuna hands out what waits first, in order.
+            given = next((known.params for known in waiting if known.number == trial.number), {})
+            params = suggest(trial, self._points, given)
+            self._live[trial.number] = trial
+            unmet = self._points.unmet(params)
+            if unmet is not None:
+                self.fail(trial.number, Failure.INFEASIBLE, f"never trained: {params} does not meet '{unmet}'")
+                continue
+            asked = Asked(trial.number, params, trial.user_attrs.get("origin", "search"))
+            self._event("trial.started", {"number": asked.number, "params": asked.params, "origin": asked.origin})
+            return asked
+
+    def _ends(self, trials: Sequence[Trial]) -> str | None:
+        """Why no other trial is started, if so."""
+        return limit_reached(self.spec.budget, trials, self._elapsed(), self._direction) or hopeless(trials)
 
     def start(self, number: int, config: FinetuneConfig) -> None:
         """Keep the resolved config on the trial, before it trains."""
@@ -212,6 +231,9 @@ class Search:
         if handed_over:
             trial.set_user_attr("handed_over", True)
         ended = history.as_trial(frozen)
+        if failure in TEACHES:
+            # As a list, the older form: Optuna reads both, its dashboard only this one.
+            self._storage.set_trial_system_attr(frozen._trial_id, "constraints", [1.0])
         if failure == Failure.WORKER_LOST and ended.params and self._attempts(ended) <= RETRIES:
             # First the retry, then the end of this attempt: dying in between must not lose the params.
             self._study.enqueue_trial(ended.params, user_attrs={"origin": "retry", "retry_of": number})
@@ -251,7 +273,8 @@ class Search:
             return False, why
         if not any(trial.state == TrialState.COMPLETE for trial in trials):
             return False, "no trial completed"
-        return True, limit_reached(self.spec.budget, trials, self._elapsed()) or "the search space is exhausted"
+        limit = limit_reached(self.spec.budget, trials, self._elapsed(), self._direction)
+        return True, limit or "the search space is exhausted: every point was tried"
 
 
 def _most_epochs(spec: StudySpec, examples: int) -> int:
@@ -263,8 +286,9 @@ def _most_epochs(spec: StudySpec, examples: int) -> int:
     return default_hyperparameters(examples, spec.model.method).epochs if epochs == "auto" else epochs
 
 
-def _has_counted(trial: Trial) -> bool:
-    return trial.state != TrialState.FAIL
+def _tried(trials: Sequence[Trial]) -> frozenset[Key]:
+    """The points that were tried or are lined up. Where nothing varies there is one, which a failure doesn't use up."""
+    return frozenset(key(trial.params) for trial in trials if trial.params or trial.state != TrialState.FAIL)
 
 
 def _last(trial: optuna.Trial) -> dict[str, Any]:

@@ -29,6 +29,13 @@ def _seconds(value: Any) -> Any:
     return value
 
 
+class UntilSpec(Closed):
+    """An end that depends on what was found."""
+
+    no_improvement_in: int = Field(ge=1, le=100_000)
+    """The search ends when so many trials in a row were no better than the best before them."""
+
+
 class BudgetSpec(Closed):
     """Limits of the whole study."""
 
@@ -42,6 +49,8 @@ class BudgetSpec(Closed):
     """Hours of device time, summed over trials (without a GPU: hours of a core)."""
     tokens: int | None = Field(None, ge=1)
     """Training tokens, summed over trials."""
+    until: UntilSpec | None = None
+    """An end that depends on what was found, beside the limits."""
 
     @model_validator(mode="after")
     def _check_some_limit(self) -> Self:

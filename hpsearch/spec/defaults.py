@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 
+from hpsearch.spec.expression import holds
 from hpsearch.spec.finetune import FinetuneConfig, Hyperparameters
-from hpsearch.spec.space import Params, Value
+from hpsearch.spec.sampler import GridSpec
+from hpsearch.spec.space import Params, Value, Varying
 from hpsearch.spec.study import StudySpec
 
 GPT3_LEARNING_RATES = (
@@ -89,6 +92,41 @@ def _default_epochs(examples: int) -> int:
     return 4 if examples <= 100_000 else 2 if examples <= 250_000 else 1
 
 
+def hyperparameters(spec: StudySpec, params: Params, examples: int) -> Hyperparameters:
+    """All ten parameters of a point: what was drawn, what is fixed, and `auto` for the rest.
+
+    Epochs that vary but were not drawn because they are nearly free are the most that the requirements allow.
+    """
+    given: Params = {**spec.search_space.fixed(), **params}
+    batch_size = given.get("batch_size")
+    defaults = default_hyperparameters(examples, spec.model.method, int(batch_size) if batch_size else None)
+    chosen = Hyperparameters.model_validate({**defaults.model_dump(), **given})
+    if "epochs" in params or not epochs_are_free(spec, chosen, examples):
+        return chosen
+    values = spec.search_space.varying()["epochs"].values() or (chosen.epochs,)
+    longest = [chosen.model_copy(update={"epochs": epochs}) for epochs in sorted(values, reverse=True)]
+    allowed = (candidate for candidate in longest if meets(spec.require, candidate, examples))
+    return next(allowed, longest[0])
+
+
+def epochs_are_free(spec: StudySpec, chosen: Hyperparameters, examples: int) -> bool:
+    """Whether one trial of the most epochs answers for all: nothing in its curve depends on where it ends."""
+    condition = spec.search_space.conditions().get("epochs")
+    varies = "epochs" in spec.search_space.varying() and meets((condition,) if condition else (), chosen, examples)
+    return varies and chosen.lr_schedule == "constant" and chosen.warmup_fraction == 0
+
+
+def meets(conditions: Iterable[str], chosen: Hyperparameters, examples: int) -> bool:
+    """Whether every condition holds."""
+    return first_unmet(conditions, chosen, examples) is None
+
+
+def first_unmet(conditions: Iterable[str], chosen: Hyperparameters, examples: int) -> str | None:
+    """The first condition that does not hold, if any."""
+    names = {**chosen.model_dump(), "examples": examples, "steps": math.ceil(examples / chosen.batch_size)}
+    return next((condition for condition in conditions if not holds(condition, names)), None)
+
+
 def resolve(spec: StudySpec, params: Params, examples: int, model_type: str, parameters: int) -> FinetuneConfig:
     """The config of one fine-tune: what was drawn, what is fixed, and `auto` for the rest.
 
@@ -99,16 +137,13 @@ def resolve(spec: StudySpec, params: Params, examples: int, model_type: str, par
         model_type: As in the base model's config.json.
         parameters: Parameters of the base model.
     """
-    given: Params = {**spec.search_space.fixed(), **params}
-    batch_size = given.get("batch_size")
-    defaults = default_hyperparameters(examples, spec.model.method, int(batch_size) if batch_size else None)
-    hyperparameters = Hyperparameters.model_validate({**defaults.model_dump(), **given})
+    chosen = hyperparameters(spec, params, examples)
     base_rate = spec.model.base_learning_rate or base_learning_rate(model_type, parameters)
     return FinetuneConfig(
         model=spec.model,
         data=spec.data,
-        hyperparameters=hyperparameters,
-        learning_rate=base_rate * hyperparameters.learning_rate_multiplier,
+        hyperparameters=chosen,
+        learning_rate=base_rate * chosen.learning_rate_multiplier,
         base_learning_rate=base_rate,
         seed=spec.seed,
         reports_per_epoch=spec.objective.reports_per_epoch,
@@ -118,4 +153,15 @@ def resolve(spec: StudySpec, params: Params, examples: int, model_type: str, par
 def default_params(spec: StudySpec, examples: int) -> Params:
     """The `auto` defaults as params: for each varying parameter, its point nearest to the default."""
     defaults: dict[str, Value] = default_hyperparameters(examples, spec.model.method).model_dump()
-    return {name: parameter.nearest(defaults[name]) for name, parameter in spec.search_space.varying().items()}
+    grid = spec.sampler.points if isinstance(spec.sampler, GridSpec) else None
+    return {
+        name: _nearest(parameter, defaults[name], None if grid is None else parameter.values(grid))
+        for name, parameter in spec.search_space.varying().items()
+    }
+
+
+def _nearest(parameter: Varying, default: Value, grid: tuple[Value, ...] | None) -> Value:
+    nearest: Value = parameter.nearest(default)
+    if grid is None or isinstance(nearest, str):
+        return nearest
+    return min(grid, key=lambda value: abs(float(value) - float(nearest)))

@@ -12,6 +12,12 @@ from pydantic import Field
 from hpsearch.spec.closed import Closed
 
 
+class AutoPrunerSpec(Closed):
+    """What suits the study."""
+
+    type: Literal["auto"] = "auto"
+
+
 class NoPrunerSpec(Closed):
     """Every trial runs to its end."""
 
@@ -54,6 +60,51 @@ class PercentileSpec(Closed):
     """Report intervals that every trial gets."""
 
 
+class MedianSpec(Closed):
+    """A trial stops when its best report is worse than the median of the others at the same exposure."""
+
+    type: Literal["median"] = "median"
+    startup_trials: int = Field(5, ge=1, le=1000)
+    """Finished trials before any is stopped."""
+    min_reports: int = Field(2, ge=1, le=1000)
+    """Report intervals that every trial gets."""
+
+
+class ThresholdSpec(Closed):
+    """A trial stops when a report is worse than a value that a person knows to be hopeless."""
+
+    type: Literal["threshold"] = "threshold"
+    worst: float
+    """In the objective's unit: a loss above it stops the trial, or an accuracy below it."""
+    min_reports: int = Field(2, ge=1, le=1000)
+    """Report intervals that every trial gets."""
+
+
+Rule = Annotated[
+    SuccessiveHalvingSpec | HyperbandSpec | PercentileSpec | MedianSpec | ThresholdSpec, Field(discriminator="type")
+]
+
+
+class PatientSpec(Closed):
+    """Another rule, which is heard only while a trial does not get better itself."""
+
+    type: Literal["patient"] = "patient"
+    pruner: Rule
+    """The rule that is wrapped."""
+    patience: int = Field(2, ge=1, le=1000)
+    """Reports in a row without a new best one, before the rule may stop the trial."""
+    min_delta: float = Field(0, ge=0)
+    """What counts as better, in the objective's unit."""
+
+
 PrunerSpec = Annotated[
-    NoPrunerSpec | SuccessiveHalvingSpec | HyperbandSpec | PercentileSpec, Field(discriminator="type")
+    AutoPrunerSpec
+    | NoPrunerSpec
+    | SuccessiveHalvingSpec
+    | HyperbandSpec
+    | PercentileSpec
+    | MedianSpec
+    | ThresholdSpec
+    | PatientSpec,
+    Field(discriminator="type"),
 ]

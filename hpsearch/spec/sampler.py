@@ -8,6 +8,15 @@ from pydantic import Field
 
 from hpsearch.spec.closed import Closed
 
+MOST_POINTS = 10_000
+"""A space of more points is never listed: nobody fine-tunes so often."""
+
+
+class AutoSamplerSpec(Closed):
+    """What suits the study: a grid where the budget has room for every point, else a Parzen estimator."""
+
+    type: Literal["auto"] = "auto"
+
 
 class TPESpec(Closed):
     """Tree-structured Parzen estimator (Bergstra et al. 2011): models good and bad params, draws where they differ."""
@@ -49,4 +58,14 @@ class CmaEsSpec(Closed):
     """Random trials before the model is used."""
 
 
-SamplerSpec = Annotated[TPESpec | RandomSpec | QMCSpec | GPSpec | CmaEsSpec, Field(discriminator="type")]
+class GridSpec(Closed):
+    """Every point once, in an order shuffled by the seed; then the study ends, because nothing is left to try."""
+
+    type: Literal["grid"] = "grid"
+    points: int = Field(5, ge=2, le=100)
+    """A range without a step is cut into so many even points (even in the logarithm for `log`)."""
+
+
+SamplerSpec = Annotated[
+    AutoSamplerSpec | TPESpec | GPSpec | CmaEsSpec | QMCSpec | RandomSpec | GridSpec, Field(discriminator="type")
+]

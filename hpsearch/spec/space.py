@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from hpsearch.spec.closed import Closed
+from hpsearch.spec.expression import Condition, names_in
 
 LRSchedule = Literal["constant", "linear", "cosine"]
 """Shape of the learning rate after warm-up, over the trial's own steps: flat, or down to zero at the last one."""
@@ -20,7 +21,12 @@ Params = dict[str, Value]
 MOST_GRID_POINTS = 1_000_000
 
 
-class _Range(Closed):
+class _Conditional(Closed):
+    when: Condition | None = Field(None, exclude_if=lambda when: when is None)
+    """Vary only where this is true (`lr_schedule != 'constant'`); elsewhere the parameter is `auto`."""
+
+
+class _Range(_Conditional):
     low: Any
     high: Any
     log: bool = False
@@ -41,6 +47,20 @@ class _Range(Closed):
             if self.high - self.low > MOST_GRID_POINTS * self.step:
                 raise ValueError(f"step {self.step} cuts the range into more than {MOST_GRID_POINTS:,} points")
         return self
+
+    def values(self, points: int | None = None) -> tuple[Value, ...] | None:
+        """All its points, lowest first. Of a range without steps, that many even ones, or None without a number."""
+        if self.step is not None:
+            count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+            return tuple(self.nearest(self.low + place * self.step) for place in range(count))
+        if points is None:
+            return None
+        parts = [place / max(points - 1, 1) for place in range(points)]
+        if self.log:
+            even = [self.low * (self.high / self.low) ** part for part in parts]
+        else:
+            even = [self.low + (self.high - self.low) * part for part in parts]
+        return tuple(dict.fromkeys(self.nearest(value) for value in even))
 
     def contains(self, value: Value) -> bool:
         """Whether a value is one of the range's points."""
@@ -67,6 +87,11 @@ class IntRange(_Range):
     high: int
     step: int | None = None
 
+    def values(self, points: int | None = None) -> tuple[Value, ...] | None:
+        """All its whole numbers, lowest first."""
+        del points
+        return tuple(range(self.low, self.high + 1, self.step or 1))
+
     def contains(self, value: Value) -> bool:
         """Whether a value is one of the range's whole numbers."""
         return not isinstance(value, str) and float(value).is_integer() and super().contains(value)
@@ -80,7 +105,7 @@ class FloatRange(_Range):
     step: float | None = None
 
 
-class _Choices(Closed):
+class _Choices(_Conditional):
     choices: tuple[Any, ...]
 
     @model_validator(mode="after")
@@ -88,6 +113,11 @@ class _Choices(Closed):
         if len(set(self.choices)) != len(self.choices):
             raise ValueError(f"the choices repeat: {list(self.choices)}")
         return self
+
+    def values(self, points: int | None = None) -> tuple[Value, ...] | None:
+        """The choices."""
+        del points
+        return self.choices
 
     def contains(self, value: Value) -> bool:
         """Whether a value is one of the choices."""
@@ -204,9 +234,33 @@ class SearchSpace(Closed):
     layer_lr_decay: Annotated[FloatParameter, _between(0, 1, above=True)] = "auto"
     """Learning rate multiplier per layer going down: early layers learn slower than late ones."""
 
+    @model_validator(mode="after")
+    def _check_conditions(self) -> Self:
+        conditional = self.conditions()
+        for name, condition in conditional.items():
+            for other in sorted(names_in(condition) & {*conditional, name}):
+                itself = "itself" if other == name else f"'{other}', which has a `when` of its own"
+                raise ValueError(f"{name}.when depends on {itself}; it may name any other parameter")
+        return self
+
+    def conditions(self) -> dict[str, str]:
+        """The parameters that vary only under a condition, and the condition."""
+        return {name: parameter.when for name, parameter in self.varying().items() if parameter.when is not None}
+
     def varying(self) -> dict[str, Varying]:
         """The parameters that the sampler draws, in the order of the table."""
         return {name: value for name, value in self if isinstance(value, get_args(Varying))}
+
+    def values(self, points: int | None = None) -> dict[str, tuple[Value, ...]] | None:
+        """The values that each varying parameter takes; None when a range without steps is not cut into `points`."""
+        found = {name: parameter.values(points) for name, parameter in self.varying().items()}
+        known = {name: values for name, values in found.items() if values is not None}
+        return known if len(known) == len(found) else None
+
+    def size(self, points: int | None = None) -> float:
+        """How many points there are, before conditions and requirements; infinitely many unless ranges are cut."""
+        values = self.values(points)
+        return math.inf if values is None else math.prod(map(len, values.values()))
 
     def fixed(self) -> Params:
         """The parameters with one given value."""

@@ -12,10 +12,11 @@ from pydantic.config import JsonDict
 from hpsearch.spec.budget import BudgetSpec
 from hpsearch.spec.closed import Closed
 from hpsearch.spec.data import DataSpec
+from hpsearch.spec.expression import Condition
 from hpsearch.spec.finetune import ModelSpec
 from hpsearch.spec.objective import ObjectiveSpec
-from hpsearch.spec.pruner import PrunerSpec, SuccessiveHalvingSpec
-from hpsearch.spec.sampler import SamplerSpec, TPESpec
+from hpsearch.spec.pruner import AutoPrunerSpec, PrunerSpec
+from hpsearch.spec.sampler import MOST_POINTS, AutoSamplerSpec, GridSpec, SamplerSpec
 from hpsearch.spec.space import Params, SearchSpace
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
@@ -57,12 +58,15 @@ class StudySpec(Closed):
     data: DataSpec
     search_space: SearchSpace = SearchSpace()
     objective: ObjectiveSpec = ObjectiveSpec()
-    sampler: SamplerSpec = TPESpec()
-    pruner: PrunerSpec = SuccessiveHalvingSpec()
+    sampler: SamplerSpec = AutoSamplerSpec()
+    pruner: PrunerSpec = AutoPrunerSpec()
     budget: BudgetSpec = BudgetSpec()
     parallelism: ParallelismSpec = ParallelismSpec()
     first_trials: tuple[Params, ...] = Field((), max_length=1000)
     """Params to try before the sampler's own, after the `auto` defaults; what is left out is drawn."""
+    require: tuple[Condition, ...] = Field((), max_length=16)
+    """What every trial must meet, such as `epochs * steps <= 2000`. Names: the ten parameters, `examples` of the
+    training set, `steps` of one epoch."""
     priority: int = Field(0, ge=-100, le=100)
     """Queued studies start highest first."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -90,6 +94,16 @@ class StudySpec(Closed):
             for fault in space.faults(params):
                 raise ValueError(f"first_trials.{place}: {fault}")
         return numbers
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> Self:
+        size = self.search_space.size(self.sampler.points) if isinstance(self.sampler, GridSpec) else 0
+        if size > MOST_POINTS:
+            raise ValueError(
+                f"the grid has {size:,} points, and {MOST_POINTS:,} are the most: "
+                "let fewer parameters vary, or lower sampler.points"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_lora_needs_adapters(self) -> Self:
