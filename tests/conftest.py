@@ -21,6 +21,7 @@ import hypothesis
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
+from xdist.scheduler import LoadFileScheduling
 
 from hpsearch.api.app import create_app
 from hpsearch.settings import Settings
@@ -39,12 +40,21 @@ hypothesis.settings.load_profile("hpsearch")
 STUDIES = Path(__file__).parent.parent / "studies"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run in several processes, a file's tests stay together, and all files that need Ray: one cluster is enough."""
-    on_ray = {item.path for item in items if "ray_address" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else item.path.stem))
+class OneRay(LoadFileScheduling):
+    """In several processes (`-n`), a file's tests stay together, and all files that need Ray: one cluster is enough."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if _needs_ray(self.config.rootpath / file) else file
+
+
+@functools.cache
+def _needs_ray(file: Path) -> bool:
+    return "ray_address" in file.read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay:
+    return OneRay(config, log)
 
 
 @pytest.fixture(autouse=True)

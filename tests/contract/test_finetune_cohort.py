@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from finetune_reference import a_config, conversation, write_examples
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from hpsearch.errors import Diverged, InvalidDataset, OutOfMemory, TrialFailure
@@ -67,7 +67,8 @@ def test_company_changes_nothing(architecture):
     prepared = prepare(a_config(architecture))
     worst = 0.0
 
-    @settings(max_examples=8, deadline=None, derandomize=True)
+    @seed(architecture)  # each meets mixes of its own
+    @settings(max_examples=5, deadline=None, derandomize=True)
     @given(
         st.lists(a_guest, min_size=2, max_size=8),
         st.sampled_from([10**6, 200]),
