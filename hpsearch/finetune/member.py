@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpsearch.errors import Diverged
 from hpsearch.finetune.batches import optimizer_batch, steps_per_epoch
 from hpsearch.finetune.evaluate import evaluate
-from hpsearch.finetune.optimizer import build_optimizer, check_frozen_layers, set_learning_rates
+from hpsearch.finetune.optimizer import Optimizer, check_frozen_layers
 from hpsearch.finetune.prepare import Prepared, as_report
 from hpsearch.finetune.schedule import learning_rate_factor, warmup_steps
 from hpsearch.finetune.snapshot import Snapshot, identity
@@ -73,7 +73,7 @@ class Member:
         self._points = list(report_exposures(count, chosen.epochs, config.reports_per_epoch))
         self._warmup = warmup_steps(self.total_steps, chosen.warmup_fraction)
         self._weights = own_weights(config, prepared.loaded, prepared.layers)
-        self._optimizer = build_optimizer(self._weights.named, anatomy, config)
+        self._optimizer = Optimizer(self._weights, anatomy, config)
         self.token_budget = prepared.token_budget
         self._evaluation_budget = prepared.evaluation_budget
         self._nll = torch.zeros((), dtype=torch.float64, device=prepared.loaded.device)
@@ -153,10 +153,8 @@ class Member:
             "best": None if self.best is None else self.reports.index(self.best),
         }
         tensors = {f"best.{name}": tensor for name, tensor in self._best_state.items()}
-        for name, parameter in self._weights.named.items():
-            tensors[f"last.{name}"] = _copied(parameter)
-            for kind, tensor in self._optimizer.state.get(parameter, {}).items():
-                tensors[f"{kind}.{name}"] = _copied(tensor)
+        tensors |= {f"last.{name}": _copied(parameter) for name, parameter in self._weights.named.items()}
+        tensors |= {name: _copied(tensor) for name, tensor in self._optimizer.state().items()}
         return Snapshot(identity(self.config, self.prepared, self.metric), progress, tensors)
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -179,18 +177,11 @@ class Member:
         with torch.no_grad():
             for name, tensor in snapshot.part("last").items():
                 named[name].copy_(tensor)
-        self._optimizer.state.clear()
-        for kind in snapshot.kinds - {"best", "last"}:
-            for name, tensor in snapshot.part(kind).items():
-                # Not `load_state_dict`, which numbers parameters by their groups.
-                self._optimizer.state[named[name]][kind] = tensor.to(named[name].device, copy=True)
+        self._optimizer.restore(snapshot.without("best", "last"))
 
     def _update(self, turn: Turn, nll: Tensor) -> None:
-        if self.config.model.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._weights.named.values(), self.config.model.max_grad_norm)
         schedule = self.config.hyperparameters.lr_schedule
-        set_learning_rates(self._optimizer, learning_rate_factor(schedule, self.steps, self.total_steps, self._warmup))
-        self._optimizer.step()
+        self._optimizer.step(learning_rate_factor(schedule, self.steps, self.total_steps, self._warmup))
         self.steps += 1
         self.exposure += len(turn.examples)
         self.tokens += turn.tokens

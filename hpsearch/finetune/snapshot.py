@@ -47,10 +47,9 @@ class Snapshot:
         """The tensors of one kind, by parameter."""
         return {name.removeprefix(f"{kind}."): each for name, each in self.tensors.items() if _kind(name) == kind}
 
-    @property
-    def kinds(self) -> set[str]:
-        """Which kinds of tensors it holds."""
-        return set(map(_kind, self.tensors))
+    def without(self, *kinds: str) -> State:
+        """The tensors of all other kinds, by full name."""
+        return {name: each for name, each in self.tensors.items() if _kind(name) not in kinds}
 
     def check_belongs_to(self, identity: Mapping[str, Any]) -> None:
         """Raise InvalidInput, naming the differences, when it was made by a fine-tune of another curve."""

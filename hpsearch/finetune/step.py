@@ -59,8 +59,7 @@ def gradients(loaded: LoadedModel, turns: Sequence[Turn], token_budget: int) -> 
     """
     totals = torch.zeros(len(turns), dtype=torch.float64, device=loaded.device)
     for turn in turns:
-        for parameter in turn.weights.named.values():
-            parameter.grad = None
+        turn.weights.clear_gradients()
     shares = [Share(turn.examples, turn.prompt_loss_weight > 0) for turn in turns]
     for number, batch in enumerate(micro_batches(shares, token_budget, Layout(loaded.anatomy.packs, loaded.device))):
         weights = _weights(turns, batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from hpsearch.finetune import checkpoint
 from hpsearch.finetune.batches import MicroBatch
 from hpsearch.finetune.lora import ALL_ROWS, TARGETS_FIELD, AdaptedLinear, Dropout, MemberRows, activated, new_adapters
 from hpsearch.finetune.model import LoadedModel
-from hpsearch.finetune.optimizer import is_trained
+from hpsearch.finetune.optimizer import Piece, is_trained
 from hpsearch.finetune.recompute import recomputing
 from hpsearch.finetune.seeds import derived_seed
 from hpsearch.spec.finetune import FinetuneConfig
@@ -40,6 +40,35 @@ class LoraWeights:
         for name, adapter in self.adapters.items():
             self.named[f"{name}.lora_A.weight"] = adapter.a
             self.named[f"{name}.lora_B.weight"] = adapter.b
+        self._gather()
+
+    def _gather(self) -> None:
+        """Let all parameters, and all gradients, lie in one piece of memory: one call clears, clips or updates them.
+
+        They are small and many, and a call for each costs more than what it computes.
+        """
+        sizes = [parameter.numel() for parameter in self.named.values()]
+        self._values = torch.cat([parameter.detach().flatten() for parameter in self.named.values()])
+        self._gradients = torch.zeros_like(self._values)
+        parts = zip(self.named.values(), self._values.split(sizes), self._gradients.split(sizes), strict=True)
+        for parameter, values, gradients in parts:
+            parameter.data, parameter.grad = values.view_as(parameter), gradients.view_as(parameter)
+
+    def clear_gradients(self) -> None:
+        """Before a step."""
+        self._gradients.zero_()
+
+    def pieces(self, runs: Iterable[Sequence[str]]) -> list[list[Piece]]:
+        """One for each run: see `optimizer.Trained`."""
+        found, start = [], 0
+        for run in runs:
+            sizes = tuple(self.named[name].numel() for name in run)
+            end = start + sum(sizes)
+            tensor = nn.Parameter(self._values[start:end])
+            tensor.grad = self._gradients[start:end]
+            found.append([Piece(tuple(run), sizes, tensor)])
+            start = end
+        return found
 
     @contextmanager
     def evaluation(self) -> Iterator[Any]:
@@ -65,6 +94,15 @@ class FullWeights:
         for name, parameter in self.model.named_parameters():
             if is_trained(loaded.anatomy, name, chosen.frozen_layers):
                 self.named[name] = parameter.requires_grad_(requires_grad=True)
+
+    def clear_gradients(self) -> None:
+        """Before a step."""
+        for parameter in self.named.values():
+            parameter.grad = None
+
+    def pieces(self, runs: Iterable[Sequence[str]]) -> list[list[Piece]]:
+        """One for each parameter: see `optimizer.Trained`."""
+        return [[Piece((name,), (self.named[name].numel(),), self.named[name]) for name in run] for run in runs]
 
     @contextmanager
     def evaluation(self) -> Iterator[Any]:
