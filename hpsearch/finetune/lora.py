@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -97,60 +97,78 @@ class MemberRows:
 ALL_ROWS = sys.maxsize
 
 
+class Applied(NamedTuple):  # quicker to make than a dataclass: there is one for each member, layer and pass
+    """One adapter on some rows of a layer's input."""
+
+    a: nn.Parameter
+    b: nn.Parameter
+    start: int
+    end: int
+    scale: float
+    """Of the adapter and of dropout."""
+    kept: Tensor | None = None
+    """bool, [end - start, in]; None when nothing is dropped."""
+
+
 class _Adapted(torch.autograd.Function):
     """A frozen linear layer with the adapters of all members whose rows it reads.
 
     The frozen product runs once over all rows; adapters add to theirs in place. Left to autograd, each of an adapter's
     four products would read or write a copy of its own, and the two gradients of the input would be added in a pass of
-    their own: that costs more than the products.
+    their own: that costs more than the products. For the same reason the adapters' gradients are added right to their
+    `grad`, which must be there.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, parts: _Applied, *adapters: Tensor
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequence[Applied], _anchor: Tensor
     ) -> Tensor:
-        """Inputs [N, in], weight [out, in], bias [out], for each part A [r, in] and B [out, r] -> [N, out]."""
+        """Inputs [N, in], weight [out, in], bias [out] -> [N, out]; the anchor only has to require a gradient."""
         # As autocast does: the products are of the base's precision, the adapters themselves stay float32. Not by
         # autocast itself, which the backward pass runs outside of.
-        ctx.adapters_dtype = adapters[0].dtype
         inner: list[Tensor] = []
         with torch.autocast(inputs.device.type, enabled=False):
-            inputs, *own_adapters = (each.to(weight.dtype) for each in (inputs, *adapters))
+            inputs = inputs.to(weight.dtype)
             outputs = F.linear(inputs, weight, bias)
-            for (start, end, scale, kept), a, b in zip(parts, own_adapters[::2], own_adapters[1::2], strict=True):
-                own = inputs[start:end]
-                inner.append((own if kept is None else own * kept) @ a.t())
-                outputs[start:end].addmm_(inner[-1], b.t(), alpha=scale)
-        ctx.save_for_backward(inputs, weight, *own_adapters, *inner, *(kept for *_, kept in parts))
-        ctx.parts = [(start, end, scale) for start, end, scale, _ in parts]
+            for part in parts:
+                own = inputs[part.start : part.end]
+                inner.append((own if part.kept is None else own * part.kept) @ part.a.to(weight.dtype).t())
+                outputs[part.start : part.end].addmm_(inner[-1], part.b.to(weight.dtype).t(), alpha=part.scale)
+        ctx.save_for_backward(inputs, weight, *inner, *(part.kept for part in parts))
+        ctx.parts = [part if part.kept is None else part._replace(kept=None) for part in parts]
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Of the inputs (unless nothing below is trained), and of each A and B."""
+        """Of the inputs (unless nothing below is trained); each A and B adds to its own."""
         inputs, weight, *rest = ctx.saved_tensors
         count = len(ctx.parts)
-        adapters, inners, all_kept = rest[: 2 * count], rest[2 * count : 3 * count], rest[3 * count :]
         of_inputs = gradients[0] @ weight if ctx.needs_input_grad[0] else None
-        found = []
-        for (start, end, scale), a, b, inner, kept in zip(
-            ctx.parts, adapters[::2], adapters[1::2], inners, all_kept, strict=True
-        ):
-            own, gradient = inputs[start:end], gradients[0][start:end]
-            inner_gradient = (gradient @ b).mul_(scale)
-            found.append(inner_gradient.t() @ (own if kept is None else own * kept))
-            found.append((gradient.t() @ inner).mul_(scale))
+        for part, inner, kept in zip(ctx.parts, rest[:count], rest[count:], strict=True):
+            own, gradient = inputs[part.start : part.end], gradients[0][part.start : part.end]
+            inner_gradient = gradient @ part.b.to(weight.dtype)
+            _add_product(part.a.grad, inner_gradient.t(), own if kept is None else own * kept, part.scale)
+            _add_product(part.b.grad, gradient.t(), inner, part.scale)
             if of_inputs is None:
                 continue
             if kept is None:
-                of_inputs[start:end].addmm_(inner_gradient, a)
+                of_inputs[part.start : part.end].addmm_(inner_gradient, part.a.to(weight.dtype), alpha=part.scale)
             else:
-                of_inputs[start:end] += (inner_gradient @ a).mul_(kept)
-        return (of_inputs, None, None, None, *(each.to(ctx.adapters_dtype) for each in found))
+                dropped = (inner_gradient @ part.a.to(weight.dtype)).mul_(kept)
+                of_inputs[part.start : part.end].add_(dropped, alpha=part.scale)
+        return of_inputs, None, None, None, None
 
 
-_Applied = list[tuple[int, int, float, Tensor | None]]
-"""Of each part: its rows [start, end), the scale of its adapter and dropout, and what is kept of its input (bool)."""
+def _add_product(total: Any, one: Tensor, two: Tensor, scale: float) -> None:
+    """total += scale * one @ two; the total may be more precise."""
+    if total.dtype == one.dtype:
+        total.addmm_(one, two, alpha=scale)
+    else:
+        total.add_(one @ two, alpha=scale)
+
+
+_ANCHOR = torch.zeros((), requires_grad=True)
+"""The lowest adapted layer's input needs no gradient, and autograd must come to its adapters all the same."""
 
 _adapted: Callable[..., Tensor] = _Adapted.apply  # torch leaves `apply` untyped
 
@@ -183,15 +201,14 @@ class AdaptedLinear(nn.Module):
             return unadapted
         flat = inputs.flatten(0, -2)
         weight = self.frozen.weight.t() if is_conv1d(self.frozen) else self.frozen.weight
-        parts, tensors = [], []
+        parts = []
         for adapter, part in self.active:
             scale, kept = adapter.scale, None
             if part.dropout is not None and part.tokens is not None:
                 scale /= 1 - part.dropout.rate
                 kept = part.dropout.kept(part.tokens, adapter.layer, self.in_features)
-            parts.append((part.start, min(part.end, len(flat)), scale, kept))
-            tensors += [adapter.a, adapter.b]
-        outputs = _adapted(flat, weight, self.bias, parts, *tensors)
+            parts.append(Applied(adapter.a, adapter.b, part.start, min(part.end, len(flat)), scale, kept))
+        outputs = _adapted(flat, weight, self.bias, parts, _ANCHOR)
         return outputs.view(*inputs.shape[:-1], self.out_features)
 
 

@@ -99,11 +99,13 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """All it remembers, `<kind>.<parameter>`; the tensors are its own."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for piece in self._pieces:
             for kind, tensor in self._adamw.state.get(piece.tensor, {}).items():
                 # The number of steps is one for the whole piece.
-                parts = [tensor] * len(piece.names) if tensor.ndim == 0 else tensor.view(-1).split(piece.sizes)
+                parts = (
+                    [tensor] * len(piece.names) if tensor.ndim == 0 else tensor.view(-1).split_with_sizes(piece.sizes)
+                )
                 found |= {f"{kind}.{name}": part for name, part in zip(piece.names, parts, strict=True)}
         return found
 

@@ -50,8 +50,8 @@ class LoraWeights:
         sizes = [parameter.numel() for parameter in self.named.values()]
         self._values = torch.cat([parameter.detach().flatten() for parameter in self.named.values()])
         self._gradients = torch.zeros_like(self._values)
-        parts = zip(self.named.values(), self._values.split(sizes), self._gradients.split(sizes), strict=True)
-        for parameter, values, gradients in parts:
+        parts = (each.split_with_sizes(sizes) for each in (self._values, self._gradients))
+        for parameter, values, gradients in zip(self.named.values(), *parts, strict=True):
             parameter.data, parameter.grad = values.view_as(parameter), gradients.view_as(parameter)
 
     def clear_gradients(self) -> None:

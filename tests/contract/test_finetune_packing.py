@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hpsearch.errors import InvalidSpec
 from hpsearch.finetune import finetune, prepare
 from hpsearch.finetune import loss as loss_module
-from hpsearch.finetune.lora import _Adapted, adapt
+from hpsearch.finetune.lora import _ANCHOR, Applied, _Adapted, adapt
 from hpsearch.finetune.loss import _HeadNLL
 from hpsearch.finetune.model import examine, hidden_states
 from hpsearch.finetune.packing import packed, positions
@@ -106,48 +106,68 @@ def doubles(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
+def an_adapter(rank: int, inputs: int, outputs: int, dtype=torch.float64) -> tuple[torch.nn.Parameter, ...]:
+    """A and B, which add up their gradients."""
+    adapter = tuple(torch.nn.Parameter(doubles(*shape).to(dtype)) for shape in ((rank, inputs), (outputs, rank)))
+    for each in adapter:
+        each.grad = torch.zeros_like(each)
+    return adapter
+
+
+def gradients_of(inputs, outputs, grown, adapters) -> list[torch.Tensor]:
+    """Of the inputs and of all A and B, for a gradient of the outputs."""
+    for each in (inputs, *adapters):
+        each.grad = torch.zeros_like(each)
+    outputs().backward(grown)
+    return [each.grad.clone() for each in (inputs, *adapters)]
+
+
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("dropped", [True, False])
-def test_an_adapted_layer_has_the_gradient_that_its_formula_has(biased, dropped):
-    inputs, a, b = (each.requires_grad_() for each in (doubles(6, 5), doubles(2, 5), doubles(4, 2)))
-    weight, bias = doubles(4, 5), doubles(4) if biased else None
-    kept = doubles(6, 5, seed=9) > 0 if dropped else None
-    assert torch.autograd.gradcheck(_Adapted.apply, (inputs, weight, bias, [(0, 6, 0.7, kept)], a, b))
-    adapted = inputs if kept is None else inputs * kept
-    expected = F.linear(inputs, weight, bias) + 0.7 * (adapted @ a.t()) @ b.t()
-    torch.testing.assert_close(_Adapted.apply(inputs, weight, bias, [(0, 6, 0.7, kept)], a, b), expected)
-
-
-def test_each_member_s_rows_have_its_own_adapter():
-    """Three members and two rows that are nobody's: the gradients of each, and of the inputs, are its own."""
+def test_adapted_rows_have_the_outputs_and_gradients_of_their_formula(biased, dropped):
+    """Three members and two rows that are nobody's, against the formula, differentiated by autograd."""
     inputs, weight = doubles(9, 5).requires_grad_(), doubles(4, 5)
-    adapters = [(doubles(r, 5, seed=r).requires_grad_(), doubles(4, r, seed=r).requires_grad_()) for r in (1, 2, 3)]
-    rows = [(0, 2, 0.5, None), (2, 6, 2.0, doubles(4, 5, seed=4) > 0), (6, 7, 1.0, None)]
-    flat = [each for pair in adapters for each in pair]
-    assert torch.autograd.gradcheck(
-        lambda inputs, *flat: _Adapted.apply(inputs, weight, None, rows, *flat), (inputs, *flat)
-    )
-    outputs = _Adapted.apply(inputs, weight, None, rows, *flat)
-    for row, (a, b) in zip(rows, adapters, strict=True):
-        start, end, scale, kept = row
-        alone = _Adapted.apply(inputs[start:end], weight, None, [(0, end - start, scale, kept)], a, b)
-        torch.testing.assert_close(outputs[start:end], alone)
-    torch.testing.assert_close(outputs[7:], F.linear(inputs[7:], weight))
+    bias = doubles(4) if biased else None
+    adapters = [an_adapter(rank, 5, 4) for rank in (1, 2, 3)]
+    drawn = [doubles(size, 5, seed=size) > 0 if dropped else None for size in (2, 4, 1)]
+    rows = [(0, 2, 0.5, None), (2, 6, 2.0, drawn[1]), (6, 7, 1.0, drawn[2])]
+    parts = [Applied(a, b, *row) for (a, b), row in zip(adapters, rows, strict=True)]
+
+    def formula():
+        outputs = [F.linear(inputs, weight, bias)[7:]]
+        for (a, b), (start, end, scale, kept) in reversed(list(zip(adapters, rows, strict=True))):
+            own = inputs[start:end]
+            adapted = own if kept is None else own * kept
+            outputs.insert(0, F.linear(own, weight, bias) + scale * (adapted @ a.t()) @ b.t())
+        return torch.cat(outputs)
+
+    def ours():
+        return _Adapted.apply(inputs, weight, bias, parts, _ANCHOR)
+
+    torch.testing.assert_close(ours(), formula())
+    flat, grown = [each for pair in adapters for each in pair], doubles(9, 4)
+    for one, two in zip(
+        gradients_of(inputs, ours, grown, flat), gradients_of(inputs, formula, grown, flat), strict=True
+    ):
+        torch.testing.assert_close(one, two)
+    lowest = inputs.detach()  # nothing below it is trained: its adapters are, all the same
+    before = flat[0].grad.clone()
+    _Adapted.apply(lowest, weight, bias, parts, _ANCHOR).backward(grown)
+    torch.testing.assert_close(flat[0].grad, 2 * before)  # gradients add up over micro-batches
 
 
 @pytest.mark.parametrize("dropped", [True, False])
 def test_an_adapted_bfloat16_layer_computes_as_autocast_does(dropped):
     """As on a GPU: the frozen weight in bfloat16, the adapters in float32, the backward pass outside of autocast."""
-    inputs, weight = doubles(16, 32).bfloat16(), doubles(24, 32).bfloat16()
-    grown = doubles(16, 24).bfloat16()
+    weight, grown = doubles(24, 32).bfloat16(), doubles(16, 24).bfloat16()
     kept = doubles(16, 32, seed=9) > 0 if dropped else None
     results = []
     for fused in (True, False):
-        a, b = (each.float().requires_grad_() for each in (doubles(4, 32), doubles(24, 4)))
-        own = inputs.clone().requires_grad_()
+        a, b = an_adapter(4, 32, 24, torch.float32)
+        own = doubles(16, 32).bfloat16().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             if fused:
-                outputs = _Adapted.apply(own, weight, None, [(0, 16, 2.0, kept)], a, b)
+                outputs = _Adapted.apply(own, weight, None, [Applied(a, b, 0, 16, 2.0, kept)], _ANCHOR)
             else:
                 adapted = own if kept is None else own * kept
                 outputs = torch.addmm(F.linear(own, weight), F.linear(adapted, a), b.t(), alpha=2.0)
@@ -160,9 +180,10 @@ def test_an_adapted_bfloat16_layer_computes_as_autocast_does(dropped):
 
 
 def test_a_layer_kept_in_float32_adapts_under_autocast_too():
-    a, b = (each.float().requires_grad_() for each in (doubles(4, 32), doubles(24, 4)))
+    a, b = an_adapter(4, 32, 24, torch.float32)
+    part = Applied(a, b, 0, 16, 2.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = _Adapted.apply(doubles(16, 32).bfloat16(), doubles(24, 32).float(), None, [(0, 16, 2.0, None)], a, b)
+        outputs = _Adapted.apply(doubles(16, 32).bfloat16(), doubles(24, 32).float(), None, [part], _ANCHOR)
     outputs.sum().backward()
     assert outputs.dtype == torch.float32
 
