@@ -220,8 +220,7 @@ class Clock:
 
 
 def run_ours(config: Any, asked: argparse.Namespace, clock: Clock, save_to: Path) -> float:
-    from hpsearch.finetune.evaluate import evaluate
-    from hpsearch.finetune.member import Member
+    from hpsearch.finetune.member import Member, evaluated
     from hpsearch.finetune.prepare import prepare
 
     prepared = prepare(config, asked.torch_device)
@@ -233,8 +232,7 @@ def run_ours(config: Any, asked: argparse.Namespace, clock: Clock, save_to: Path
     clock.stop()
     member.advance()
     started = clock.now()
-    with member._weights.evaluation() as model:
-        evaluate(model, prepared.loaded.anatomy, prepared.validation.examples, prepared.evaluation_budget)
+    evaluated([member])
     evaluation_seconds = clock.now() - started
     member.save_best(save_to)
     return evaluation_seconds

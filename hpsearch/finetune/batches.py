@@ -96,6 +96,31 @@ class MicroBatch:
     positions: Tensor | None = None
     """int64, [1, T], in a packed row."""
 
+    def repeated(self, times: int) -> MicroBatch:
+        """The same rows again and again, each time for another reader; a batch of one share."""
+        if times == 1:
+            return self
+        rows = 1 if self.lengths else times
+        size, start = self.ids.numel(), torch.arange(times, device=self.ids.device).unsqueeze(1)
+        part = self.parts[0]
+        return MicroBatch(
+            ids=self.ids.repeat(rows, times // rows),
+            places=(self.places + start * size).flatten(),
+            targets=self.targets.repeat(times),
+            completion=self.completion.repeat(times),
+            tokens=self.tokens.repeat(times),
+            parts=tuple(
+                Part(
+                    part.share,
+                    (each * size, (each + 1) * size),
+                    (each * len(self.places), (each + 1) * len(self.places)),
+                )
+                for each in range(times)
+            ),
+            lengths=self.lengths * times,
+            positions=None if self.positions is None else self.positions.repeat(1, times),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -116,7 +141,7 @@ class _Row:
 
 
 def micro_batches(shares: Sequence[Share], token_budget: int, layout: Layout) -> Iterator[MicroBatch]:
-    """Cut examples of one split into micro-batches.
+    """Cut examples into micro-batches.
 
     Padded rows are of like lengths, whosever they are. Packed ones need not be, so a share that fits into one
     micro-batch stays whole: each further part of it would be adapted by products of its own.
@@ -189,8 +214,7 @@ def kept_micro_batches(examples: TokenisedExamples, token_budget: int, layout: L
 
 
 def _collated(rows: Sequence[_Row], shares: Sequence[Share], layout: Layout) -> MicroBatch:
-    """Rows of one split; those of a share lie side by side."""
-    split = rows[0].example.split
+    """Rows of a share lie side by side."""
     starts = np.array([row.example.start for row in rows])
     lengths = np.array([len(row.example) for row in rows])
     prompts = np.array([shares[row.share].prompts for row in rows])
@@ -203,9 +227,8 @@ def _collated(rows: Sequence[_Row], shares: Sequence[Share], layout: Layout) -> 
         row_of, places = np.repeat(np.arange(len(rows)), width), np.tile(np.arange(width), len(rows))
         widths, shape = np.full(len(rows), width), (len(rows), width)
     real = places < lengths[row_of]
-    sources = np.where(real, starts[row_of] + places, 0)
-    ids = np.where(real, split.ids[sources], PADDING).astype(np.int64)
-    completion = split.completion[sources]
+    ids, completion = _read(rows, row_of, np.where(real, starts[row_of] + places, 0))
+    ids[~real] = PADDING
     counted = real & (places > 0) & (completion | prompts[row_of])
     targets = counted.nonzero()[0]
     numbers = (np.array([row.place for row in rows])[row_of] << 32) + places
@@ -223,6 +246,21 @@ def _collated(rows: Sequence[_Row], shares: Sequence[Share], layout: Layout) -> 
         lengths=tuple(lengths.tolist()) if layout.packs else (),
         positions=there(places[None]) if layout.packs else None,
     )
+
+
+def _read(
+    rows: Sequence[_Row], row_of: NDArray[np.int64], sources: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Tokens, and which are completions, given each one's row and its place in the split of that row's example."""
+    splits = list(dict.fromkeys(row.example.split for row in rows))
+    if len(splits) == 1:
+        return splits[0].ids[sources].astype(np.int64), splits[0].completion[sources]
+    ids, completion = np.empty(len(sources), np.int64), np.empty(len(sources), np.bool_)
+    split_of = np.array([splits.index(row.example.split) for row in rows])[row_of]
+    for number, split in enumerate(splits):
+        own = split_of == number
+        ids[own], completion[own] = split.ids[sources[own]], split.completion[sources[own]]
+    return ids, completion
 
 
 def _parts(rows: Sequence[_Row], tokens: NDArray[np.int64], predictions: NDArray[np.int64]) -> Iterator[Part]:

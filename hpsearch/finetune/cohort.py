@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from hpsearch.errors import OutOfMemory, TrialFailure
-from hpsearch.finetune.member import Member
+from hpsearch.finetune.evaluate import Evaluation
+from hpsearch.finetune.member import Member, evaluated
 from hpsearch.finetune.step import Turn, gradients, in_less_memory, is_out_of_memory
 from hpsearch.results import Report
 
@@ -41,7 +40,7 @@ class Cohort:
     """Members by key. Each tick is one optimizer step for every one of them.
 
     A member may be admitted or removed between any two ticks, which changes nothing for the others but the order of
-    sums. All LoRA members of one `Prepared` share its base model, so all of them belong to one thread.
+    sums. Members with adapters on one base model, of whichever studies, belong to one thread.
     """
 
     def __init__(self) -> None:
@@ -85,21 +84,12 @@ class Cohort:
                 turns[key] = member.turn()
             except Exception as error:  # any failure is this member's alone: it is named, and the others go on
                 events[key].append(Failed(as_failure(error)))
-        for company in self._companies(turns):
+        for company in _alike(turns, self._base, self._is_pooled):
             for key, outcome in self._trained({key: turns[key] for key in company}):
                 events[key] += outcome
         for key in [key for key, happened in events.items() if any(isinstance(event, _LAST) for event in happened)]:
             del self._members[key]
         return [(key, event) for key, happened in events.items() for event in happened]
-
-    def _companies(self, keys: Iterable[str]) -> list[list[str]]:
-        """Who can be read in one pass: adapters on one base, over the same data; a whole model is alone."""
-        companies: dict[object, list[str]] = {}
-        for key in keys:
-            member = self._members[key]
-            is_pooled = member.config.model.method == "lora"
-            companies.setdefault(id(member.prepared) if is_pooled else key, []).append(key)
-        return list(companies.values())
 
     def _trained(self, turns: dict[str, Turn]) -> Iterator[tuple[str, list[Event]]]:
         """One step of each of these members."""
@@ -119,20 +109,62 @@ class Cohort:
                 yield from self._trained({key: turn})
             return
         seconds = (time.perf_counter() - started) / sum(turn.tokens for turn in turns.values())
+        due: dict[str, int] = {}
         for member, (key, turn), own in zip(members, turns.items(), nll, strict=True):
             member.token_budget = budget
-            yield key, self._finished(member, turn, own, seconds * turn.tokens)
+            try:
+                point = member.update(turn, own, seconds * turn.tokens)
+            except Exception as error:  # any failure is this member's alone
+                yield key, [Failed(as_failure(error))]
+                continue
+            if point is not None:
+                due[key] = point
+        yield from self._reported(due)
 
-    def _finished(self, member: Member, turn: Turn, nll: Tensor, seconds: float) -> list[Event]:
+    def _reported(self, due: dict[str, int]) -> Iterator[tuple[str, list[Event]]]:
+        """The reports of members that have reached these points; those over the same data are read in one pass."""
+        for company in _alike(due, lambda key: id(self._members[key].prepared), self._is_pooled):
+            members, started = [self._members[key] for key in company], time.perf_counter()
+            try:
+                evaluations = evaluated(members)
+            except Exception as error:
+                if len(company) == 1:
+                    yield company[0], [Failed(as_failure(error))]
+                    continue
+                log.warning("evaluation of several trials failed: each is evaluated alone", exc_info=True)
+                for key in company:
+                    yield from self._reported({key: due[key]})
+                continue
+            seconds = (time.perf_counter() - started) / len(company)
+            for key, member, evaluation in zip(company, members, evaluations, strict=True):
+                yield key, self._report(member, due[key], evaluation, seconds)
+
+    def _report(self, member: Member, point: int, evaluation: Evaluation, seconds: float) -> list[Event]:
         try:
-            report = member.finish(turn, nll, seconds)
+            events: list[Event] = [member.report(point, evaluation, seconds)]
         except Exception as error:  # any failure is this member's alone
             return [Failed(as_failure(error))]
-        events: list[Event] = [] if report is None else [report]
         if member.is_done:
             assert member.best is not None  # the last example of an epoch is always a report
             events.append(Finished(member.best, member))
         return events
+
+    def _base(self, key: str) -> object:
+        """Members of one base, whatever their data, are trained in one pass."""
+        loaded = self._members[key].prepared.loaded
+        return id(loaded.model), loaded.anatomy.packs
+
+    def _is_pooled(self, key: str) -> bool:
+        """Adapters on one base are read together; a whole model is alone."""
+        return self._members[key].config.model.method == "lora"
+
+
+def _alike(keys: Iterable[str], kind: Callable[[str], object], is_pooled: Callable[[str], bool]) -> list[list[str]]:
+    """Those that may be in one pass, in order."""
+    companies: dict[object, list[str]] = {}
+    for key in keys:
+        companies.setdefault(kind(key) if is_pooled(key) else key, []).append(key)
+    return list(companies.values())
 
 
 _LAST = Finished | Failed

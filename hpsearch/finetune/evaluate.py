@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hpsearch.finetune.batches import Layout, Share, kept_micro_batches, micro_batches
+from hpsearch.finetune.batches import Layout, MicroBatch, Share, kept_micro_batches, micro_batches
+from hpsearch.finetune.lora import AdaptedLinear, Adapters, MemberRows, activated
 from hpsearch.finetune.loss import scores
 from hpsearch.finetune.model import Anatomy, precision
 from hpsearch.finetune.tokenised import TokenisedExample, TokenisedExamples
@@ -37,37 +39,66 @@ class Evaluation:
     """Nats per prompt token; None when there are none."""
 
 
-def evaluate(model: Any, anatomy: Anatomy, examples: Sequence[TokenisedExample], token_budget: int) -> Evaluation:
-    """Evaluate a model in eval mode.
+@dataclass(frozen=True)
+class Reader:
+    """A model in eval mode and on its device, and who reads with it."""
+
+    model: Any
+    layers: Mapping[str, AdaptedLinear] = field(default_factory=dict)
+    """Its adaptable layers."""
+    adapters: Sequence[Adapters] = ({},)
+    """Of each that reads; without any, it is the model itself."""
+
+
+def evaluate(
+    reader: Reader, anatomy: Anatomy, examples: Sequence[TokenisedExample], token_budget: int
+) -> list[Evaluation]:
+    """Evaluate adapters on one model, as many in one pass as the budget allows; one evaluation for each.
 
     Args:
-        model: On its device, adapters activated.
-        anatomy: Its anatomy.
+        reader: The model, and whose adapters.
+        anatomy: The model's.
         examples: Of the validation split, each with at least one completion token.
         token_budget: Tokens of a micro-batch, padding included.
     """
-    device = model.device
+    device = reader.model.device
     layout = Layout(anatomy.packs, device)
     if isinstance(examples, TokenisedExamples):
         batches = kept_micro_batches(examples, token_budget, layout)
     else:
         batches = micro_batches([Share(examples, prompts=True)], token_budget, layout)
     # Completion nll, completion hits, completion tokens, prompt nll, prompt tokens: one transfer at the end.
-    sums = torch.zeros(5, dtype=torch.float64, device=device)
+    sums = torch.zeros(len(reader.adapters), 5, dtype=torch.float64, device=device)
     with torch.inference_mode(), precision(device):
         for batch in batches:
-            for nll, hits, completion in scores(model, anatomy, batch):
-                # `where`, not a product: an infinite prompt loss must not make the completions' NaN.
-                counted = [
-                    torch.where(completion, nll, 0).double().sum(),
-                    (hits & completion).double().sum(),
-                    completion.double().sum(),
-                    torch.where(completion, 0, nll).double().sum(),
-                    (~completion).double().sum(),
-                ]
-                sums += torch.stack(counted)
-    nll, hits, tokens, prompt_nll, prompt_tokens = sums.tolist()
+            at_once = max(1, token_budget // batch.ids.numel())
+            for start in range(0, len(reader.adapters), at_once):
+                readers = slice(start, start + at_once)
+                sums[readers] += _sums(reader, reader.adapters[readers], anatomy, batch)
     text_bytes = sum(example.completion_bytes for example in examples)
+    return [_evaluation(each, text_bytes) for each in sums.tolist()]
+
+
+def _sums(reader: Reader, adapters: Sequence[Adapters], anatomy: Anatomy, batch: MicroBatch) -> Tensor:
+    """Over one micro-batch, by reader: [len(adapters), 5]."""
+    batch = batch.repeated(len(adapters))
+    parts = [MemberRows(own, *part.tokens) for own, part in zip(adapters, batch.parts, strict=True) if own]
+    with activated(reader.layers, parts):
+        chunks = zip(*scores(reader.model, anatomy, batch), strict=True)
+        nll, hits, completion = (torch.cat(chunk).view(len(adapters), -1) for chunk in chunks)
+    # `where`, not a product: an infinite prompt loss must not make the completions' NaN.
+    counted = [
+        torch.where(completion, nll, 0).double(),
+        (hits & completion).double(),
+        completion.double(),
+        torch.where(completion, 0, nll).double(),
+        (~completion).double(),
+    ]
+    return torch.stack([each.sum(1) for each in counted], dim=1)
+
+
+def _evaluation(sums: Sequence[float], text_bytes: int) -> Evaluation:
+    nll, hits, tokens, prompt_nll, prompt_tokens = sums
     return Evaluation(
         nll / tokens,
         nll / math.log(2) / max(text_bytes, 1),

@@ -8,7 +8,6 @@ told which rows are whose.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,9 +91,6 @@ class MemberRows:
     """None outside of training."""
     tokens: Tensor | None = None
     """int64, [end - start]: as `Dropout` numbers them."""
-
-
-ALL_ROWS = sys.maxsize
 
 
 class Applied(NamedTuple):  # quicker to make than a dataclass: there is one for each member, layer and pass
@@ -207,7 +203,7 @@ class AdaptedLinear(nn.Module):
             if part.dropout is not None and part.tokens is not None:
                 scale /= 1 - part.dropout.rate
                 kept = part.dropout.kept(part.tokens, adapter.layer, self.in_features)
-            parts.append(Applied(adapter.a, adapter.b, part.start, min(part.end, len(flat)), scale, kept))
+            parts.append(Applied(adapter.a, adapter.b, part.start, part.end, scale, kept))
         outputs = _adapted(flat, weight, self.bias, parts, _ANCHOR)
         return outputs.view(*inputs.shape[:-1], self.out_features)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from hpsearch.errors import Diverged
 from hpsearch.finetune.batches import optimizer_batch, steps_per_epoch
-from hpsearch.finetune.evaluate import evaluate
+from hpsearch.finetune.evaluate import Evaluation, evaluate
 from hpsearch.finetune.optimizer import Optimizer, check_frozen_layers
 from hpsearch.finetune.prepare import Prepared, as_report
 from hpsearch.finetune.schedule import learning_rate_factor, warmup_steps
 from hpsearch.finetune.snapshot import Snapshot, identity
 from hpsearch.finetune.step import Turn, gradients, in_less_memory
-from hpsearch.finetune.weights import State, own_weights
+from hpsearch.finetune.weights import State, own_weights, reader
 from hpsearch.results import Report
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.objective import Metric, ObjectiveSpec
@@ -72,10 +73,10 @@ class Member:
         self._best_state: State = {}
         self._points = list(report_exposures(count, chosen.epochs, config.reports_per_epoch))
         self._warmup = warmup_steps(self.total_steps, chosen.warmup_fraction)
-        self._weights = own_weights(config, prepared.loaded, prepared.layers)
-        self._optimizer = Optimizer(self._weights, anatomy, config)
+        self.weights = own_weights(config, prepared.loaded, prepared.base.layers)
+        self._optimizer = Optimizer(self.weights, anatomy, config)
         self.token_budget = prepared.token_budget
-        self._evaluation_budget = prepared.evaluation_budget
+        self.evaluation_budget = prepared.evaluation_budget
         self._nll = torch.zeros((), dtype=torch.float64, device=prepared.loaded.device)
         self._weight = 0.0
 
@@ -95,7 +96,12 @@ class Member:
         nll, self.token_budget = in_less_memory(
             lambda budget: gradients(self.prepared.loaded, [turn], budget), self.token_budget
         )
-        return self.finish(turn, nll[0], time.perf_counter() - started)
+        point = self.update(turn, nll[0], time.perf_counter() - started)
+        if point is None:
+            return None
+        started = time.perf_counter()
+        (evaluation,) = evaluated([self])
+        return self.report(point, evaluation, time.perf_counter() - started)
 
     def turn(self) -> Turn:
         """What its next step learns from.
@@ -106,28 +112,59 @@ class Member:
         self._check_near_baseline()
         chosen, examples = self.config.hyperparameters, self.prepared.train.examples
         places = optimizer_batch(self.config.seed, self.steps, len(examples), chosen.batch_size)
-        return Turn(self._weights, self.steps, [examples[place] for place in places], chosen.prompt_loss_weight)
+        return Turn(self.weights, self.steps, [examples[place] for place in places], chosen.prompt_loss_weight)
 
-    def finish(self, turn: Turn, nll: Tensor, seconds: float) -> Report | None:
-        """The rest of a step whose gradients are there: update the weights, and evaluate when it is due.
+    def update(self, turn: Turn, nll: Tensor, seconds: float) -> int | None:
+        """The rest of a step whose gradients are there: new weights.
 
         Args:
             turn: The step's.
             nll: Its sum(w * nll).
             seconds: What the gradients took.
 
+        Returns:
+            The report point that was reached, if any: evaluate, then `report`.
+
         Raises:
-            Diverged: The training or validation loss is not finite.
-            OutOfMemory: Not even a single sequence of the validation split fits.
+            Diverged: The training loss is not finite.
         """
         started = time.perf_counter()
-        self._update(turn, nll)
+        schedule = self.config.hyperparameters.lr_schedule
+        self._optimizer.step(learning_rate_factor(schedule, self.steps, self.total_steps, self._warmup))
+        self.steps += 1
+        self.exposure += len(turn.examples)
+        self.tokens += turn.tokens
+        self._nll += nll
+        self._weight += turn.weight
         point = self._reached()
-        report = None if point is None else self._evaluated(point)
+        if point is not None or self._nll.device.type == "cpu" or self.steps % STEPS_BETWEEN_CHECKS == 0:
+            self._training_loss()
         self.seconds += seconds + time.perf_counter() - started
-        if report is None:
-            return None
-        report = replace(report, seconds=self.seconds)
+        return point
+
+    def report(self, point: int, evaluation: Evaluation, seconds: float) -> Report:
+        """The report of a point that was reached.
+
+        Args:
+            point: As `update` gave it.
+            evaluation: Of the weights as they are now.
+            seconds: What it took.
+
+        Raises:
+            Diverged: The validation loss is not finite.
+        """
+        self.seconds += seconds
+        if not math.isfinite(evaluation.loss):
+            raise Diverged(f"the validation loss is {evaluation.loss} after {self.exposure} examples")
+        epoch = point / len(self.prepared.train.examples)
+        report = replace(
+            as_report(evaluation, point, epoch),
+            training_loss=self._training_loss(),
+            tokens=self.tokens,
+            seconds=self.seconds,
+        )
+        self._nll.zero_()
+        self._weight = 0.0
         self.reports.append(report)
         self._keep_if_best(report)
         return report
@@ -136,7 +173,7 @@ class Member:
         """Write the weights of the best report; `folder` is replaced whole."""
         if self.best is None:
             raise ValueError("nothing to save before the first report")
-        self._weights.save(self._best_state, folder)
+        self.weights.save(self._best_state, folder)
 
     def snapshot(self) -> Snapshot:
         """All that is needed to go on exactly from here; training on does not change it."""
@@ -148,12 +185,12 @@ class Member:
             "nll": float(self._nll),
             "weight": self._weight,
             "token_budget": self.token_budget,
-            "evaluation_budget": self._evaluation_budget,
+            "evaluation_budget": self.evaluation_budget,
             "reports": [report.as_json() for report in self.reports],
             "best": None if self.best is None else self.reports.index(self.best),
         }
         tensors = {f"best.{name}": tensor for name, tensor in self._best_state.items()}
-        tensors |= {f"last.{name}": _copied(parameter) for name, parameter in self._weights.named.items()}
+        tensors |= {f"last.{name}": _copied(parameter) for name, parameter in self.weights.named.items()}
         tensors |= {name: _copied(tensor) for name, tensor in self._optimizer.state().items()}
         return Snapshot(identity(self.config, self.prepared, self.metric), progress, tensors)
 
@@ -164,12 +201,12 @@ class Member:
             InvalidInput: It is of a fine-tune with another config, other data or another evaluation contract.
         """
         snapshot.check_belongs_to(identity(self.config, self.prepared, self.metric))
-        progress, named = snapshot.progress, self._weights.named
+        progress, named = snapshot.progress, self.weights.named
         self.steps, self.exposure = progress["steps"], progress["exposure"]
         self.tokens, self.seconds = progress["tokens"], progress["seconds"]
         self._nll.fill_(progress["nll"])
         self._weight = progress["weight"]
-        self.token_budget, self._evaluation_budget = progress["token_budget"], progress["evaluation_budget"]
+        self.token_budget, self.evaluation_budget = progress["token_budget"], progress["evaluation_budget"]
         self.reports = [Report(**report) for report in progress["reports"]]
         self.best = None if progress["best"] is None else self.reports[progress["best"]]
         self._points = [point for point in self._points if point > self.exposure]
@@ -178,17 +215,6 @@ class Member:
             for name, tensor in snapshot.part("last").items():
                 named[name].copy_(tensor)
         self._optimizer.restore(snapshot.without("best", "last"))
-
-    def _update(self, turn: Turn, nll: Tensor) -> None:
-        schedule = self.config.hyperparameters.lr_schedule
-        self._optimizer.step(learning_rate_factor(schedule, self.steps, self.total_steps, self._warmup))
-        self.steps += 1
-        self.exposure += len(turn.examples)
-        self.tokens += turn.tokens
-        self._nll += nll
-        self._weight += turn.weight
-        if self._nll.device.type == "cpu" or self.steps % STEPS_BETWEEN_CHECKS == 0:
-            self._check_training_loss()
 
     def _check_near_baseline(self) -> None:
         """Raise Diverged when the last reports, all of which are out by now, are far worse than no training at all."""
@@ -200,8 +226,8 @@ class Member:
                 f"baseline in {FAR_REPORTS} reports in a row; a smaller learning rate multiplier helps"
             )
 
-    def _check_training_loss(self) -> float:
-        """The mean training loss since the last report."""
+    def _training_loss(self) -> float:
+        """The mean since the last report; raise Diverged when it is not finite."""
         loss = float(self._nll) / self._weight
         if not math.isfinite(loss):
             raise Diverged(
@@ -216,25 +242,27 @@ class Member:
         del self._points[:passed]
         return reached
 
-    def _evaluated(self, point: int) -> Report:
-        training_loss = self._check_training_loss()
-        self._nll.zero_()
-        self._weight = 0.0
-        loaded, examples = self.prepared.loaded, self.prepared.validation.examples
-        with self._weights.evaluation() as model:
-            evaluation, self._evaluation_budget = in_less_memory(
-                lambda budget: evaluate(model, loaded.anatomy, examples, budget), self._evaluation_budget
-            )
-        if not math.isfinite(evaluation.loss):
-            raise Diverged(f"the validation loss is {evaluation.loss} after {self.exposure} examples")
-        epoch = point / len(self.prepared.train.examples)
-        return replace(as_report(evaluation, point, epoch), training_loss=training_loss, tokens=self.tokens)
-
     def _keep_if_best(self, report: Report) -> None:
         sign = 1.0 if ObjectiveSpec(metric=self.metric).direction == "minimize" else -1.0
         if self.best is None or sign * getattr(report, self.metric) < sign * getattr(self.best, self.metric):
             self.best = report
-            self._best_state = {name: _copied(tensor) for name, tensor in self._weights.named.items()}
+            self._best_state = {name: _copied(tensor) for name, tensor in self.weights.named.items()}
+
+
+def evaluated(members: Sequence[Member]) -> list[Evaluation]:
+    """Evaluate the weights of each: of members with adapters over one `Prepared`, or of one with a model of its own.
+
+    Raises:
+        OutOfMemory: Not even a single sequence of the validation split fits.
+    """
+    prepared, company = members[0].prepared, reader([member.weights for member in members])
+    evaluations, budget = in_less_memory(
+        lambda budget: evaluate(company, prepared.loaded.anatomy, prepared.validation.examples, budget),
+        min(member.evaluation_budget for member in members),
+    )
+    for member in members:
+        member.evaluation_budget = budget
+    return evaluations
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -58,15 +58,20 @@ class LoadedModel:
     anatomy: Anatomy
 
 
-def load_model(spec: ModelSpec, device: torch.device) -> LoadedModel:
+def load_model(spec: ModelSpec, device: torch.device, facts: BaseModel | None = None) -> LoadedModel:
     """Load a base model and its tokenizer: from safetensors, and never with code of its own.
 
     Weights are float32, but bfloat16 for a frozen base on a GPU.
 
+    Args:
+        spec: Which model, and whether it will stay frozen.
+        device: Where to.
+        facts: What `describe` says of it, if that is known.
+
     Raises:
         UnknownModel, UnsupportedModel: As `hpsearch.basemodel.describe`, or transformers can't load it.
     """
-    facts = describe(spec.base, spec.revision)
+    facts = facts or describe(spec.base, spec.revision)
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging  # seconds: not before the cheap checks
 
     logging.disable_progress_bar()  # it would draw into the log of a service

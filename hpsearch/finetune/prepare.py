@@ -9,12 +9,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
+from hpsearch.basemodel import describe
 from hpsearch.dataset import Split, fingerprint, load
 from hpsearch.errors import InvalidDataset, InvalidSpec, UnsupportedModel
-from hpsearch.finetune.evaluate import Evaluation, evaluate, evaluation_contract
+from hpsearch.finetune.evaluate import Evaluation, Reader, evaluate, evaluation_contract
 from hpsearch.finetune.lora import AdaptedLinear, adapt
 from hpsearch.finetune.model import LoadedModel, load_model
 from hpsearch.finetune.packing import longest_packed
@@ -23,7 +25,7 @@ from hpsearch.finetune.token_cache import TokenCache, token_key
 from hpsearch.finetune.tokenised import TokenisedData, TokenisedSplit
 from hpsearch.finetune.tokens import tokenise, tokenizer_fingerprint
 from hpsearch.results import Report
-from hpsearch.spec.finetune import FinetuneConfig
+from hpsearch.spec.finetune import FinetuneConfig, ModelSpec
 
 TOKEN_BUDGETS = {"cpu": 1024, "cuda": 16384}
 """Tokens of a training micro-batch, by kind of device; halved when memory runs out. More is no faster on a CPU."""
@@ -32,13 +34,41 @@ EVALUATION_BUDGETS = {"cpu": 2048, "cuda": 65536}
 """The same for evaluation, which keeps no activations."""
 
 
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A base model on a device, loaded once however many studies use it."""
+
+    loaded: LoadedModel
+    layers: dict[str, AdaptedLinear]
+    """Its adaptable layers; empty for full fine-tunes."""
+
+
+_bases: WeakValueDictionary[tuple[str, ...], Base] = WeakValueDictionary()
+
+
+def load_base(spec: ModelSpec, device: str) -> Base:
+    """The base model, which stays loaded as long as anything holds it; only one thread may train on it.
+
+    Raises:
+        InvalidInput: As `model.load_model`.
+    """
+    facts = describe(spec.base, spec.revision)
+    key = (facts.path, facts.fingerprint, spec.method, device)
+    base = _bases.get(key)
+    if base is None:
+        loaded = load_model(spec, torch.device(device), facts)
+        base = Base(loaded, adapt(loaded.model, loaded.anatomy) if spec.method == "lora" else {})
+        _bases[key] = base
+    return base
+
+
 @dataclass(frozen=True)
 class Prepared:
     """One base model on one device, with the data of a study. Nothing in it depends on hyperparameters."""
 
+    base: Base
     loaded: LoadedModel
-    layers: dict[str, AdaptedLinear]
-    """The adaptable layers of the base model; empty for full fine-tunes."""
+    """The base's, as this data is read."""
     train: TokenisedSplit
     validation: TokenisedSplit
     baseline: Report
@@ -72,7 +102,8 @@ def prepare(config: FinetuneConfig, device: str = "cpu", cache: Path | None = No
         InvalidInput: The model or the data can't be used; the error's `field` says which part of the spec.
     """
     examples = load(config.data) if cache is None else None  # what is wrong with them is found before the model loads
-    loaded = load_model(config.model, torch.device(device))
+    base = load_base(config.model, device)
+    loaded = base.loaded
     max_length = min(config.data.max_length, loaded.facts.max_positions or config.data.max_length)
     _check_positions(loaded, max_length)
     packs = loaded.anatomy.packs and max_length <= longest_packed(loaded.model)
@@ -98,15 +129,14 @@ def prepare(config: FinetuneConfig, device: str = "cpu", cache: Path | None = No
         chat_template=config.data.chat_template,
         precision="bfloat16" if loaded.device.type == "cuda" else "float32",
     )
-    layers = adapt(loaded.model, loaded.anatomy) if config.model.method == "lora" else {}
     kind = loaded.device.type
     budget = EVALUATION_BUDGETS.get(kind, EVALUATION_BUDGETS["cpu"])
-    baseline = evaluate(loaded.model, loaded.anatomy, validation.examples, budget)
+    (baseline,) = evaluate(Reader(loaded.model), loaded.anatomy, validation.examples, budget)
     if not math.isfinite(baseline.loss):
         raise UnsupportedModel(f"{config.model.base} has no finite loss even before training", "model.base")
     return Prepared(
+        base,
         loaded,
-        layers,
         train,
         validation,
         as_report(baseline, exposure=0, epoch=0.0),

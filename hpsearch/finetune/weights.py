@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from hpsearch.errors import InvalidSpec
 from hpsearch.finetune import checkpoint
 from hpsearch.finetune.batches import MicroBatch
-from hpsearch.finetune.lora import ALL_ROWS, TARGETS_FIELD, AdaptedLinear, Dropout, MemberRows, activated, new_adapters
+from hpsearch.finetune.evaluate import Reader
+from hpsearch.finetune.lora import TARGETS_FIELD, AdaptedLinear, Dropout, MemberRows, activated, new_adapters
 from hpsearch.finetune.model import LoadedModel
 from hpsearch.finetune.optimizer import Piece, is_trained
 from hpsearch.finetune.recompute import recomputing
@@ -70,12 +71,6 @@ class LoraWeights:
             start = end
         return found
 
-    @contextmanager
-    def evaluation(self) -> Iterator[Any]:
-        """The shared base with this member's adapters."""
-        with activated(self.layers, [MemberRows(self.adapters, 0, ALL_ROWS)]):
-            yield self.loaded.model
-
     def save(self, state: State, folder: Path) -> None:
         """PEFT's format."""
         checkpoint.save_adapters(state, folder, self.config, self.loaded, self.layers)
@@ -104,12 +99,6 @@ class FullWeights:
         """One for each parameter: see `optimizer.Trained`."""
         return [[Piece((name,), (self.named[name].numel(),), self.named[name]) for name in run] for run in runs]
 
-    @contextmanager
-    def evaluation(self) -> Iterator[Any]:
-        """The member's model in eval mode."""
-        self.model.eval()
-        yield self.model
-
     def save(self, state: State, folder: Path) -> None:
         """As `save_pretrained` does, with the tokenizer."""
         checkpoint.save_model(state, folder, self.loaded)
@@ -122,6 +111,14 @@ Weights = LoraWeights | FullWeights
 def own_weights(config: FinetuneConfig, loaded: LoadedModel, layers: Mapping[str, AdaptedLinear]) -> Weights:
     """Fresh weights of one member, as the config's method says."""
     return LoraWeights(config, loaded, layers) if config.model.method == "lora" else FullWeights(config, loaded)
+
+
+def reader(members: Sequence[Weights]) -> Reader:
+    """For evaluating members with adapters on one base, or one member with a model of its own."""
+    first, *_ = members
+    if isinstance(first, FullWeights):
+        return Reader(first.model.eval())
+    return Reader(first.loaded.model, first.layers, [own.adapters for own in members if isinstance(own, LoraWeights)])
 
 
 @contextmanager

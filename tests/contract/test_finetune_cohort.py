@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hpsearch.errors import Diverged, InvalidDataset, OutOfMemory, TrialFailure
 from hpsearch.finetune import Cohort, Failed, Finished, Member, as_failure, finetune, prepare
+from hpsearch.finetune import cohort as cohort_module
 from hpsearch.finetune import step as step_module
 from hpsearch.results import Report
 
@@ -48,8 +49,8 @@ MIXES = {
 a_mix = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in MIXES.items()})
 
 
-a_guest = st.tuples(a_mix, st.integers(0, 12), st.integers(1, 30), st.sampled_from([1, 4]))
-"""What it trains with, the tick at which it joins, how many it stays at most, and its rank."""
+a_guest = st.tuples(a_mix, st.integers(0, 12), st.integers(1, 30), st.sampled_from([1, 4]), st.integers(0, 1))
+"""What it trains with, the tick at which it joins, how many it stays at most, its rank, and its study."""
 
 
 def a_member(architecture: str, prepared, mix, rank: int) -> Member:
@@ -63,24 +64,25 @@ def a_member(architecture: str, prepared, mix, rank: int) -> Member:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "gemma2"])
 def test_company_changes_nothing(architecture):
-    """Each member's curve is the one that it has alone, whoever joins and leaves when."""
-    prepared = prepare(a_config(architecture))
+    """Each member's curve is the one that it has alone, whoever joins and leaves when, from whichever study."""
+    studies = [prepare(a_config(architecture, data=kind)) for kind in ("chat", "prompt_completion")]
+    assert studies[0].base is studies[1].base
     worst = 0.0
 
     @seed(architecture)  # each meets mixes of its own
     @settings(max_examples=5, deadline=None, derandomize=True)
     @given(
-        st.lists(a_guest, min_size=2, max_size=8),
+        st.lists(a_guest, min_size=2, max_size=12),
         st.sampled_from([10**6, 200]),
     )
     def agrees(mixes, token_budget):
         nonlocal worst
-        given_budget = dataclasses.replace(prepared, token_budget=token_budget)
+        scarce = [dataclasses.replace(prepared, token_budget=token_budget) for prepared in studies]
         cohort, found, members = Cohort(), {}, {}
         for tick in range(200):
-            for number, (mix, joins, stays, rank) in enumerate(mixes):
+            for number, (mix, joins, stays, rank, study) in enumerate(mixes):
                 if tick == joins:
-                    members[str(number)] = a_member(architecture, given_budget, mix, rank)
+                    members[str(number)] = a_member(architecture, scarce[study], mix, rank)
                     cohort.admit(str(number), members[str(number)])
                 if tick == joins + stays and str(number) in cohort:
                     cohort.remove(str(number))
@@ -88,8 +90,8 @@ def test_company_changes_nothing(architecture):
                 found.setdefault(key, []).append(event)
         assert not len(cohort)
         for key, member in members.items():
-            mix, _, _, rank = mixes[int(key)]
-            alone = a_member(architecture, given_budget, mix, rank)
+            mix, _, _, rank, study = mixes[int(key)]
+            alone = a_member(architecture, scarce[study], mix, rank)
             while alone.steps < member.steps:  # no longer than it stayed
                 alone.advance()
             events = found[key]
@@ -203,6 +205,55 @@ def test_a_loss_that_stays_far_above_the_baseline_diverges_after_three_reports()
     assert not any(all(far[place : place + 3]) for place in range(len(far) - 3))  # at the first such three
 
 
+def passes(monkeypatch, module, name: str) -> list[int]:
+    """How many members each call of a function was for, as they come."""
+    real, seen = getattr(module, name), []
+
+    def counted(*arguments):
+        seen.append(len(arguments[1] if name == "gradients" else arguments[0]))
+        return real(*arguments)
+
+    monkeypatch.setattr(module, name, counted)
+    return seen
+
+
+def test_members_of_two_studies_are_trained_in_one_pass_and_those_of_one_evaluated_in_one(monkeypatch):
+    configs = [a_config(seed=seed, data=kind) for kind in ("chat", "prompt_completion") for seed in (0, 1)]
+    studies = [prepared for config in configs[::2] for prepared in [prepare(config)] * 2]
+    trained, evaluated = (
+        passes(monkeypatch, cohort_module, "gradients"),
+        passes(monkeypatch, cohort_module, "evaluated"),
+    )
+    cohort = Cohort()
+    for number, (config, prepared) in enumerate(zip(configs, studies, strict=True)):
+        cohort.admit(str(number), Member(config, prepared))
+    reports = {key: event for key, event in cohort.tick() if isinstance(event, Report) and event.exposure}
+    assert trained == [4]
+    assert evaluated == [2, 2]
+    for number, (config, prepared) in enumerate(zip(configs, studies, strict=True)):
+        member = Member(config, prepared)
+        assert reports[str(number)].validation_loss == pytest.approx(member.advance().validation_loss, rel=1e-6)
+
+
+def test_an_evaluation_that_fails_together_is_made_alone(monkeypatch, caplog):
+    prepared = prepare(a_config())
+    real = cohort_module.evaluated
+
+    def fragile(members):
+        if len(members) > 1 or members[0].config.seed == 1:
+            raise RuntimeError("does not fit together")
+        return real(members)
+
+    monkeypatch.setattr(cohort_module, "evaluated", fragile)
+    cohort = Cohort()
+    for seed in (0, 1, 2):
+        cohort.admit(str(seed), Member(a_config(seed=seed), prepared))
+    events = cohort.tick()
+    assert {key for key, event in events if isinstance(event, Failed)} == {"1"}
+    assert {key for key, event in events if isinstance(event, Report) and event.exposure} == {"0", "2"}
+    assert "each is evaluated alone" in caplog.text
+
+
 def test_members_that_wait_stand_still():
     config = a_config()
     prepared = prepare(config)
@@ -219,7 +270,7 @@ def test_weights_that_became_nan_diverge():
     config = a_config()
     member = Member(config, prepare(config))
     with torch.no_grad():
-        next(iter(member._weights.named.values())).fill_(math.nan)
+        next(iter(member.weights.named.values())).fill_(math.nan)
     with pytest.raises(Diverged):
         member.advance()
 
@@ -339,9 +390,9 @@ def test_a_member_that_breaks_the_common_pass_fails_alone(caplog):
     alone = finetune(config, prepared=prepared).reports
     cohort = Cohort()
     broken = Member(a_config(seed=3), prepared)
-    name, adapter = next(iter(broken._weights.adapters.items()))
+    name, adapter = next(iter(broken.weights.adapters.items()))
     wrong = torch.nn.Parameter(torch.zeros(4, 7))
-    broken._weights.adapters[name] = dataclasses.replace(adapter, a=wrong)
+    broken.weights.adapters[name] = dataclasses.replace(adapter, a=wrong)
     for key, member in (("a", Member(config, prepared)), ("broken", broken), ("b", Member(config, prepared))):
         cohort.admit(key, member)
     events = run(cohort)

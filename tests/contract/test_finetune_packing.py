@@ -204,7 +204,7 @@ def test_nothing_stays_with_a_base_whose_members_are_gone():
     config = a_config(dropout=0.2)
     prepared = prepare(config)
     finetune(config, prepared=prepared)
-    assert not any(layer.active for layer in prepared.layers.values())
+    assert not any(layer.active for layer in prepared.base.layers.values())
     assert prepared.loaded.model.config._attn_implementation == "sdpa"
 
 

@@ -27,9 +27,10 @@ from hpsearch.finetune.batches import (
     optimizer_batch,
     steps_per_epoch,
 )
-from hpsearch.finetune.evaluate import evaluate
+from hpsearch.finetune.evaluate import Reader, evaluate
 from hpsearch.finetune.lora import Dropout
 from hpsearch.finetune.loss import total_weight, weighted_nll
+from hpsearch.finetune.member import evaluated
 from hpsearch.finetune.model import examine, hidden_states
 from hpsearch.finetune.prepare import prepared_key
 from hpsearch.finetune.schedule import learning_rate_factor, warmup_steps
@@ -48,7 +49,7 @@ def gradients(config, prepared, budget) -> tuple[float, list[torch.Tensor]]:
     member = Member(config, prepared)
     turn = replace(member.turn(), examples=list(prepared.train.examples[:9]))
     (nll,) = step_gradients(prepared.loaded, [turn], budget)
-    return float(nll) / turn.weight, [parameter.grad for parameter in member._weights.named.values()]
+    return float(nll) / turn.weight, [parameter.grad for parameter in member.weights.named.values()]
 
 
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(1, 3), st.integers(0, 9))
@@ -136,7 +137,7 @@ def test_loss_and_evaluation_agree_with_the_full_logits(architecture, splits, pa
     with torch.no_grad():
         loss, _ = weighted_nll(model, anatomy, batch, weights)
         assert float(loss) == pytest.approx(float(reference_loss(model, tokens, 0.3)), rel=1e-5)
-        found = evaluate(model, anatomy, examples, 100)
+        (found,) = evaluate(Reader(model), anatomy, examples, 100)
         assert found.loss == pytest.approx(float(reference_loss(model, tokens, 0.0)), rel=1e-5)
         prompts = [(ids, [not mark for mark in marks]) for ids, marks in tokens]
         assert found.prompt_loss == pytest.approx(float(reference_loss(model, prompts, 0.0)), rel=1e-5)
@@ -210,22 +211,21 @@ def test_frozen_layers_have_neither_gradients_nor_optimizer_state(architecture):
     member = Member(config, prepared)
     before = {name: tensor.clone() for name, tensor in prepared.loaded.model.state_dict().items()}
     member.advance()
-    trained = set(member._weights.named)
+    trained = set(member.weights.named)
     blocks = prepared.loaded.anatomy.blocks
     assert any(name.startswith(f"{blocks}.2.") for name in trained)
     assert not any(name.startswith((f"{blocks}.0.", f"{blocks}.1.")) for name in trained)
     assert not any("embed_" in name or "wte" in name or "wpe" in name for name in trained - {"embed_out.weight"})
     assert {name.partition(".")[2] for name in member._optimizer.state()} == trained
-    with member._weights.evaluation() as model:
-        for name, parameter in model.named_parameters():
-            if name not in trained:
-                assert parameter.grad is None
-                assert torch.equal(parameter, before[name])
+    for name, parameter in member.weights.model.named_parameters():
+        if name not in trained:
+            assert parameter.grad is None
+            assert torch.equal(parameter, before[name])
 
 
 def test_frozen_layers_get_no_adapters():
     config = a_config(frozen_layers=2)
-    names = Member(config, prepare(config))._weights.named
+    names = Member(config, prepare(config)).weights.named
     assert {name.split(".")[2] for name in names} == {"2"}
 
 
@@ -254,13 +254,12 @@ def test_fresh_adapters_change_nothing_and_are_the_same_for_every_trial_of_a_see
     config, other = a_config(), a_config(frozen_layers=1, learning_rate=1e-4, dropout=0.5)
     prepared = prepare(config)
     member = Member(config, prepared)
-    with member._weights.evaluation() as model:
-        found = evaluate(model, prepared.loaded.anatomy, prepared.validation.examples, prepared.evaluation_budget)
+    (found,) = evaluated([member])
     assert found.loss == prepared.baseline.validation_loss
-    named = member._weights.named
-    for name, parameter in Member(other, prepared)._weights.named.items():
+    named = member.weights.named
+    for name, parameter in Member(other, prepared).weights.named.items():
         assert torch.equal(parameter, named[name])
-    reseeded = Member(a_config(seed=1), prepared)._weights.named
+    reseeded = Member(a_config(seed=1), prepared).weights.named
     assert not torch.equal(next(iter(reseeded.values())), next(iter(named.values())))
     for name, parameter in named.items():
         if "lora_A" in name:  # kaiming_uniform with a = sqrt(5): uniform within 1 / sqrt(fan in)

@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 def assert_same_curves(config: FinetuneConfig) -> None:
     prepared = prepare(config)
     untrained = Member(config, prepared)
-    initial = {name: tensor.detach().clone() for name, tensor in untrained._weights.named.items()}
+    initial = {name: tensor.detach().clone() for name, tensor in untrained.weights.named.items()}
     order = functools.partial(epoch_order, config.seed, count=len(prepared.train.examples))
     expected = reference_run(config, order, initial if config.model.method == "lora" else {})
     reports = finetune(config, prepared=prepared).reports[1:]
@@ -59,7 +59,7 @@ def test_variants_agree_with_the_reference(changes):
     config = a_config(**changes)
     if changes.get("batch_size") == 7:
         prepared = prepare(config)
-        initial = {name: tensor.detach().clone() for name, tensor in Member(config, prepared)._weights.named.items()}
+        initial = {name: tensor.detach().clone() for name, tensor in Member(config, prepared).weights.named.items()}
         order = functools.partial(epoch_order, config.seed, count=len(prepared.train.examples))
         expected = reference_run(config, order, initial)
         assert finetune(config, prepared=prepared).reports[-1].validation_loss == pytest.approx(
