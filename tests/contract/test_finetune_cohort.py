@@ -246,8 +246,8 @@ def test_an_evaluation_that_fails_together_is_made_alone(monkeypatch, caplog):
 
     monkeypatch.setattr(cohort_module, "evaluated", fragile)
     cohort = Cohort()
-    for seed in (0, 1, 2):
-        cohort.admit(str(seed), Member(a_config(seed=seed), prepared))
+    for number in (0, 1, 2):
+        cohort.admit(str(number), Member(a_config(seed=number), prepared))
     events = cohort.tick()
     assert {key for key, event in events if isinstance(event, Failed)} == {"1"}
     assert {key for key, event in events if isinstance(event, Report) and event.exposure} == {"0", "2"}

@@ -126,10 +126,10 @@ def test_training_on_changes_no_snapshot():
 def test_a_smaller_micro_batch_is_remembered():
     config = subject()
     member = Member(config, prepare(config))
-    member.token_budget, member._evaluation_budget = 64, 128
+    member.token_budget, member.evaluation_budget = 64, 128
     restored = Member(config, member.prepared)
     restored.restore(member.snapshot())
-    assert (restored.token_budget, restored._evaluation_budget) == (64, 128)
+    assert (restored.token_budget, restored.evaluation_budget) == (64, 128)
 
 
 class Killed(Exception):
