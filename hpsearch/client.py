@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,57 @@ class Client:
         """Completed trials, best first, beside the baseline."""
         return self._json("GET", f"/v1/studies/{name}/ranking", params=_given(top=top))
 
-    def cancel(self, name: str) -> dict[str, Any]:
-        """End a study."""
-        return self._json("POST", f"/v1/studies/{name}/cancel")
+    def pause(self, name: str, version: str | None = None) -> dict[str, Any]:
+        """Stop a study; `resume` lets it go on. Nothing that was trained is lost."""
+        return self._act(name, "pause", version)
 
-    def delete(self, name: str) -> None:
+    def resume(self, name: str, version: str | None = None) -> dict[str, Any]:
+        """Queue a paused study again, or one that failed for a reason that was mended."""
+        return self._act(name, "resume", version)
+
+    def extend(self, name: str, version: str | None = None, **more: float | str) -> dict[str, Any]:
+        """Add `trials`, `wall_clock`, `gpu_hours` or `tokens` to the budget, also after the study's end."""
+        return self._act(name, "extend", version, more)
+
+    def change(
+        self,
+        name: str,
+        version: str | None = None,
+        *,
+        priority: int | None = None,
+        max_concurrent_trials: int | str | None = None,
+    ) -> dict[str, Any]:
+        """Change a study that is not over."""
+        parallelism = _given(max_concurrent_trials=max_concurrent_trials) or None
+        changes = _given(priority=priority, parallelism=parallelism)
+        return self._json("PATCH", f"/v1/studies/{name}", json=changes, headers=_if_match(version))
+
+    def clone(self, name: str, new_name: str, changes: dict[str, Any] | None = None) -> tuple[dict[str, Any], bool]:
+        """Queue a study like this one with changes laid over its spec; the answer says whether it is new."""
+        body = {"name": new_name, "changes": changes or {}}
+        answer = self._request("POST", f"/v1/studies/{name}/clone", json=body)
+        return answer.json(), answer.status_code == 201
+
+    def add_trial(self, name: str, params: dict[str, Any], version: str | None = None) -> dict[str, Any]:
+        """Line up a trial with these params; what is left out is drawn."""
+        return self._act(name, "trials", version, {"params": params})
+
+    def stop_trial(self, name: str, number: int, version: str | None = None) -> dict[str, Any]:
+        """End one trial at its next report."""
+        return self._act(name, f"trials/{number}/stop", version)
+
+    def cancel(self, name: str, version: str | None = None) -> dict[str, Any]:
+        """End a study for good; its trials are kept."""
+        return self._act(name, "cancel", version)
+
+    def delete(self, name: str, version: str | None = None) -> None:
         """Forget a study that is over."""
-        self._request("DELETE", f"/v1/studies/{name}")
+        self._request("DELETE", f"/v1/studies/{name}", headers=_if_match(version))
+
+    def _act(self, name: str, act: str, version: str | None, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        # A key, so that a repeated request does the thing once: adding twice is not adding once.
+        headers = {**_if_match(version), "Idempotency-Key": str(uuid.uuid4())}
+        return self._json("POST", f"/v1/studies/{name}/{act}", json=body, headers=headers)
 
     def download_adapter(self, name: str, number: int, target: Path) -> None:
         """Write a trial's weights to `target`, as a tar file."""
@@ -142,6 +187,11 @@ class Client:
             f"no hpsearch service answers at {self.url} ({type(error).__name__}): "
             "start one with `hpsearch serve`, or set HPSEARCH_URL"
         )
+
+
+def _if_match(version: str | None) -> dict[str, str]:
+    """Of an act that counts only while the study has this `version`; ChangedMeanwhile otherwise."""
+    return {} if version is None else {"If-Match": f'"{version}"'}
 
 
 def _given(**params: Any) -> dict[str, Any]:

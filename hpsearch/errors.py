@@ -17,6 +17,8 @@
     ├── Conflict
     │   ├── NameTaken               the name belongs to a study with another spec
     │   ├── IllegalMove             this study state doesn't allow that act
+    │   ├── TrialFinished           the trial has ended: nothing about it changes any more
+    │   ├── ChangedMeanwhile        If-Match names a version that is not the present one
     │   └── IdempotencyMismatch     the key was used for another request
     ├── Unauthorized                no token, or a wrong one
     ├── Forbidden                   the token's role doesn't allow this
@@ -148,6 +150,18 @@ class IllegalMove(Conflict):
     """The study's state doesn't allow this."""
 
     code = "illegal_move"
+
+
+class TrialFinished(Conflict):
+    """The trial has ended; nothing about it changes any more."""
+
+    code = "trial_finished"
+
+
+class ChangedMeanwhile(Conflict):
+    """The study has changed since it was looked at. Look again, then decide again."""
+
+    code = "changed_meanwhile"
 
 
 class IdempotencyMismatch(Conflict):

@@ -9,20 +9,20 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from hpsearch import __version__
-from hpsearch.api import dashboard, datasets, health, problems, studies, trials
+from hpsearch.api import acts, dashboard, datasets, health, problems, studies, trials
 from hpsearch.api.auth import Tokens
 from hpsearch.api.guard import LimitedBody, OwnPagesOnly
 from hpsearch.api.state import Service
 from hpsearch.api.views import ProblemView
 from hpsearch.settings import Settings
-from hpsearch.storage import Database, Datasets, Studies, optuna_storage
+from hpsearch.storage import Acts, Database, Datasets, Studies, optuna_storage
 
 LOOPBACK_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 SPEC_BYTES = 2**20
 
 _PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": ProblemView.model_json_schema()}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"description": "problem details", **_PROBLEM} for status in (401, 403, 404, 409, 413, 422)
+    status: {"description": "problem details", **_PROBLEM} for status in (401, 403, 404, 409, 412, 413, 422)
 }
 
 
@@ -42,7 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses=PROBLEMS,
     )
     datasets_table = Datasets(database, settings.datasets_folder)
-    app.state.service = Service(settings, database, Studies(database), datasets_table, storage)
+    app.state.service = Service(settings, database, Studies(database), Acts(database), datasets_table, storage)
     app.state.tokens = Tokens.load(settings.tokens_path)
     if not app.state.tokens:
         # Whoever has no token must come from this machine, and not through a web page of somebody else
@@ -51,7 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
     app.add_middleware(LimitedBody, most=SPEC_BYTES, unlimited="/v1/datasets")
     problems.install(app)
-    for router in (studies.router, trials.router, datasets.router, health.router):
+    for router in (studies.router, acts.router, trials.router, datasets.router, health.router):
         app.include_router(router)
     dashboard.mount(app, storage)
     return app

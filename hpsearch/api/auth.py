@@ -11,8 +11,9 @@ import json
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from hpsearch.errors import Forbidden, InvalidInput, Unauthorized
 
@@ -23,7 +24,7 @@ class Role(enum.IntEnum):
     READ = 1
     """Look at everything."""
     SUBMIT = 2
-    """Queue and cancel studies, upload datasets."""
+    """Queue studies, act on them, upload datasets."""
     ADMIN = 3
     """Delete."""
 
@@ -35,6 +36,10 @@ class Token:
     name: str
     role: Role
     sha256: str
+
+
+ANYBODY = Token("local", Role.ADMIN, "")
+"""Whoever reaches a service without tokens."""
 
 
 class Tokens:
@@ -60,14 +65,14 @@ class Tokens:
     def __bool__(self) -> bool:
         return bool(self._tokens)
 
-    def role_of(self, request: Request) -> Role:
-        """The role of the request's token; Unauthorized without a valid one."""
+    def of(self, request: Request) -> Token:
+        """The request's token; Unauthorized without a valid one."""
         if not self._tokens:
-            return Role.ADMIN
+            return ANYBODY
         presented = hashlib.sha256(_presented(request).encode()).hexdigest()
         for token in self._tokens:
             if hmac.compare_digest(presented, token.sha256):
-                return token.role
+                return token
         raise Unauthorized
 
 
@@ -92,9 +97,17 @@ class Require:
 
     def __call__(self, request: Request) -> None:
         """Raise Unauthorized or Forbidden."""
-        role = request.app.state.tokens.role_of(request)
+        role = request.app.state.tokens.of(request).role
         if role < self._role:
             raise Forbidden(f"this needs the role {self._role.name.lower()}; the token has {role.name.lower()}")
+
+
+def _name(request: Request) -> str:
+    return str(request.app.state.tokens.of(request).name)
+
+
+Who = Annotated[str, Depends(_name)]
+"""A route's parameter: the name of the request's token."""
 
 
 def add_token(path: Path, name: str, role: Role) -> str:

@@ -45,7 +45,7 @@ class ReadOnly:
             answer = problem(405, "Method not allowed", "method_not_allowed", "The dashboard is read-only; use /v1.")
             return await answer(scope, receive, send)
         try:
-            role = scope["app"].state.tokens.role_of(Request(scope))
+            role = scope["app"].state.tokens.of(Request(scope)).role
         except HpsearchError as error:
             return await of_error(error)(scope, receive, send)
         assert role >= Role.READ

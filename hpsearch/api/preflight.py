@@ -19,7 +19,7 @@ from hpsearch.dataset.split import held_back
 from hpsearch.errors import InvalidDataset, InvalidSpec, TooFewExamples, UnknownDataset, UnknownModel
 from hpsearch.settings import Settings
 from hpsearch.spec.closed import as_invalid_spec
-from hpsearch.spec.data import HUB_PREFIX, HubDataset, SplitRole
+from hpsearch.spec.data import HUB_PREFIX, DataSpec, HubDataset, SplitRole
 from hpsearch.spec.defaults import base_learning_rate, default_hyperparameters
 from hpsearch.spec.space import IntChoices, IntRange
 from hpsearch.spec.study import StudySpec
@@ -31,7 +31,14 @@ DATASET_PREFIX = "dataset:"
 class Preflight:
     """The checks of one spec. After them the spec's paths are absolute and everything it names exists."""
 
-    def __init__(self, spec: StudySpec, settings: Settings, datasets: Datasets, keep: bool = True) -> None:
+    def __init__(
+        self,
+        spec: StudySpec,
+        settings: Settings,
+        datasets: Datasets,
+        keep: bool = True,
+        origins: DataSpec | None = None,
+    ) -> None:
         """Run all checks.
 
         Args:
@@ -40,12 +47,13 @@ class Preflight:
             datasets: The uploads.
             keep: Whether what is downloaded from the hub is kept like an upload, for the study to read. Without, the
                 spec names it on the hub at its commit.
+            origins: Data of a stored study: a file that is named there too has its origin.
 
         Raises:
             InvalidInput: The first thing that is wrong, with its field, its line and what to do.
         """
         self._settings, self._datasets = settings, datasets
-        self.spec = self._located(spec)
+        self.spec = self._located(spec, origins)
         self.fingerprint = self.spec.fingerprint()
         """Of what was asked, before a hub model's branch became a commit: asking again is the same study."""
         self.model: BaseModel = describe(self.spec.model.base, self.spec.model.revision)
@@ -76,7 +84,7 @@ class Preflight:
         given = self.spec.model.base_learning_rate
         return given or base_learning_rate(self.model.model_type, self.model.parameters)
 
-    def _located(self, spec: StudySpec) -> StudySpec:
+    def _located(self, spec: StudySpec, origins: DataSpec | None) -> StudySpec:
         """The spec with absolute paths; hub ids stay."""
         base = self._settings.locate(spec.model.base, "model.base")
         looks_like_path = spec.model.base.startswith(("/", "./", "../")) or spec.model.base.count("/") > 1
@@ -89,7 +97,7 @@ class Preflight:
             "data": {
                 "train": self._data_path(spec.data.train, "data.train"),
                 "validation": self._data_path(spec.data.validation, "data.validation"),
-                "origins": {},
+                "origins": _origins(spec.data, origins),
             },
             "model": {"base": str(base) if base else spec.model.base},
         }
@@ -175,6 +183,14 @@ class Preflight:
                 "and at least one must be trained",
                 "search_space.frozen_layers",
             )
+
+
+def _origins(named: DataSpec, stored: DataSpec | None) -> dict[str, str]:
+    """Only the service says where data comes from: what a client claims is dropped."""
+    files = {"train": named.train, "validation": named.validation}
+    known = {} if stored is None else {"train": stored.train, "validation": stored.validation}
+    origins = {} if stored is None else dict(stored.origins)
+    return {role: origin for role, origin in origins.items() if files[role] == known[role]}
 
 
 def _note(asked: HubDataset, fetched: Fetched) -> str:

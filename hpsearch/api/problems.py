@@ -19,6 +19,7 @@ STATUS: tuple[tuple[type[errors.HpsearchError], int, str], ...] = (
     (errors.TooLarge, 413, "Too large"),
     (errors.InvalidInput, 422, "Invalid input"),
     (errors.NotFound, 404, "Not found"),
+    (errors.ChangedMeanwhile, 412, "Changed meanwhile"),
     (errors.Conflict, 409, "Conflict"),
     (errors.Unauthorized, 401, "Unauthorized"),
     (errors.Forbidden, 403, "Forbidden"),

@@ -10,10 +10,11 @@ import optuna
 from fastapi import Depends, Request
 
 from hpsearch.errors import AdapterNotFound
+from hpsearch.lifecycle import StudyState
 from hpsearch.results import Ranking, Trial, rank
 from hpsearch.search import history
 from hpsearch.settings import Settings
-from hpsearch.storage import Database, Datasets, Studies, StudyRow
+from hpsearch.storage import Acting, Acts, Database, Datasets, Studies, StudyRow
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Service:
     settings: Settings
     database: Database
     studies: Studies
+    acts: Acts
     datasets: Datasets
     optuna_storage: optuna.storages.BaseStorage
 
@@ -47,12 +49,19 @@ class Service:
             raise AdapterNotFound(f"trial {number} of '{study}' has no saved weights: only completed trials keep them")
         return str(folder)
 
-    def delete(self, study: str) -> None:
+    def cancel(self, study: str, acting: Acting) -> StudyRow:
+        """End a study; what nobody drives any more is closed at once."""
+        row = self.acts.cancel(study, acting)
+        if row.state == StudyState.CANCELLED:
+            history.close_open(self.optuna_storage, study, "the study was cancelled")
+        return row
+
+    def delete(self, study: str, acting: Acting) -> None:
         """Forget a study that is over: our rows, Optuna's trials, the weights."""
-        self.studies.check_deletable(study)
+        self.acts.check_deletable(study, acting)
         history.delete(self.optuna_storage, study)
         shutil.rmtree(self.settings.artifacts_folder / study, ignore_errors=True)
-        self.studies.delete(study)  # last, so that a deletion that breaks off can be repeated
+        self.acts.delete(study, acting)  # last, so that a deletion that breaks off can be repeated
 
 
 def _service(request: Request) -> Any:

@@ -1,18 +1,19 @@
-"""`/v1/studies`: create, check, list, look, cancel, delete."""
+"""`/v1/studies`: create, check, list, look."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Response
 
-from hpsearch.api.auth import Require, Role
+from hpsearch.api.auth import Require, Role, Who
 from hpsearch.api.preflight import Preflight
 from hpsearch.api.state import Door
 from hpsearch.api.views import CheckView, RankingView, StudyDetailView, StudyListView, StudyView
 from hpsearch.lifecycle import StudyState
 from hpsearch.spec.auto import resolved_pruner, resolved_sampler
 from hpsearch.spec.study import NAME_PATTERN, StudySpec
+from hpsearch.storage import StudyRow
 
 router = APIRouter(prefix="/v1", tags=["studies"])
 read, submit, admin = (Depends(Require(role)) for role in Role)
@@ -31,13 +32,24 @@ Key = Annotated[
 
 @router.post("/studies", status_code=201, dependencies=[submit], responses={200: {"model": StudyView}})
 def create_study(
-    spec: StudySpec, service: Door, request: Request, response: Response, idempotency_key: Key = None
+    spec: StudySpec, service: Door, who: Who, response: Response, idempotency_key: Key = None
 ) -> StudyView:
     """Queue a study. The same name with the same spec answers 200 with the study that is there."""
     checked = Preflight(spec, service.settings, service.datasets)
-    row, created = service.studies.create(checked.spec, idempotency_key, checked.fingerprint)
+    row, created = service.studies.create(checked.spec, idempotency_key, checked.fingerprint, who)
+    return answer_created(response, row, created)
+
+
+def answer_created(response: Response, row: StudyRow, created: bool) -> StudyView:
+    """201 with the place of a new study; 200 for one that was there already."""
     response.status_code = 201 if created else 200
-    response.headers["Location"] = str(request.url_for("get_study", name=row.name).path)
+    response.headers["Location"] = f"/v1/studies/{row.name}"
+    return tagged(response, row)
+
+
+def tagged(response: Response, row: StudyRow) -> StudyView:
+    """The study, with its version as the answer's ETag."""
+    response.headers["ETag"] = f'"{row.tag}"'
     return StudyView.of(row)
 
 
@@ -78,9 +90,10 @@ def list_studies(
 
 
 @router.get("/studies/{name}", dependencies=[read])
-def get_study(name: Name, service: Door) -> StudyDetailView:
-    """One study: its spec, its state, its progress."""
+def get_study(name: Name, service: Door, response: Response) -> StudyDetailView:
+    """One study: its spec, its state, its progress. The ETag is the version of spec and state, not of the trials."""
     row = service.studies.get(name)
+    response.headers["ETag"] = f'"{row.tag}"'
     ranking = service.ranking(row)
     best = ranking.trials[0] if ranking.trials else None
     return StudyDetailView(
@@ -96,15 +109,3 @@ def get_ranking(name: Name, service: Door, top: Annotated[int | None, Query(ge=1
     """Completed trials, best first. Pruned and failed ones are counted, never ranked."""
     ranking: dict[str, Any] = service.ranking(service.studies.get(name)).as_json()
     return RankingView(**{**ranking, "ranking": ranking["ranking"][:top]})
-
-
-@router.post("/studies/{name}/cancel", status_code=202, dependencies=[submit])
-def cancel_study(name: Name, service: Door) -> StudyView:
-    """End a study: a queued one now, a running one as soon as its runner notices (a second or two)."""
-    return StudyView.of(service.studies.cancel(name))
-
-
-@router.delete("/studies/{name}", status_code=204, dependencies=[admin])
-def delete_study(name: Name, service: Door) -> None:
-    """Forget a study that is over, with its trials and weights."""
-    service.delete(name)

@@ -26,8 +26,13 @@ class StudyView(View):
     state: str
     """queued, running, paused, finished, failed or cancelled."""
     reason: str
-    """Why it ended, once it has."""
-    cancel_requested: bool
+    """Why it is in this state, where there is more to say."""
+    requested: str | None
+    """`paused` or `cancelled`: what its runner was asked for and has not done yet."""
+    version: str
+    """Changes with every act and every change of state; the answer's `ETag`, for `If-Match`."""
+    created_by: str
+    """The name of the token that it was created with."""
     created_at: dt.datetime
     started_at: dt.datetime | None
     finished_at: dt.datetime | None
@@ -40,7 +45,9 @@ class StudyView(View):
             name=row.name,
             state=row.state,
             reason=row.reason,
-            cancel_requested=row.cancel_requested,
+            requested=row.requested,
+            version=row.tag,
+            created_by=row.created_by,
             created_at=utc(row.created_at),
             started_at=utc(row.started_at) if row.started_at else None,
             finished_at=utc(row.finished_at) if row.finished_at else None,
@@ -91,8 +98,10 @@ class TrialView(View):
     params: dict[str, int | float | str]
     value: float | None
     origin: str
-    """Who chose the params: defaults, first_trials, search or retry."""
+    """Who chose the params: defaults, first_trials, search, hand or retry."""
     retry_of: int | None
+    stopped_by: str | None
+    """Who ended it by hand."""
     failure: str | None
     failure_text: str | None
     best_epoch: float | None
@@ -117,6 +126,7 @@ class TrialView(View):
             "value": trial.value,
             "origin": trial.origin,
             "retry_of": trial.retry_of,
+            "stopped_by": trial.stopped_by,
             "failure": trial.failure,
             "failure_text": trial.failure_text,
             "best_epoch": trial.best_epoch,

@@ -16,6 +16,8 @@ import typer
 from rich.console import Console
 
 from hpsearch import __version__, errors
+from hpsearch.cli import acts
+from hpsearch.cli.acts import Json, Name
 from hpsearch.cli.progress import Progress, follow, ranking_table
 from hpsearch.cli.specs import read_spec, upload_data
 from hpsearch.client import Client
@@ -30,8 +32,6 @@ EXIT_CODES: tuple[tuple[type[errors.HpsearchError], int], ...] = (
 NO_TRIAL = 3
 
 SpecFile = Annotated[Path, typer.Argument(help="Study spec: YAML, TOML or JSON.", show_default=False)]
-Name = Annotated[str, typer.Argument(help="The study's name.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing when all goes well.")]
 
 
@@ -184,18 +184,10 @@ def check(
     typer.echo(json.dumps(found) if as_json else "\n".join(told_of_spec(found)))
 
 
-@app.command()
-def cancel(name: Name) -> None:
-    """End a study; its trials so far are kept."""
-    state = Client().cancel(name)["state"]
-    typer.echo(f"study '{name}' is {state}" + ("; its runner stops it now" if state == "running" else ""))
-
-
-@app.command()
-def delete(name: Name) -> None:
-    """Forget a study that is over, with its trials and weights."""
-    Client().delete(name)
-    typer.echo(f"study '{name}' is deleted")
+for act in (
+    acts.pause, acts.resume, acts.extend, acts.change, acts.clone, acts.add, acts.stop, acts.cancel, acts.delete
+):  # fmt: skip
+    app.command()(act)
 
 
 @app.command()

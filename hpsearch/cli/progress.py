@@ -51,13 +51,24 @@ class Progress:
         if kind == "study.warning":
             return f"warning: {event['text']}"
         if kind.startswith("study."):
-            self.state = {"study.started": "running", "study.taken_over": "running"}.get(kind, self.state)
-            if kind in ("study.finished", "study.failed", "study.cancelled", "study.queued"):
-                self.state, self.reason = kind.removeprefix("study."), event.get("reason", "")
-            words = kind.replace(".", " ").replace("_", " ")
-            return f"{words}: {self.reason}" if self.reason else words
+            return self._take_study(kind, event)
+        if kind == "trial.stop_requested":
+            return f"trial {event['number']} is to stop{_by(event)}"
         trial = self.trials.setdefault(event["number"], {"state": "RUNNING", "params": {}, "value": None, "epoch": 0.0})
         return self._take_trial(trial, kind, event)
+
+    def _take_study(self, kind: str, event: dict[str, Any]) -> str:
+        reached = kind.removeprefix("study.")
+        if reached in ("started", "taken_over"):
+            self.state, self.reason = "running", ""
+        elif reached in ("queued", "paused", "finished", "failed", "cancelled"):
+            self.state, self.reason = reached, event.get("reason", "")
+        else:
+            self.state = event.get("state", self.state)
+        self.wanted = event.get("budget", {}).get("trials", self.wanted)
+        words = kind.replace(".", " ").replace("_", " ") + (_by(event) if reached != "queued" else "")
+        said = event.get("reason", "")
+        return f"{words}: {said}" if said and said != reached else words
 
     def _take_trial(self, trial: dict[str, Any], kind: str, event: dict[str, Any]) -> str | None:
         number = event["number"]
@@ -109,6 +120,11 @@ class Progress:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(ProgressBar(total, min(self.ended, total), width=40), f"{self.ended}/{self.wanted or '?'} trials")
         return Group(head, bar, table)
+
+
+def _by(event: dict[str, Any]) -> str:
+    """Who acted, unless it is whoever sits at this machine."""
+    return "" if event.get("by", "local") in ("", "local") else f" by {event['by']}"
 
 
 def outline(params: dict[str, Any]) -> str:

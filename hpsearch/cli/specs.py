@@ -17,15 +17,17 @@ from hpsearch.errors import InvalidSpec, TooLarge
 LARGEST_SPEC = 256 * 2**10
 
 
-class _NoAliases(yaml.SafeLoader):
+class NoAliases(yaml.SafeLoader):
     """Refuses aliases (`*x`), with which a short text becomes gigabytes, and keys given twice."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node."""
         if self.check_event(yaml.AliasEvent):
             raise InvalidSpec("aliases (*name) are not allowed in a spec; write the value out")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """A mapping of a node."""
         seen = set()
         for key_node, _ in node.value:
             key = key_node.value  # as written: what makes no key is refused below
@@ -51,7 +53,7 @@ def read_spec(path: Path) -> dict[str, Any]:
         elif path.suffix == ".json":
             spec = json.loads(text, object_pairs_hook=_no_key_twice)
         else:
-            spec = yaml.load(text, _NoAliases)
+            spec = yaml.load(text, NoAliases)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise InvalidSpec(f"{path}, line {line}: {error.problem}", line=line) from error

@@ -36,12 +36,14 @@ class Bridge:
         resolve: Resolve,
         artifacts: Path,
         should_stop: Callable[[], bool],
+        at_once: Callable[[], int],
+        *,
         cache: Path | None = None,
     ) -> None:
         self.search = search
         self._resolve = resolve
         self._artifacts, self._cache = artifacts, cache
-        self._should_stop = should_stop
+        self._should_stop, self._at_once = should_stop, at_once
         self._numbers: dict[str, int] = {}
         self._pruned: set[int] = set()
         self.error: Exception | None = None
@@ -59,10 +61,13 @@ class Bridge:
         """The next trial's config for Tune; None to be asked again; FINISHED when nothing is left to do."""
         if self.stops():
             return str(Searcher.FINISHED)
+        running = sum(map(self.search.is_running, self._numbers.values()))
+        if running >= self._at_once():
+            return None
         try:
             asked = self.search.ask()
             if asked is None:
-                return None if any(map(self.search.is_running, self._numbers.values())) else str(Searcher.FINISHED)
+                return None if running else str(Searcher.FINISHED)
             config = self._resolve(asked)
             self.search.start(asked.number, config)
         except Exception as error:  # driving ends, and whoever drives decides

@@ -83,11 +83,16 @@ def drive(
     def config_of(asked: Asked) -> FinetuneConfig:
         return resolve(search.spec, asked.params, examples, model.model_type, model.parameters)
 
-    bridge = Bridge(search, config_of, artifacts, should_stop, cache)
     _wait_for_workers(should_stop)
     if should_stop():
         return
-    share, at_once = _placement(search, model)
+    share, room, sensible = _placement(search, model)
+
+    def at_once() -> int:
+        wanted = search.spec.parallelism.max_concurrent_trials  # people may change it meanwhile
+        return sensible if wanted == "auto" else wanted
+
+    bridge = Bridge(search, config_of, artifacts, should_stop, at_once, cache=cache)
     folder = Path(tempfile.mkdtemp(prefix="hpsearch-tune-"))
     try:
         tuner = tune.Tuner(
@@ -96,7 +101,7 @@ def drive(
                 search_alg=AskSearcher(bridge),
                 scheduler=ReportScheduler(bridge),
                 num_samples=-1,
-                max_concurrent_trials=at_once,
+                max_concurrent_trials=room,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
@@ -126,20 +131,16 @@ def _wait_for_workers(should_stop: Callable[[], bool]) -> None:
         time.sleep(1)
 
 
-def _placement(search: Search, model: BaseModel) -> tuple[dict[str, float], int]:
-    """The resources of one trial, and how many trials run at once."""
+def _placement(search: Search, model: BaseModel) -> tuple[dict[str, float], int, int]:
+    """The resources of one trial, how many trials there is room for, and how many of them are sensible."""
     parallelism = search.spec.parallelism
     cluster = ray.cluster_resources()
     gpus, cores = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
     per_device = parallelism.trials_per_device
-    share = {"CPU": 1 / per_device}
+    room = (gpus or cores) * per_device
     if gpus:
-        share = {"CPU": min(1.0, cores / (gpus * per_device)), "GPU": 1 / per_device}
-    most = (gpus or cores) * per_device
-    wanted = parallelism.max_concurrent_trials
-    if wanted != "auto":
-        return share, min(wanted, most)
-    if not gpus:  # each core's process holds a float32 copy of the model; a full fine-tune five more for AdamW
-        copies = 6 if search.spec.model.method == "full" else 2
-        most = min(most, max(1, int(cluster.get("memory", 0)) // (PROCESS_BYTES + 4 * model.parameters * copies)))
-    return share, most
+        return {"CPU": min(1.0, cores / (gpus * per_device)), "GPU": 1 / per_device}, room, room
+    # Each core's process holds a float32 copy of the model; a full fine-tune five more for AdamW.
+    copies = 6 if search.spec.model.method == "full" else 2
+    fitting = int(cluster.get("memory", 0)) // (PROCESS_BYTES + 4 * model.parameters * copies)
+    return {"CPU": 1 / per_device}, room, min(room, max(1, fitting))

@@ -87,8 +87,10 @@ class Trial:
     failure: str | None = None
     failure_text: str | None = None
     origin: str = "search"
-    """Who chose the params: `defaults`, `first_trials`, `search` or `retry`."""
+    """Who chose the params: `defaults`, `first_trials`, `search`, `hand` or `retry`."""
     retry_of: int | None = None
+    stopped_by: str | None = None
+    """Who ended it by hand."""
     handed_over: bool = False
     """It ended because its runner was stopped in order, which is no attempt."""
     best_epoch: float | None = None

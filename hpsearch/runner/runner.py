@@ -24,14 +24,15 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 RENEW_SECONDS = 1.0
-"""Also how soon a cancelled study is noticed."""
+"""Also how soon it is heard what people want."""
 
 
 class Heartbeat:
-    """Renews a lease in a thread of its own, and notices that the study was cancelled or the lease lost."""
+    """Renews a lease in a thread of its own; hears what people want of the study, and that the lease is lost."""
 
     def __init__(self, studies: Studies, lease: Lease, seconds: float) -> None:
-        self.cancelled = threading.Event()
+        self.orders = studies.renew(lease, seconds)
+        """What people want, as of the last beat."""
         self.lost = threading.Event()
         self._studies, self._lease, self._seconds = studies, lease, seconds
         self._ended = threading.Event()
@@ -48,8 +49,7 @@ class Heartbeat:
     def _beat(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
             try:
-                if self._studies.renew(self._lease, self._seconds):
-                    self.cancelled.set()
+                self.orders = self._studies.renew(self._lease, self._seconds)
             except LeaseLost:
                 self.lost.set()
                 return
@@ -81,14 +81,14 @@ class Runner:
                 continue
             study, lease = claimed
             log.info("study claimed", extra={"study": study.name, "runner": self._owner})
-            with Heartbeat(self._studies, lease, self._settings.lease_seconds) as heartbeat:
-                self._drive(study, lease, heartbeat)
+            self._drive(study, lease)
 
-    def _drive(self, study: StudyRow, lease: Lease, heartbeat: Heartbeat) -> None:
+    def _drive(self, study: StudyRow, lease: Lease) -> None:
         """Drive a claimed study to its end, and write how it ended. Whatever happens, the runner goes on."""
         try:
-            state, reason = self._search(study, lease, heartbeat)
-            self._studies.end(lease, state, reason)
+            with Heartbeat(self._studies, lease, self._settings.lease_seconds) as heartbeat:
+                state, reason, version = self._search(study, lease, heartbeat)
+                state = self._studies.end(lease, state, reason, version)
             log.info("study ended", extra={"study": study.name, "state": state, "reason": reason})
         except LeaseLost:
             log.warning("lease lost", extra={"study": study.name})
@@ -105,29 +105,32 @@ class Runner:
         except (LeaseLost, *DATABASE_AWAY):
             log.warning("end not written", exc_info=True, extra={"study": lease.study})
 
-    def _search(self, study: StudyRow, lease: Lease, heartbeat: Heartbeat) -> tuple[StudyState, str]:
+    def _search(self, study: StudyRow, lease: Lease, heartbeat: Heartbeat) -> tuple[StudyState, str, int | None]:
+        """The state in which the study is left, why, and the version of the orders that this was decided on."""
         spec = study.spec
-        started_at = study.started_at or time.time()
+        claimed_at = time.monotonic()
 
         def event(kind: str, details: dict[str, Any]) -> None:
             self._studies.append_event(lease, kind, details)
 
         def should_stop() -> bool:
-            return self.stop.is_set() or heartbeat.cancelled.is_set() or heartbeat.lost.is_set()
+            return self.stop.is_set() or heartbeat.orders.requested is not None or heartbeat.lost.is_set()
 
         try:
             model = describe(spec.model.base, spec.model.revision)
             examples = len(load(spec.data).train)
         except InvalidInput as error:  # it was fine when it was queued: somebody has changed or moved it since
-            return StudyState.FAILED, str(error)
+            return StudyState.FAILED, str(error), None
         search = Search(
             spec,
             self._storage,
             examples=examples,
             default_params=default_params(spec, examples),
-            elapsed=lambda: time.time() - started_at,
+            elapsed=lambda: study.driven_seconds + time.monotonic() - claimed_at,
             fence=lambda: self._studies.check(lease),
             event=event,
+            orders=lambda: heartbeat.orders,
+            fulfilled=lambda wish: self._studies.fulfil(lease, wish),
         )
         artifacts = self._settings.artifacts_folder / spec.name
         try:
@@ -138,14 +141,18 @@ class Runner:
             search.close(Failure.ERROR, "the study's driver failed")
             search.close_waiting("the study failed")
             raise
-        if heartbeat.cancelled.is_set():
+        requested = heartbeat.orders.requested
+        if requested == StudyState.CANCELLED:
             search.close(Failure.CANCELLED, "the study was cancelled")
             search.close_waiting("the study was cancelled")
-            return StudyState.CANCELLED, "cancelled"
+            return requested, "cancelled", None
+        if requested == StudyState.PAUSED:
+            search.close(Failure.WORKER_LOST, "the study was paused", handed_over=True)
+            return requested, "paused", None
         if self.stop.is_set():
             search.close(Failure.WORKER_LOST, "the runner was stopped", handed_over=True)
-            return StudyState.QUEUED, "its runner was stopped; the next one goes on"
+            return StudyState.QUEUED, "its runner was stopped; the next one goes on", None
         search.close(Failure.ERROR, "the search ended while the trial was running")
         search.close_waiting("the search is over")
         ended_well, reason = search.verdict()
-        return (StudyState.FINISHED if ended_well else StudyState.FAILED), reason
+        return (StudyState.FINISHED if ended_well else StudyState.FAILED), reason, search.heeded

@@ -10,10 +10,15 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from hpsearch.errors import TrialNotFound
-from hpsearch.results import Report, Trial, TrialState
+from hpsearch.results import Failure, Report, Trial, TrialState
 
 BASELINE = "baseline"
 """Study attribute: the untouched base model's figures and their evaluation contract."""
+
+WISH = "wish"
+"""Trial attribute: the id of the person's wish that it was added for."""
+STOPPED_BY = "stopped_by"
+"""Trial attribute: who asked to stop it."""
 
 
 def load(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study | None:
@@ -28,6 +33,16 @@ def delete(storage: optuna.storages.BaseStorage, name: str) -> None:
     """Forget the study's trials; nothing happens when there are none."""
     if load(storage, name) is not None:
         optuna.delete_study(study_name=name, storage=storage)
+
+
+def close_open(storage: optuna.storages.BaseStorage, name: str, text: str) -> None:
+    """The study is over and nobody drives it: what was lined up or interrupted will not be tried."""
+    study = load(storage, name)
+    open_states = (optuna.trial.TrialState.WAITING, optuna.trial.TrialState.RUNNING)
+    for frozen in study.get_trials(deepcopy=False, states=open_states) if study else ():
+        storage.set_trial_user_attr(frozen._trial_id, "failure", str(Failure.CANCELLED))
+        storage.set_trial_user_attr(frozen._trial_id, "failure_text", text)
+        storage.set_trial_state_values(frozen._trial_id, optuna.trial.TrialState.FAIL)
 
 
 def trials(study: optuna.Study | None) -> list[Trial]:
@@ -67,6 +82,7 @@ def as_trial(frozen: FrozenTrial) -> Trial:
         failure_text=attributes.get("failure_text"),
         origin=attributes.get("origin", "search"),
         retry_of=attributes.get("retry_of"),
+        stopped_by=attributes.get(STOPPED_BY),
         handed_over=attributes.get("handed_over", False),
         best_epoch=attributes.get("best_epoch"),
         adapter=attributes.get("adapter"),

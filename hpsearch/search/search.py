@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
+from hpsearch.lifecycle import Orders, Wish, WishKind
 from hpsearch.results import Failure, Report, Trial, TrialState
 from hpsearch.results.budget import hopeless, limit_reached, spent
 from hpsearch.search import history
@@ -63,6 +65,8 @@ class Search:
         elapsed: Seconds since the study started, whenever it is asked.
         fence: Raises LeaseLost when this process must not write any more; called before every write.
         event: Told what happened, in the order it happened.
+        orders: What people want of the study by now: asked before every trial and at every report.
+        fulfilled: Told of each of their wishes that is done, or can't be done any more.
     """
 
     def __init__(
@@ -75,8 +79,14 @@ class Search:
         elapsed: Callable[[], float] = lambda: 0.0,
         fence: Callable[[], None] = lambda: None,
         event: Event = lambda _kind, _details: None,
+        orders: Callable[[], Orders | None] = lambda: None,
+        fulfilled: Callable[[Wish], None] = lambda _wish: None,
     ) -> None:
         self.spec = spec
+        self._orders, self._fulfilled = orders, fulfilled
+        self.heeded: int | None = None
+        """The version of the orders that were heeded last."""
+        self._stops: dict[int, Wish] = {}
         self._fence, self._event, self._elapsed = fence, event, elapsed
         resolved = with_search_resolved(spec)
         self._points = Points(resolved, examples)
@@ -125,9 +135,49 @@ class Search:
         """All trials so far."""
         return history.trials(self._study)
 
+    def _heed(self) -> None:
+        """Do what people asked for since the last time: another budget, trials of their own, the end of a trial."""
+        orders = self._orders()
+        if orders is not None and orders.version != self.heeded:
+            self.spec = orders.spec
+            for wish in orders.wishes:
+                if wish.kind is WishKind.ADD:
+                    self._add(wish)
+                elif wish.number is not None:
+                    self._stops[wish.number] = wish
+            self.heeded = orders.version
+        if self._stops:
+            self._heed_stops()
+
+    def _heed_stops(self) -> None:
+        """A running trial ends at its next report; one that waits is not begun; the rest have ended by themselves."""
+        for frozen in self._study.get_trials(deepcopy=False):
+            wish = self._stops.get(frozen.number)
+            if wish is not None and frozen.state != OptunaState.RUNNING:
+                if frozen.state == OptunaState.WAITING:
+                    self._withdraw(frozen, Failure.CANCELLED, f"stopped by {wish.by}")
+                self._fulfilled(wish)
+                del self._stops[frozen.number]
+
+    def _add(self, wish: Wish) -> None:
+        known = {frozen.user_attrs.get(history.WISH) for frozen in self._study.get_trials(deepcopy=False)}
+        if wish.id not in known:  # a process that died before this line's end has added it
+            self._fence()
+            self._study.enqueue_trial(wish.params or {}, user_attrs={"origin": "hand", history.WISH: wish.id})
+        self._fulfilled(wish)
+
+    def _withdraw(self, frozen: FrozenTrial, failure: Failure, text: str) -> None:
+        """A trial that waits will not be tried."""
+        self._fence()
+        self._storage.set_trial_user_attr(frozen._trial_id, "failure", str(failure))
+        self._storage.set_trial_user_attr(frozen._trial_id, "failure_text", text[:2000])
+        self._storage.set_trial_state_values(frozen._trial_id, OptunaState.FAIL)
+        self._event("trial.failed", {"number": frozen.number, "failure": str(failure), "text": text[:2000]})
+
     def ask(self) -> Asked | None:
         """The next trial, or None when there is no room for one (look again when a running one has ended)."""
         while True:
+            self._heed()
             trials = self.trials()
             waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
             tried = _tried(trials)
@@ -176,6 +226,7 @@ class Search:
         trial.set_user_attr("curve", curve)
         trial.report(value, step=report.exposure)
         self._event("trial.reported", {"number": number, "value": value, **_outline(report)})
+        self._heed()
         if report.epoch >= self._epochs[number]:
             trial.should_prune()  # so that it counts where later trials are compared; it has nothing left to save
             return Decision.GO_ON
@@ -183,6 +234,8 @@ class Search:
             return Decision.PRUNE
         # Asked in any case: Optuna's halving notes a trial's rungs when it is asked, and must not note them late.
         poor = trial.should_prune()
+        if number in self._stops:
+            return Decision.PRUNE
         return Decision.PRUNE if poor and report.epoch > self._warmup_epochs[number] else Decision.GO_ON
 
     def _keep_baseline(self, report: Report, contract: str, warnings: Sequence[str]) -> None:
@@ -214,6 +267,8 @@ class Search:
         self._fence()
         trial = self._live.pop(number)
         trial.set_user_attr("device_seconds", _last(trial).get("seconds", 0.0))
+        if number in self._stops:
+            trial.set_user_attr(history.STOPPED_BY, self._stops[number].by)
         self._study.tell(trial, state=OptunaState.PRUNED)
         self._event("trial.pruned", {"number": number, "exposure": _last(trial).get("exposure", 0)})
 
@@ -260,10 +315,7 @@ class Search:
     def close_waiting(self, text: str) -> None:
         """The search is over for good: what was lined up will not be tried."""
         for frozen in self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,)):
-            self._fence()
-            self._storage.set_trial_user_attr(frozen._trial_id, "failure", str(Failure.CANCELLED))
-            self._storage.set_trial_user_attr(frozen._trial_id, "failure_text", text[:2000])
-            self._storage.set_trial_state_values(frozen._trial_id, OptunaState.FAIL)
+            self._withdraw(frozen, Failure.CANCELLED, text)
 
     def verdict(self) -> tuple[bool, str]:
         """Whether the search ended well, and why it ended."""

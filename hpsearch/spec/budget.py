@@ -36,15 +36,35 @@ class UntilSpec(Closed):
     """The search ends when so many trials in a row were no better than the best before them."""
 
 
+Seconds = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds), WithJsonSchema(_DURATION)]
+
+
+class BudgetExtension(Closed):
+    """What is added to the limits of a study's budget."""
+
+    trials: int | None = Field(None, ge=1, le=100_000)
+    """So many trials more."""
+    wall_clock: Seconds = None
+    """Seconds more, or a duration such as `90m`."""
+    gpu_hours: float | None = Field(None, gt=0)
+    """Hours of device time more."""
+    tokens: int | None = Field(None, ge=1)
+    """Training tokens more."""
+
+    @model_validator(mode="after")
+    def _check_something_is_added(self) -> Self:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("say what to add: trials, wall_clock, gpu_hours or tokens")
+        return self
+
+
 class BudgetSpec(Closed):
     """Limits of the whole study."""
 
     trials: int | None = Field(20, ge=1, le=100_000)
     """Trials that ran to a result: completed, pruned or diverged. Retries of lost workers are free."""
-    wall_clock: Annotated[
-        Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds), WithJsonSchema(_DURATION)
-    ] = None
-    """Seconds since the study started, or a duration such as `90m` or `8h`."""
+    wall_clock: Seconds = None
+    """Seconds that the study is driven, or a duration such as `90m` or `8h`; a queue or a pause does not count."""
     gpu_hours: float | None = Field(None, gt=0)
     """Hours of device time, summed over trials (without a GPU: hours of a core)."""
     tokens: int | None = Field(None, ge=1)

@@ -1,5 +1,6 @@
 """Where it is kept: specs, states, leases, events and datasets beside Optuna's trials, in one database."""
 
+from hpsearch.storage.acts import Acting, Acts
 from hpsearch.storage.database import Database
 from hpsearch.storage.datasets import DatasetRow, Datasets
 from hpsearch.storage.events import Event, events_after
@@ -8,6 +9,8 @@ from hpsearch.storage.studies import Lease, Page, Studies, StudyRow, count_by_st
 
 __all__ = [
     "DATABASE_AWAY",
+    "Acting",
+    "Acts",
     "Database",
     "DatasetRow",
     "Datasets",

@@ -11,6 +11,9 @@ import sqlalchemy as sa
 from hpsearch.storage.database import Database
 from hpsearch.storage.tables import events
 
+DELETED = "study.deleted"
+"""The one event that stays of a study that was deleted."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -33,8 +36,9 @@ def append(connection: sa.Connection, study: str, kind: str, at: float, details:
 
 
 def events_after(database: Database, study: str, last_id: int, limit: int = 500) -> list[Event]:
-    """The study's events behind `last_id`, oldest first."""
-    query = sa.select(events).where(events.c.study == study, events.c.id > last_id).order_by(events.c.id).limit(limit)
+    """The study's events behind `last_id`, oldest first. That a namesake was deleted is not among them."""
+    of_study = sa.and_(events.c.study == study, events.c.kind != DELETED)
+    query = sa.select(events).where(of_study, events.c.id > last_id).order_by(events.c.id).limit(limit)
     with database.read() as connection:
         rows = connection.execute(query).mappings().all()
     return [Event(row["id"], row["study"], row["kind"], row["at"], json.loads(row["details"])) for row in rows]

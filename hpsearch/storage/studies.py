@@ -8,14 +8,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpsearch.errors import IdempotencyMismatch, IllegalMove, LeaseLost, NameTaken, StudyNotFound
-from hpsearch.lifecycle import StudyState, check_move
+from hpsearch.errors import LeaseLost, NameTaken, StudyNotFound
+from hpsearch.lifecycle import Orders, StudyState, Wish, WishKind, check_move
 from hpsearch.spec.study import StudySpec
+from hpsearch.storage import idempotency
 from hpsearch.storage.database import Database
 from hpsearch.storage.events import append
-from hpsearch.storage.tables import events, idempotency_keys, studies
-
-IDEMPOTENCY_SECONDS = 7 * 24 * 3600
+from hpsearch.storage.tables import studies, wishes
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,26 @@ class StudyRow:
     fingerprint: str
     state: StudyState
     reason: str
-    cancel_requested: bool
+    requested: StudyState | None
+    """PAUSED or CANCELLED: what its runner was asked for and has not done yet."""
+    version: int
+    """Grows with every act of a person and with every change of state."""
+    created_by: str
+    """The name of the token that it was created with."""
     created_at: float
     started_at: float | None
     finished_at: float | None
+    resumed_at: float | None
+    """When a person last let it go on after its end."""
+    driven_seconds: float
+    """How long runners have driven it; time in the queue, paused or over does not count."""
     lease_owner: str | None
     lease_expires_at: float | None
+
+    @property
+    def tag(self) -> str:
+        """Names this version of this study: another study of the same name never has it."""
+        return f"{round(self.created_at * 1000):x}-{self.version}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,12 @@ class Studies:
         self._database = database
 
     def create(
-        self, spec: StudySpec, idempotency_key: str | None = None, fingerprint: str | None = None
+        self,
+        spec: StudySpec,
+        idempotency_key: str | None = None,
+        fingerprint: str | None = None,
+        by: str = "",
+        clone_of: str | None = None,
     ) -> tuple[StudyRow, bool]:
         """Queue a study; the same name with the same spec is the same study.
 
@@ -67,6 +85,8 @@ class Studies:
             spec: What is kept.
             idempotency_key: The client's.
             fingerprint: Of the spec as it was asked for, where that differs from what is kept.
+            by: The name of the client's token.
+            clone_of: The study that it was made from.
 
         Returns:
             The study, and whether it is new.
@@ -78,10 +98,9 @@ class Studies:
         fingerprint = fingerprint or spec.fingerprint()
         with self._database.write() as connection:
             now = self._database.now(connection)
-            if idempotency_key is not None:
-                known = self._study_of_key(connection, idempotency_key, fingerprint, now)
-                if known is not None:
-                    return known, False
+            known = idempotency.study_of(connection, idempotency_key, fingerprint, now)
+            if known is not None:
+                return get_study(connection, known), False
             row = connection.execute(sa.select(studies).where(studies.c.name == spec.name)).mappings().first()
             if row is not None:
                 if row["fingerprint"] != fingerprint:
@@ -98,43 +117,20 @@ class Studies:
                     "state": StudyState.QUEUED,
                     "priority": spec.priority,
                     "created_at": now,
+                    "created_by": by,
                     # Tokens grow from the time, so that a lease on a deleted study is worth nothing on its namesake.
                     "lease_token": int(now * 1000),
                 }
                 connection.execute(studies.insert().values(values))
-                append(connection, spec.name, "study.queued", now, {})
-            if idempotency_key is not None:
-                connection.execute(
-                    idempotency_keys.insert().values(
-                        key=idempotency_key, request=fingerprint, study=spec.name, created_at=now
-                    )
-                )
-            return self._get(connection, spec.name), row is None
-
-    def _study_of_key(self, connection: sa.Connection, key: str, fingerprint: str, now: float) -> StudyRow | None:
-        connection.execute(idempotency_keys.delete().where(idempotency_keys.c.created_at < now - IDEMPOTENCY_SECONDS))
-        known = connection.execute(sa.select(idempotency_keys).where(idempotency_keys.c.key == key)).mappings().first()
-        if known is None:
-            return None
-        if known["request"] != fingerprint:
-            raise IdempotencyMismatch
-        try:
-            return self._get(connection, known["study"])
-        except StudyNotFound:  # deleted since: the key is free again
-            connection.execute(idempotency_keys.delete().where(idempotency_keys.c.key == key))
-            return None
+                origin = {} if clone_of is None else {"clone_of": clone_of}
+                append(connection, spec.name, "study.queued", now, {"by": by, **origin})
+            idempotency.keep(connection, idempotency_key, fingerprint, spec.name, now)
+            return get_study(connection, spec.name), row is None
 
     def get(self, name: str) -> StudyRow:
         """The study of this name; StudyNotFound without one."""
         with self._database.read() as connection:
-            return self._get(connection, name)
-
-    @staticmethod
-    def _get(connection: sa.Connection, name: str) -> StudyRow:
-        row = connection.execute(sa.select(studies).where(studies.c.name == name)).mappings().first()
-        if row is None:
-            raise StudyNotFound(f"there is no study named '{name[:63]}'")
-        return _as_study(row)
+            return get_study(connection, name)
 
     def page(self, limit: int, after: str | None = None, state: StudyState | None = None) -> Page:
         """Studies, newest first, starting behind the one named `after`."""
@@ -142,7 +138,7 @@ class Studies:
         query = sa.select(studies).order_by(*order).limit(limit + 1)
         with self._database.read() as connection:
             if after is not None:
-                last = self._get(connection, after)
+                last = get_study(connection, after)
                 query = query.where(
                     sa.tuple_(studies.c.created_at, studies.c.name)
                     < sa.tuple_(sa.literal(last.created_at), sa.literal(last.name))
@@ -171,18 +167,27 @@ class Studies:
                 "lease_owner": owner,
                 "lease_token": token,
                 "lease_expires_at": now + seconds,
+                "version": row["version"] + 1,
+                "driven_at": now,
             }
             connection.execute(studies.update().where(studies.c.name == row["name"]).values(changes))
             kind = "study.started" if row["started_at"] is None else "study.taken_over"
             append(connection, row["name"], kind, now, {"runner": owner})
-            return self._get(connection, row["name"]), Lease(row["name"], owner, token)
+            return get_study(connection, row["name"]), Lease(row["name"], owner, token)
 
-    def renew(self, lease: Lease, seconds: float) -> bool:
-        """Extend the lease; the answer is whether somebody asked to cancel the study. LeaseLost if it is gone."""
+    def renew(self, lease: Lease, seconds: float) -> Orders:
+        """Extend the lease; the answer is what people want of the study now. LeaseLost if it is gone."""
         with self._database.write() as connection:
-            expires = self._database.now(connection) + seconds
-            self._update_leased(connection, lease, {"lease_expires_at": expires})
-            return self._get(connection, lease.study).cancel_requested
+            now = self._database.now(connection)
+            self._update_leased(connection, lease, {"lease_expires_at": now + seconds, **_driven_until(now)})
+            study = get_study(connection, lease.study)
+            return Orders(study.version, study.requested, study.spec, wishes_of(connection, lease.study))
+
+    def fulfil(self, lease: Lease, wish: Wish) -> None:
+        """The runner has done what was asked."""
+        with self._database.write() as connection:
+            self._update_leased(connection, lease, {"lease_owner": lease.owner})
+            connection.execute(wishes.delete().where(wishes.c.id == wish.id))
 
     def check(self, lease: Lease) -> None:
         """Raise LeaseLost unless the lease holds: called before each write to the study's trials.
@@ -193,61 +198,48 @@ class Studies:
             if connection.execute(sa.select(studies.c.name).where(self._holds(lease))).first() is None:
                 raise LeaseLost(f"the lease on study '{lease.study}' has passed to another runner")
 
-    def end(self, lease: Lease, state: StudyState, reason: str) -> None:
-        """Write how the study ended (or QUEUED to hand it over) and give the lease up, in one transaction."""
+    def end(self, lease: Lease, state: StudyState, reason: str, version: int | None = None) -> StudyState:
+        """Write how the study ended (or QUEUED to hand it over) and give the lease up, in one transaction.
+
+        Args:
+            lease: The runner's.
+            state: Where it leaves the study.
+            reason: Why.
+            version: Of the orders on which that was decided. When people have acted since, what has ended goes back to
+                the queue, so that a budget raised in the last moment, or a trial added then, is not lost.
+
+        Returns:
+            The state that was written: what people have asked for comes before QUEUED and PAUSED.
+        """
         with self._database.write() as connection:
             now = self._database.now(connection)
-            if state == StudyState.QUEUED and self._get(connection, lease.study).cancel_requested:
-                state, reason = StudyState.CANCELLED, "cancelled"
+            self._update_leased(connection, lease, _driven_until(now))
+            study = get_study(connection, lease.study)
+            if state in (StudyState.FINISHED, StudyState.FAILED) and version not in (None, study.version):
+                state, reason = StudyState.QUEUED, "it was changed as it ended; the next runner goes on"
+            if state in (StudyState.QUEUED, StudyState.PAUSED) and study.requested != state:
+                state = study.requested or StudyState.QUEUED
+                reason = str(state) if study.requested else reason
             check_move(lease.study, StudyState.RUNNING, state)
             changes = {
                 "state": state,
                 "reason": reason,
+                "requested": None,
+                "version": study.version + 1,
                 "lease_expires_at": None,
                 "lease_owner": None,
                 "finished_at": now if state.is_over else None,
+                "driven_at": None,
             }
             self._update_leased(connection, lease, changes)
             append(connection, lease.study, f"study.{state}", now, {"reason": reason})
+            return state
 
     def append_event(self, lease: Lease, kind: str, details: dict[str, Any]) -> None:
         """Add an event of a driven study."""
         with self._database.write() as connection:
             self._update_leased(connection, lease, {"lease_owner": lease.owner})
             append(connection, lease.study, kind, self._database.now(connection), details)
-
-    def cancel(self, name: str) -> StudyRow:
-        """Cancel now if the study is queued; else ask its runner to. Cancelling twice is once."""
-        with self._database.write() as connection:
-            now = self._database.now(connection)
-            study = self._get(connection, name)
-            if study.state == StudyState.CANCELLED or study.cancel_requested:
-                return study
-            check_move(name, study.state, StudyState.CANCELLED)
-            changes: dict[str, Any] = {"cancel_requested": True}
-            if study.state != StudyState.RUNNING:
-                changes |= {"state": StudyState.CANCELLED, "reason": "cancelled", "finished_at": now}
-                append(connection, name, "study.cancelled", now, {"reason": "cancelled"})
-            else:
-                append(connection, name, "study.cancel_requested", now, {})
-            # The state is compared again: a runner may have ended the study in this very moment.
-            guarded = sa.and_(studies.c.name == name, studies.c.state == study.state)
-            if connection.execute(studies.update().where(guarded).values(changes)).rowcount != 1:
-                raise IllegalMove(f"study '{name}' changed just now; look again")
-            return self._get(connection, name)
-
-    def check_deletable(self, name: str) -> None:
-        """Raise IllegalMove while the study is not over."""
-        with self._database.read() as connection:
-            _check_over(self._get(connection, name))
-
-    def delete(self, name: str) -> None:
-        """Forget a study that is over; IllegalMove while it is not."""
-        with self._database.write() as connection:
-            _check_over(self._get(connection, name))
-            connection.execute(studies.delete().where(studies.c.name == name))
-            connection.execute(events.delete().where(events.c.study == name))
-            connection.execute(idempotency_keys.delete().where(idempotency_keys.c.study == name))
 
     @staticmethod
     def _holds(lease: Lease) -> sa.ColumnElement[bool]:
@@ -262,9 +254,26 @@ class Studies:
             raise LeaseLost(f"the lease on study '{lease.study}' has passed to another runner")
 
 
-def _check_over(study: StudyRow) -> None:
-    if not study.state.is_over:
-        raise IllegalMove(f"study '{study.name}' is {study.state}: cancel it before deleting it")
+def get_study(connection: sa.Connection, name: str) -> StudyRow:
+    """The study of this name; StudyNotFound without one."""
+    row = connection.execute(sa.select(studies).where(studies.c.name == name)).mappings().first()
+    if row is None:
+        raise StudyNotFound(f"there is no study named '{name[:63]}'")
+    return _as_study(row)
+
+
+def wishes_of(connection: sa.Connection, study: str) -> tuple[Wish, ...]:
+    """What people asked of the study's trials and is not done yet, oldest first."""
+    rows = connection.execute(sa.select(wishes).where(wishes.c.study == study).order_by(wishes.c.id)).mappings()
+    return tuple(
+        Wish(row["id"], WishKind(row["kind"]), row["by"], json.loads(row["params"] or "null"), row["number"])
+        for row in rows
+    )
+
+
+def _driven_until(now: float) -> dict[str, Any]:
+    driven = studies.c.driven_seconds + now - sa.func.coalesce(studies.c.driven_at, now)
+    return {"driven_seconds": driven, "driven_at": now}
 
 
 def _as_study(row: sa.RowMapping) -> StudyRow:
@@ -274,10 +283,14 @@ def _as_study(row: sa.RowMapping) -> StudyRow:
         fingerprint=row["fingerprint"],
         state=StudyState(row["state"]),
         reason=row["reason"],
-        cancel_requested=row["cancel_requested"],
+        requested=StudyState(row["requested"]) if row["requested"] else None,
+        version=row["version"],
+        created_by=row["created_by"],
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
+        resumed_at=row["resumed_at"],
+        driven_seconds=row["driven_seconds"],
         lease_owner=row["lease_owner"],
         lease_expires_at=row["lease_expires_at"],
     )

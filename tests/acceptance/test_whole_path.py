@@ -263,7 +263,7 @@ def test_a_whole_study_on_postgresql(tmp_path: Path, ray_address: str, postgres_
 def test_the_readme_s_curl_lines_and_the_documented_client_work_as_written(service: Service, tmp_path: Path) -> None:
     readme, api = (STUDIES.parent / "README.md").read_text(), (STUDIES.parent / "docs/api.md").read_text()
     shell = readme.split("```sh\n")[1].split("```")[0]
-    python = api.split("```python\n")[1].split("```")[0]
+    python = "".join(block.split("```")[0] for block in api.split("```python\n")[1:])
     for program, example in ((["bash", "-euo", "pipefail", "-c"], shell), ([sys.executable, "-c"], python)):
         text = example.replace("http://127.0.0.1:8000", service.url)
         ran = subprocess.run(
@@ -271,7 +271,10 @@ def test_the_readme_s_curl_lines_and_the_documented_client_work_as_written(servi
         )
         assert ran.returncode == 0, ran.stderr
     assert len(finished_trials(service, "by-curl")["trials"]) >= 1
-    assert service.client.ranking("from-python")["ranking"]
+    extended = finished_trials(service, "from-python")
+    assert sum(extended["trials"].values()) == 2 + 1 + 1
+    by_hand = [trial for trial in service.client.trials("from-python") if trial["origin"] == "hand"]
+    assert [trial["params"] for trial in by_hand] == [{"learning_rate_multiplier": 1.5}]
 
 
 def is_alive(pid: int) -> bool:

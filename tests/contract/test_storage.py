@@ -18,7 +18,17 @@ import sqlalchemy as sa
 from hpsearch.errors import IdempotencyMismatch, IllegalMove, LeaseLost, NameTaken, StudyNotFound, UnknownDataset
 from hpsearch.lifecycle import StudyState
 from hpsearch.settings import Settings
-from hpsearch.storage import Database, Datasets, Studies, StudyRow, count_by_state, events_after, optuna_storage
+from hpsearch.storage import (
+    Acting,
+    Acts,
+    Database,
+    Datasets,
+    Studies,
+    StudyRow,
+    count_by_state,
+    events_after,
+    optuna_storage,
+)
 from hpsearch.storage.tables import metadata
 from tests.builders import a_spec
 from tests.conftest import Postgres
@@ -48,6 +58,17 @@ def create(studies: Studies, *names: str, **changes: Any) -> list[StudyRow]:
     return rows
 
 
+ALICE = Acting("alice")
+
+
+def cancel(studies: Studies, name: str) -> StudyRow:
+    return Acts(studies._database).cancel(name, ALICE)
+
+
+def delete(studies: Studies, name: str) -> None:
+    Acts(studies._database).delete(name, ALICE)
+
+
 def kinds(database: Database, study: str) -> list[str]:
     return [event.kind for event in events_after(database, study, 0)]
 
@@ -71,7 +92,7 @@ class TestCreating:
     def test_a_new_study_is_queued(self, studies: Studies, database: Database) -> None:
         row, created = studies.create(a_spec(priority=3))
         assert created
-        assert (row.name, row.state, row.reason, row.cancel_requested) == ("tickets", "queued", "", False)
+        assert (row.name, row.state, row.reason, row.requested) == ("tickets", "queued", "", None)
         assert row.spec == a_spec(priority=3)
         assert row.fingerprint == row.spec.fingerprint()
         assert abs(row.created_at - time.time()) < 5
@@ -109,8 +130,8 @@ class TestCreating:
 
     def test_a_key_is_free_again_when_its_study_is_deleted(self, studies: Studies) -> None:
         studies.create(a_spec(), "key")
-        studies.cancel("tickets")
-        studies.delete("tickets")
+        cancel(studies, "tickets")
+        delete(studies, "tickets")
         assert studies.create(a_spec(seed=2), "key")[1]
 
     @pytest.mark.parametrize("key", [None, "key"], ids=["by-name", "by-key"])
@@ -131,9 +152,9 @@ class TestCreating:
         assert studies.get("tickets").spec.tags == tags
 
     def test_a_study_that_does_not_exist_is_not_found(self, studies: Studies) -> None:
-        for act in (studies.get, studies.cancel, studies.delete):
+        for act in (Studies.get, cancel, delete):
             with pytest.raises(StudyNotFound, match="missing"):
-                act("missing")
+                act(studies, "missing")
 
 
 class TestClaiming:
@@ -157,7 +178,7 @@ class TestClaiming:
         assert row.lease_expires_at == pytest.approx(row.started_at + LONG)
         assert kinds(database, "tickets") == ["study.queued", "study.started"]
         studies.check(lease)
-        assert studies.renew(lease, LONG) is False
+        assert studies.renew(lease, LONG).requested is None
 
     def test_a_study_is_never_claimed_twice(self, studies: Studies) -> None:
         create(studies, *(f"study-{number}" for number in range(20)))
@@ -228,7 +249,7 @@ class TestClaiming:
         time.sleep(2 * SHORT + 0.01)
         _, second = studies.claim("two", LONG) or pytest.fail("not taken over")
         studies.end(second, StudyState.FINISHED, "done")
-        studies.delete("tickets")
+        delete(studies, "tickets")
         create(studies, "tickets", seed=7)
         studies.claim("three", LONG)
         with pytest.raises(LeaseLost):
@@ -264,7 +285,7 @@ class TestEnding:
 class TestCancelling:
     def test_a_queued_study_is_cancelled_now(self, studies: Studies, database: Database) -> None:
         create(studies, "tickets")
-        row = studies.cancel("tickets")
+        row = cancel(studies, "tickets")
         assert (row.state, row.reason) == ("cancelled", "cancelled")
         assert row.finished_at is not None
         assert studies.claim("runner", LONG) is None
@@ -273,18 +294,18 @@ class TestCancelling:
     def test_the_runner_of_a_running_study_is_told(self, studies: Studies) -> None:
         create(studies, "tickets")
         _, lease = studies.claim("runner", LONG) or pytest.fail("nothing claimed")
-        assert studies.cancel("tickets").state == "running"
-        assert studies.renew(lease, LONG) is True
+        assert cancel(studies, "tickets").state == "running"
+        assert studies.renew(lease, LONG).requested == "cancelled"
         studies.end(lease, StudyState.CANCELLED, "cancelled")
         assert studies.get("tickets").state == "cancelled"
 
     def test_cancelling_twice_is_once(self, studies: Studies, database: Database) -> None:
         create(studies, "queued", "running")
-        studies.cancel("queued")
+        cancel(studies, "queued")
         studies.claim("runner", LONG)
-        studies.cancel("running")
+        cancel(studies, "running")
         before = studies.get("queued"), studies.get("running")
-        assert (studies.cancel("queued"), studies.cancel("running")) == before
+        assert (cancel(studies, "queued"), cancel(studies, "running")) == before
         assert kinds(database, "running").count("study.cancel_requested") == 1
 
     @pytest.mark.parametrize("state", [StudyState.FINISHED, StudyState.FAILED], ids=str)
@@ -293,15 +314,15 @@ class TestCancelling:
         _, lease = studies.claim("runner", LONG) or pytest.fail("nothing claimed")
         studies.end(lease, state, "done")
         with pytest.raises(IllegalMove):
-            studies.cancel("tickets")
+            cancel(studies, "tickets")
         assert studies.get("tickets").state == state
 
     def test_a_wish_to_cancel_survives_that_the_runner_hands_over(self, studies: Studies) -> None:
         create(studies, "tickets")
         _, lease = studies.claim("runner", LONG) or pytest.fail("nothing claimed")
-        studies.cancel("tickets")
+        cancel(studies, "tickets")
         studies.end(lease, StudyState.QUEUED, "stopped")
-        assert studies.cancel("tickets").state == "cancelled"
+        assert cancel(studies, "tickets").state == "cancelled"
         assert studies.claim("other", LONG) is None
 
 
@@ -312,14 +333,14 @@ class TestDeleting:
         if state == "running":
             studies.claim("runner", LONG)
         with pytest.raises(IllegalMove, match="cancel it"):
-            studies.delete("tickets")
+            delete(studies, "tickets")
         assert studies.get("tickets").state == state
 
     def test_a_deleted_study_leaves_nothing(self, studies: Studies, database: Database) -> None:
         create(studies, "tickets", "other")
         for name in ("tickets", "other"):
-            studies.cancel(name)
-        studies.delete("tickets")
+            cancel(studies, name)
+        delete(studies, "tickets")
         with pytest.raises(StudyNotFound):
             studies.get("tickets")
         assert kinds(database, "tickets") == []
@@ -330,7 +351,7 @@ class TestDeleting:
 class TestEvents:
     def test_events_come_in_order_and_by_cursor(self, studies: Studies, database: Database) -> None:
         create(studies, "other", "tickets")
-        studies.cancel("other")
+        cancel(studies, "other")
         _, lease = studies.claim("runner", LONG) or pytest.fail("nothing claimed")
         for number in range(10):
             studies.append_event(lease, "trial.started", {"number": number, "params": {"epochs": 1}})
@@ -347,9 +368,9 @@ class TestEvents:
 
     def test_an_event_id_is_never_used_again(self, studies: Studies, database: Database) -> None:
         create(studies, "tickets")
-        studies.cancel("tickets")
+        cancel(studies, "tickets")
         last = events_after(database, "tickets", 0)[-1].id
-        studies.delete("tickets")
+        delete(studies, "tickets")
         create(studies, "tickets")
         assert events_after(database, "tickets", 0)[0].id > last
 
@@ -385,7 +406,7 @@ class TestPages:
 
     def test_a_page_of_one_state(self, studies: Studies, database: Database) -> None:
         create(studies, "a", "b", "c")
-        studies.cancel("b")
+        cancel(studies, "b")
         assert [row.name for row in studies.page(10, state=StudyState.QUEUED).rows] == ["c", "a"]
         counted = count_by_state(database)
         assert counted == {

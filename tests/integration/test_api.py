@@ -28,7 +28,7 @@ from hpsearch.search import Search
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec
 from hpsearch.spec.defaults import default_params, resolve
-from hpsearch.storage import Lease, StudyRow, optuna_storage
+from hpsearch.storage import Acting, Lease, StudyRow, optuna_storage
 from tests.builders import a_report, spec_fields
 from tests.conftest import STUDIES
 
@@ -350,7 +350,7 @@ class TestRefusals:
             ("POST", "/v1/nothing", {404}),
             ("DELETE", "/v1/nothing/at/all", {404}),
             ("PUT", "/v1/studies", {404, 405}),
-            ("PATCH", "/v1/studies/tickets", {404, 405}),
+            ("PUT", "/v1/studies/tickets", {404, 405}),
             ("GET", "/v1/studies/missing", {404}),
             ("GET", "/v1/studies/missing/trials", {404}),
             ("GET", "/v1/studies/missing/trials/0", {404}),
@@ -398,7 +398,7 @@ class TestSubmitting:
         assert answer.status_code == 201
         assert answer.headers["location"] == "/v1/studies/tickets"
         study = answer.json()
-        assert (study["name"], study["state"], study["cancel_requested"]) == ("tickets", "queued", False)
+        assert (study["name"], study["state"], study["requested"]) == ("tickets", "queued", None)
         assert study["spec"]["data"]["train"] == str(STUDIES / "data/tickets/train.jsonl")
         assert study["spec"]["model"]["base"] == str(STUDIES / "models/pydoc-llama")
         assert study["created_at"].endswith("Z")
@@ -507,7 +507,7 @@ class TestLifecycle:
         api.post("/v1/studies", json=spec_fields())
         _, lease = claimed(api)
         answer = api.post("/v1/studies/tickets/cancel").json()
-        assert (answer["state"], answer["cancel_requested"]) == ("running", True)
+        assert (answer["state"], answer["requested"]) == ("running", "cancelled")
         assert_problem(api.delete("/v1/studies/tickets"), 409, "illegal_move")
         api.app.state.service.studies.end(lease, StudyState.FINISHED, "done")  # type: ignore[attr-defined]
         finished = api.get("/v1/studies/tickets").json()
@@ -528,7 +528,7 @@ class TestLifecycle:
         api.post("/v1/studies/tickets/cancel")
         service: Service = api.app.state.service  # type: ignore[attr-defined]
         with pytest.raises(OSError, match="reached"):
-            replace(service, optuna_storage=Unreachable()).delete("tickets")  # type: ignore[arg-type]
+            replace(service, optuna_storage=Unreachable()).delete("tickets", Acting("alice"))  # type: ignore[arg-type]
         assert api.get("/v1/studies/tickets").status_code == 200
         assert api.delete("/v1/studies/tickets").status_code == 204
 
@@ -702,7 +702,8 @@ class TestTheUnexpected:
             def __getattr__(self, name: str) -> Any:
                 raise RuntimeError(canary)
 
-        api.app.state.service = replace(api.app.state.service, studies=Broken())  # type: ignore[attr-defined]
+        service = replace(api.app.state.service, studies=Broken(), acts=Broken())  # type: ignore[attr-defined]
+        api.app.state.service = service  # type: ignore[attr-defined]
         return api
 
     @pytest.mark.parametrize(

@@ -84,6 +84,8 @@ STATUSES = {
     "NameTaken": 409,
     "IllegalMove": 409,
     "IdempotencyMismatch": 409,
+    "TrialFinished": 409,
+    "ChangedMeanwhile": 412,
     "Unauthorized": 401,
     "Forbidden": 403,
 }

@@ -1,4 +1,4 @@
-"""Study states and the legal moves."""
+"""Study states, the legal moves, and what people may do."""
 
 from __future__ import annotations
 
@@ -7,21 +7,33 @@ import itertools
 import pytest
 
 from hpsearch.errors import IllegalMove
-from hpsearch.lifecycle import MOVES, StudyState, check_move
+from hpsearch.lifecycle import ACTS, MOVES, Act, StudyState, after, check_move
 
 LEGAL = {
-    "queued": {"running", "cancelled", "failed"},
-    "running": {"queued", "finished", "failed", "cancelled", "paused"},
+    "queued": {"running", "paused", "cancelled"},
+    "running": {"queued", "paused", "finished", "failed", "cancelled"},
     "paused": {"queued", "cancelled"},
-    "finished": set(),
-    "failed": set(),
+    "finished": {"queued"},
+    "failed": {"queued"},
     "cancelled": set(),
+}
+
+DOABLE = {
+    "pause": {"queued", "running", "paused"},
+    "resume": {"queued", "running", "paused", "failed"},
+    "extend": {"queued", "running", "paused", "finished", "failed"},
+    "change": {"queued", "running", "paused"},
+    "add_trial": {"queued", "running", "paused", "finished", "failed"},
+    "stop_trial": {"queued", "running", "paused"},
+    "cancel": {"queued", "running", "paused", "cancelled"},
+    "delete": {"finished", "failed", "cancelled"},
 }
 
 
 def test_the_states_are_the_ones_scripts_rely_on() -> None:
     assert {str(state) for state in StudyState} == set(LEGAL)
     assert set(MOVES) == set(StudyState)
+    assert set(ACTS) == set(Act)
 
 
 @pytest.mark.parametrize(("current", "target"), itertools.product(StudyState, StudyState), ids=str)
@@ -33,6 +45,16 @@ def test_a_move_is_legal_or_raises(current: StudyState, target: StudyState) -> N
         check_move("tickets", current, target)
 
 
-@pytest.mark.parametrize("state", StudyState, ids=str)
-def test_what_is_over_never_moves_again_and_the_rest_can(state: StudyState) -> None:
-    assert state.is_over is (not LEGAL[state])
+@pytest.mark.parametrize(("act", "current"), itertools.product(Act, StudyState), ids=str)
+def test_an_act_leads_along_a_legal_move_or_raises(act: Act, current: StudyState) -> None:
+    if current in DOABLE[act]:
+        target = after(act, "tickets", current)
+        assert target == current or target in LEGAL[current]
+        return
+    with pytest.raises(IllegalMove, match=f"'tickets' is {current}: .* is for"):
+        after(act, "tickets", current)
+
+
+def test_nothing_leads_away_from_a_cancelled_study() -> None:
+    assert not LEGAL["cancelled"]
+    assert {act for act in Act if StudyState.CANCELLED in ACTS[act]} == {Act.CANCEL, Act.DELETE}
