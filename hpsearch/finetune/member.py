@@ -22,6 +22,7 @@ from hpsearch.finetune.snapshot import Snapshot, identity
 from hpsearch.finetune.step import Turn, gradients, in_less_memory
 from hpsearch.finetune.weights import State, own_weights, reader
 from hpsearch.results import Report
+from hpsearch.results.curve import has_turned
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.objective import Metric, ObjectiveSpec
 
@@ -71,6 +72,7 @@ class Member:
         self.best: Report | None = None
         """The best report after the baseline, by the metric; the earliest of equals."""
         self._best_state: State = {}
+        self._has_turned = False
         self._points = list(report_exposures(count, chosen.epochs, config.reports_per_epoch))
         self._warmup = warmup_steps(self.total_steps, chosen.warmup_fraction)
         self.weights = own_weights(config, prepared.loaded, prepared.base.layers)
@@ -82,8 +84,8 @@ class Member:
 
     @property
     def is_done(self) -> bool:
-        """Whether all epochs are trained."""
-        return self.steps == self.total_steps
+        """Whether all epochs are trained, or the validation loss has turned and patience is out."""
+        return self.steps == self.total_steps or self._has_turned
 
     def advance(self) -> Report | None:
         """Exactly one optimizer step, and an evaluation when one is due: then its report.
@@ -167,6 +169,7 @@ class Member:
         self._weight = 0.0
         self.reports.append(report)
         self._keep_if_best(report)
+        self._has_turned = self._turned()
         return report
 
     def save_best(self, folder: Path) -> None:
@@ -210,6 +213,7 @@ class Member:
         self.reports = [Report(**report) for report in progress["reports"]]
         self.best = None if progress["best"] is None else self.reports[progress["best"]]
         self._points = [point for point in self._points if point > self.exposure]
+        self._has_turned = self._turned()
         self._best_state = snapshot.part("best")
         with torch.no_grad():
             for name, tensor in snapshot.part("last").items():
@@ -241,6 +245,10 @@ class Member:
         reached = self._points[passed - 1] if passed else None
         del self._points[:passed]
         return reached
+
+    def _turned(self) -> bool:
+        values = [float(getattr(report, self.metric)) for report in self.reports[1:]]
+        return has_turned(values, ObjectiveSpec(metric=self.metric).direction, self.config.patience)
 
     def _keep_if_best(self, report: Report) -> None:
         sign = 1.0 if ObjectiveSpec(metric=self.metric).direction == "minimize" else -1.0

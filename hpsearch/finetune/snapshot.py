@@ -68,11 +68,8 @@ def _kind(name: str) -> str:
 
 def identity(config: FinetuneConfig, prepared: Prepared, metric: Metric) -> dict[str, Any]:
     """What decides a curve, by name: equal identities, equal curves. Contents count, not where they lie."""
-    dumped = config.model_dump(mode="json", exclude={"data": True, "base_learning_rate": True})
-    for place in ("base", "revision", "base_learning_rate", "activation_checkpointing"):
-        del dumped["model"][place]
     return {
-        **dict(_flat(dumped)),
+        **dict(_flat(config.curve_terms())),
         "metric": metric,
         "device": prepared.loaded.device.type,
         "training examples": prepared.train.fingerprint,

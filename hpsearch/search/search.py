@@ -18,6 +18,7 @@ from optuna.trial import TrialState as OptunaState
 from hpsearch.lifecycle import Orders, Wish, WishKind
 from hpsearch.results import Failure, Report, Trial, TrialState
 from hpsearch.results.budget import hopeless, limit_reached, spent
+from hpsearch.results.curve import has_turned
 from hpsearch.search import history
 from hpsearch.search.draw import Draw, Points, suggest
 from hpsearch.search.pruners import pruner
@@ -227,7 +228,8 @@ class Search:
         trial.report(value, step=report.exposure)
         self._event("trial.reported", {"number": number, "value": value, **_outline(report)})
         self._heed()
-        if report.epoch >= self._epochs[number]:
+        patience, values = self.spec.objective.patience, [one[self._metric] for one in curve if one["exposure"]]
+        if report.epoch >= self._epochs[number] or has_turned(values, self._direction, patience):
             trial.should_prune()  # so that it counts where later trials are compared; it has nothing left to save
             return Decision.GO_ON
         if report.exposure > 0 and spent(self.spec.budget, self.trials(), self._elapsed()) is not None:
@@ -323,9 +325,9 @@ class Search:
         why = hopeless(trials)
         if why is not None:
             return False, why
-        if not any(trial.state == TrialState.COMPLETE for trial in trials):
-            return False, "no trial completed"
         limit = limit_reached(self.spec.budget, trials, self._elapsed(), self._direction)
+        if not any(trial.state == TrialState.COMPLETE for trial in trials):
+            return False, f"no trial completed: {limit}" if limit else "no trial completed"
         return True, limit or "the search space is exhausted: every point was tried"
 
 

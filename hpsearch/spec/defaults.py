@@ -147,6 +147,7 @@ def resolve(spec: StudySpec, params: Params, examples: int, model_type: str, par
         base_learning_rate=base_rate,
         seed=spec.seed,
         reports_per_epoch=spec.objective.reports_per_epoch,
+        patience=spec.objective.patience,
     )
 
 

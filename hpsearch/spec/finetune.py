@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -70,3 +70,12 @@ class FinetuneConfig(Closed):
     """Data order, dropout and the adapters' initial weights; the same for every trial of a study."""
     reports_per_epoch: int = Field(2, ge=1, le=100)
     """Validation passes per epoch, at equal exposures."""
+    patience: int | None = Field(None, ge=1, le=1000, exclude_if=lambda patience: patience is None)
+    """The fine-tune ends after so many reports in a row without a new best one; None to train every epoch."""
+
+    def curve_terms(self) -> dict[str, Any]:
+        """What of it decides a curve: not where files lie, nor what only moves memory and time around."""
+        dumped = self.model_dump(mode="json", exclude={"data": True, "base_learning_rate": True})
+        for place in ("base", "revision", "base_learning_rate", "activation_checkpointing"):
+            del dumped["model"][place]
+        return dumped

@@ -20,6 +20,9 @@ class ObjectiveSpec(Closed):
     reports_per_epoch: int = Field(2, ge=1, le=100)
     """How often a trial is evaluated, at the same exposures for every trial of the study."""
 
+    patience: int | None = Field(None, ge=1, le=1000)
+    """A trial ends, complete with its best report's value, after so many reports in a row without a new best one."""
+
     @property
     def direction(self) -> Direction:
         """Losses are minimised, accuracy is maximised."""

@@ -155,7 +155,7 @@ def a_config(architecture: str = "llama", method: str = "lora", **changes: Any) 
     }
     rate = changes.pop("learning_rate", 5e-3 if method == "lora" else 1e-3)
     model = {"base": changes.pop("base", None) or tiny_model(architecture, templated), "method": method, "lora": lora}
-    rest = {key: changes.pop(key) for key in ("seed", "reports_per_epoch") if key in changes}
+    rest = {key: changes.pop(key) for key in ("seed", "reports_per_epoch", "patience") if key in changes}
     return FinetuneConfig.model_validate(
         {
             "model": model | {"max_grad_norm": changes.pop("max_grad_norm", 1.0)},

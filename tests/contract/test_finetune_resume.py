@@ -112,6 +112,36 @@ def test_interrupted_many_times_and_in_company(method, tmp_path):
     assert timeless(member.reports) == timeless(whole.reports)
 
 
+def test_a_long_constant_trial_begins_with_the_curve_of_a_short_one():
+    long, short = (subject(lr_schedule="constant", warmup_fraction=0, epochs=epochs) for epochs in (3, 1))
+    prepared = prepare(long)
+    curves = [timeless(train_on(Member(config, prepared)).reports) for config in (long, short)]
+    assert curves[0][: len(curves[1])] == curves[1]
+    assert len(curves[0]) > len(curves[1])
+
+
+def test_patience_ends_a_trial_whose_curve_has_turned_and_keeps_its_best(tmp_path):
+    turning = {
+        "learning_rate": 0.1,
+        "lr_schedule": "constant",
+        "warmup_fraction": 0,
+        "reports_per_epoch": 7,
+        "epochs": 3,
+    }
+    patient, whole = subject(**turning, patience=4), subject(**turning)
+    prepared = prepare(whole)
+    everything = train_on(Member(whole, prepared))
+    losses = [report.validation_loss for report in everything.reports[1:]]
+    last = next(place for place in range(21) if place >= 4 and min(losses[: place - 3]) <= min(losses[: place + 1]))
+    member = train_on(Member(patient, prepared), 3)
+    resumed = Member(patient, prepared)
+    resumed.restore(through_a_file(member, tmp_path))
+    train_on(resumed)
+    assert timeless(resumed.reports) == timeless(everything.reports[: last + 2])
+    assert resumed.best.validation_loss == min(losses[: last + 1])
+    assert last < 20  # or it shows nothing
+
+
 def test_training_on_changes_no_snapshot():
     config = subject()
     member = train_on(Member(config, prepare(config)), 5)

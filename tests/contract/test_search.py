@@ -300,7 +300,7 @@ class TestReporting:
             driven.search.fail(driven.must_ask().number, Failure.DIVERGED, "nan")
         assert driven.ask() is None
         assert driven.states() == {"FAIL": 2}
-        assert driven.search.verdict() == (False, "no trial completed")
+        assert driven.search.verdict() == (False, "no trial completed: all 2 trials of the budget were used")
 
     def test_the_baseline_is_kept_once_from_the_first_report_at_exposure_zero(self, storage: Storage) -> None:
         driven = Driven(storage, spec_of(2))

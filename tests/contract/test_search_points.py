@@ -10,6 +10,7 @@ import optuna
 import pytest
 
 from hpsearch.results import Failure
+from hpsearch.search import Decision
 from hpsearch.search.taught import lesson
 from hpsearch.spec.defaults import default_params, resolve
 from tests.builders import a_report
@@ -203,3 +204,77 @@ class TestWhatTeaches:
             blamed = trial.user_attrs.get("failure") in to_blame
             assert trial.system_attrs.get("constraints") == ([1.0] if blamed else None)  # what the dashboard reads
             assert trial.constraints == ({"0": 1.0} if blamed else {})  # what Optuna reads
+
+
+class TestEpochsNearlyFree:
+    def test_one_long_trial_answers_for_its_shorter_epoch_counts(self) -> None:
+        space = {**SPACE, "lr_schedule": {"choices": ["constant", "linear"]}}
+        firsts = [{"lr_schedule": "constant", "epochs": 1}]
+        driven = Driven(memory(), spec_of(12, search_space=space, first_trials=firsts))
+        asked = []
+        while (one := driven.ask()) is not None:
+            asked.append(one)
+            driven.search.fail(one.number, Failure.DIVERGED, "")
+        for one in asked:
+            chosen = resolve(driven.spec, one.params, EXAMPLES, "llama", 1_000_000).hyperparameters
+            assert ("epochs" in one.params) is (chosen.lr_schedule == "linear")
+            assert chosen.epochs == one.params.get("epochs", 4)
+        assert {one.params["lr_schedule"] for one in asked} == {"constant", "linear"}
+
+    def test_the_most_epochs_are_the_most_that_the_requirements_allow(self) -> None:
+        space = {**SPACE, "lr_schedule": "constant", "batch_size": {"choices": [1, 4]}}
+        driven = Driven(memory(), spec_of(6, search_space=space, require=["epochs * steps <= 200"]))
+        for _ in range(6):
+            one = driven.must_ask()
+            chosen = resolve(driven.spec, one.params, EXAMPLES, "llama", 1_000_000).hyperparameters
+            assert (chosen.batch_size, chosen.epochs) in ((1, 2), (4, 4))
+
+    def test_a_trial_whose_curve_has_turned_is_not_pruned_at_its_last_report(self) -> None:
+        pruner = {"type": "threshold", "worst": 1.0, "min_reports": 1}
+        space = {"epochs": 4, "learning_rate_multiplier": {"low": 0.1, "high": 9}}
+        spec = spec_of(2, pruner=pruner, search_space=space, objective={"patience": 2})
+        driven = Driven(memory(), spec)
+        number = driven.must_ask().number
+        told = [
+            driven.search.report(number, a_report(at, loss), CONTRACT) for at, loss in ((0, 9), (50, 0.5), (100, 0.6))
+        ]
+        assert told == [Decision.GO_ON] * 3
+        assert driven.search.report(number, a_report(150, 2.0), CONTRACT) is Decision.GO_ON
+        driven.search.complete(number, a_report(50, 0.5), CONTRACT, "a")
+        assert (driven.trial(number).value, driven.trial(number).best_epoch) == (0.5, 0.5)
+
+
+class TestBudgets:
+    @pytest.mark.parametrize(
+        ("budget", "limit"),
+        [({"tokens": 36_500}, 36_500), ({"gpu_hours": 365 / 3600}, 36_500), ({"wall_clock": 365.0}, 36_500)],
+        ids=["tokens", "gpu-hours", "wall-clock"],
+    )
+    def test_three_trials_at_once_overspend_by_less_than_a_report_interval_each(
+        self, budget: dict[str, Any], limit: int
+    ) -> None:
+        used = 0
+        spec = spec_of(search_space={**SPACE, "epochs": 8}, budget={"trials": None, **budget})
+        driven = Driven(memory(), spec, elapsed=lambda: used / 100)
+        running: dict[int, int] = {}
+        while True:
+            while len(running) < 3 and (asked := driven.ask()) is not None:
+                driven.search.report(asked.number, a_report(0, 3.0), CONTRACT)
+                running[asked.number] = 0
+            if not running:
+                break
+            for number in list(running):
+                running[number] += 50
+                used += 500
+                report = a_report(running[number], 2.0, tokens=running[number] * 10, seconds=running[number] / 10)
+                if driven.search.report(number, report, CONTRACT) is Decision.PRUNE:
+                    driven.search.prune(number)
+                elif running[number] == 8 * EXAMPLES:
+                    driven.search.complete(number, report, CONTRACT, "a")
+                else:
+                    continue
+                del running[number]
+        assert limit <= used <= limit + 3 * 500
+        ended_well, why = driven.search.verdict()
+        assert ended_well
+        assert next(iter(budget)).split("_")[0] in why.replace("device hours", "gpu").replace("wall-clock", "wall")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,3 +110,27 @@ def test_it_is_the_order_of_ending_that_counts_not_the_number() -> None:
 def test_running_trials_do_not_interrupt_a_row_of_failures() -> None:
     trials = [failed(number, Failure.ERROR) for number in range(SAME_FAILURES)]
     assert hopeless([*trials, a_trial(50, state=TrialState.RUNNING, finished_at=None)]) is not None
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        pytest.param([3.0, 2.0, 2.5, 2.5], False, id="two-since-the-best"),
+        pytest.param([3.0, 2.0, 2.5, 2.5, 2.1], True, id="three-since-the-best"),
+        pytest.param([3.0, 2.0, 2.5, 2.5, 1.9], False, id="a-new-best-in-time"),
+        pytest.param([2.0, 2.0, 2.0, 2.0], True, id="as-good-is-not-better"),
+        pytest.param([3.0, None, None, None], True, id="pruned-ones-are-no-better"),
+        pytest.param([None] * 9, False, id="nothing-completed-yet"),
+    ],
+)
+def test_a_search_that_finds_nothing_better_ends_when_it_was_told_to(values: list[float | None], ends: bool) -> None:
+    budget = BudgetSpec.model_validate({"trials": 99, "until": {"no_improvement_in": 3}})
+    trials = [
+        a_trial(number, value, state=TrialState.PRUNED if value is None else TrialState.COMPLETE)
+        for number, value in enumerate(values)
+    ]
+    lost = [failed(90 + number, Failure.WORKER_LOST) for number in range(3)]
+    why = limit_reached(budget, [*trials, *lost], 0)
+    assert why == ("3 trials in a row were no better than the best before them" if ends else None)
+    upside_down = [replace(trial, value=None if trial.value is None else -trial.value) for trial in trials]
+    assert limit_reached(budget, upside_down, 0, "maximize") == why
