@@ -1,0 +1,144 @@
+"""What people do to studies, over HTTP, the Python client and the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
+
+from hpsearch import errors
+from hpsearch.api.app import create_app
+from hpsearch.api.auth import Role, add_token
+from hpsearch.api.state import Service
+from hpsearch.cli.app import app as commands
+from hpsearch.client import Client
+from hpsearch.lifecycle import StudyState
+from hpsearch.settings import Settings
+from tests.builders import spec_fields
+from tests.conftest import served
+
+
+def told(client: Client, name: str, kind: str) -> list[dict[str, Any]]:
+    return [event for event in client.events(name) if event["kind"] == kind]
+
+
+def test_a_study_is_acted_on_through_its_whole_life(home_with_tables: Settings) -> None:
+    alice = add_token(home_with_tables.tokens_path, "alice", Role.SUBMIT)
+    root = add_token(home_with_tables.tokens_path, "root", Role.ADMIN)
+    reader = add_token(home_with_tables.tokens_path, "reader", Role.READ)
+    app = create_app(home_with_tables)
+    service: Service = app.state.service
+    with served(app) as url:
+        client = Client(url, alice)
+        first, _ = client.submit(spec_fields(budget={"trials": 4}))
+        assert (first["created_by"], first["version"]) == ("alice", client.study("tickets")["version"])
+
+        # Two people look at the same version; the second one's act is refused and changes nothing.
+        changed = client.change("tickets", first["version"], priority=7)
+        assert changed["spec"]["priority"] == 7
+        with pytest.raises(errors.ChangedMeanwhile, match=changed["version"]):
+            client.extend("tickets", first["version"], trials=10)
+        assert client.study("tickets")["spec"]["budget"]["trials"] == 4
+
+        assert client.pause("tickets")["state"] == "paused"
+        assert client.resume("tickets")["state"] == "queued"
+        _, lease = service.studies.claim("runner", 60) or pytest.fail("nothing to claim")
+        asked = client.pause("tickets")
+        assert (asked["state"], asked["requested"]) == ("running", "paused")
+        assert client.resume("tickets")["requested"] is None
+        client.change("tickets", max_concurrent_trials=2)
+        client.add_trial("tickets", {"epochs": 3, "learning_rate_multiplier": "1e-1"})
+        orders = service.studies.renew(lease, 60)
+        assert orders.spec.parallelism.max_concurrent_trials == 2
+        assert [(wish.by, wish.params) for wish in orders.wishes] == [
+            ("alice", {"epochs": 3, "learning_rate_multiplier": 0.1})
+        ]
+        for params in ({"epochs": 99}, {"epochs": True}, {"unknown": 1}):
+            with pytest.raises(errors.InvalidInput):
+                client.add_trial("tickets", params)
+        with pytest.raises(errors.TrialNotFound):
+            client.stop_trial("tickets", 0)
+        assert client.extend("tickets", trials=5)["spec"]["budget"]["trials"] == 4 + 1 + 5
+        service.studies.end(lease, StudyState.FINISHED, "done", service.studies.renew(lease, 60).version)
+        assert client.study("tickets")["state"] == "finished"
+        with pytest.raises(errors.IllegalMove):
+            client.pause("tickets")
+        again = client.extend("tickets", trials=1)
+        assert (again["state"], again["finished_at"], again["reason"]) == ("queued", None, "")
+        with pytest.raises(errors.InvalidInput, match="tokens"):
+            client.extend("tickets", tokens=1)
+
+        assert client.cancel("tickets")["state"] == "cancelled"
+        with pytest.raises(errors.Forbidden):
+            client.delete("tickets")
+        for act in ("pause", "resume", "cancel"):
+            with pytest.raises(errors.Forbidden):
+                getattr(Client(url, reader), act)("tickets")
+        assert [event["by"] for event in told(client, "tickets", "study.extended")] == ["alice", "alice"]
+        assert told(client, "tickets", "study.trial_added")[0]["params"]["epochs"] == 3
+        Client(url, root).delete("tickets")
+        with pytest.raises(errors.StudyNotFound):
+            client.study("tickets")
+
+
+def test_a_clone_differs_in_its_changes_only(service_url: str) -> None:
+    client = Client(service_url)
+    first, _ = client.submit(spec_fields())
+    clone, created = client.clone("tickets", "wider", {"budget": {"trials": 40}, "search_space": {"epochs": 2}})
+    assert created
+    assert (clone["spec"]["budget"]["trials"], clone["spec"]["search_space"]["epochs"]) == (40, 2)
+    assert clone["spec"]["data"] == first["spec"]["data"]
+    assert client.clone("tickets", "wider", {"budget": {"trials": 40}, "search_space": {"epochs": 2}})[1] is False
+    with pytest.raises(errors.InvalidSpec, match="trails"):
+        client.clone("tickets", "odd", {"budget": {"trails": 40}})
+
+
+def test_a_repeated_request_acts_once(api: TestClient) -> None:
+    api.post("/v1/studies", json=spec_fields())
+    key = {"Idempotency-Key": "abc"}
+    answers = [api.post("/v1/studies/tickets/extend", json={"trials": 3}, headers=key) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [202] * 3
+    assert {answer.json()["spec"]["budget"]["trials"] for answer in answers} == {23}
+    other = api.post("/v1/studies/tickets/extend", json={"trials": 4}, headers=key)
+    assert (other.status_code, other.json()["code"]) == (409, "idempotency_mismatch")
+
+
+@pytest.mark.parametrize(
+    ("value", "status"), [("*", 202), ('"never"', 412), ("never", 422), ('W/"never"', 422)], ids=str
+)
+def test_if_match_is_an_etag(api: TestClient, value: str, status: int) -> None:
+    tag = api.post("/v1/studies", json=spec_fields()).headers["ETag"]
+    assert tag == api.get("/v1/studies/tickets").headers["ETag"]
+    assert api.post("/v1/studies/tickets/pause", headers={"If-Match": value}).status_code == status
+    if status != 202:
+        listed = f'"other", {tag}'
+        assert api.post("/v1/studies/tickets/pause", headers={"If-Match": listed}).status_code == 202
+
+
+def test_the_command_line_acts(service_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HPSEARCH_URL", service_url)
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(spec_fields()))
+
+    def run(*arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(commands, arguments)
+        return done.exit_code, done.output
+
+    assert run("submit", str(spec), "--quiet")[0] == 0
+    assert run("pause", "tickets") == (0, "study 'tickets' is paused\n")
+    assert run("resume", "tickets") == (0, "study 'tickets' is queued\n")
+    assert run("extend", "tickets", "--trials", "5") == (0, "study 'tickets' is queued; budget now: trials 25\n")
+    assert run("extend", "tickets")[0] == 2
+    assert run("add", "tickets", "epochs=2", "learning_rate_multiplier=1e-1")[0] == 0
+    assert run("add", "tickets", "epochs")[0] == 65
+    assert run("change", "tickets", "--priority", "3", "--max-concurrent-trials", "auto")[0] == 0
+    assert run("change", "tickets", "--priority", "4", "--if-version", "1-1")[0] == 1
+    code, shown = run("clone", "tickets", "--name", "wider", "--set", "budget.trials=40", "--set", "seed=3", "--json")
+    assert (code, json.loads(shown)["spec"]["budget"]["trials"], json.loads(shown)["spec"]["seed"]) == (0, 40, 3)
+    assert run("stop", "tickets", "0")[0] == 1
+    assert run("cancel", "tickets") == (0, "study 'tickets' is cancelled\n")
+    assert run("delete", "tickets") == (0, "study 'tickets' is deleted\n")
