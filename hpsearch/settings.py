@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     """Folders, separated by colons, below which models and data may be read; the home always."""
     tokens_file: Path | None = None
     """JSON file of hashed tokens; left out, `tokens.json` in the home."""
+    webhooks_file: Path | None = None
+    """JSON file of the webhooks that studies may name; left out, `webhooks.json` in the home."""
     ray_address: str | None = None
     """A running Ray cluster (`auto`, `ray-head:6379`); left out, the runner starts one on this machine."""
     lease_seconds: float = Field(20, ge=2, le=3600)
@@ -39,7 +41,7 @@ class Settings(BaseSettings):
     def _split_roots(cls, value: object) -> object:
         return [part for part in value.split(":") if part] if isinstance(value, str) else value
 
-    @field_validator("home", "allowed_roots", "tokens_file")
+    @field_validator("home", "allowed_roots", "tokens_file", "webhooks_file")
     @classmethod
     def _make_absolute(cls, value: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
         if isinstance(value, tuple):
@@ -75,6 +77,11 @@ class Settings(BaseSettings):
     def tokens_path(self) -> Path:
         """The file of hashed tokens."""
         return self.tokens_file or self.home / "tokens.json"
+
+    @property
+    def webhooks_path(self) -> Path:
+        """The file of the operator's webhooks."""
+        return self.webhooks_file or self.home / "webhooks.json"
 
     def prepare_home(self) -> None:
         """Make the folders; private, because uploads and weights are."""

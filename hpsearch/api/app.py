@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import optuna
@@ -9,13 +11,13 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from hpsearch import __version__
-from hpsearch.api import acts, dashboard, datasets, health, problems, studies, trials
+from hpsearch.api import acts, dashboard, datasets, health, problems, studies, trials, webhooks
 from hpsearch.api.auth import Tokens
 from hpsearch.api.guard import LimitedBody, OwnPagesOnly
 from hpsearch.api.state import Service
 from hpsearch.api.views import ProblemView
 from hpsearch.settings import Settings
-from hpsearch.storage import Acts, Database, Datasets, Studies, optuna_storage
+from hpsearch.storage import Acts, Database, Datasets, Outbox, Studies, optuna_storage
 
 LOOPBACK_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 SPEC_BYTES = 2**20
@@ -32,7 +34,16 @@ def create_app(settings: Settings) -> FastAPI:
     database = Database(settings.sql_url)
     # Wrapped once: Optuna then keeps finished trials in memory instead of reading them at every request.
     storage = optuna.storages.get_storage(optuna_storage(settings.sql_url))
+    sender = webhooks.Sender(Outbox(database), webhooks.load(settings.webhooks_path))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        sender.start()
+        yield
+        sender.stop()
+
     app = FastAPI(
+        lifespan=lifespan,
         title="hpsearch",
         version=__version__,
         summary="Hyperparameter search for fine-tuning language models.",

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from hpsearch.api.webhooks import check_known
 from hpsearch.basemodel import BaseModel, describe, token_counter
 from hpsearch.dataset.hub import Fetched, fetch
 from hpsearch.dataset.lint import LintReport, lint, lint_overlap
@@ -53,6 +54,7 @@ class Preflight:
             InvalidInput: The first thing that is wrong, with its field, its line and what to do.
         """
         self._settings, self._datasets = settings, datasets
+        check_known(spec, settings.webhooks_path)
         self.spec = self._located(spec, origins)
         self.fingerprint = self.spec.fingerprint()
         """Of what was asked, before a hub model's branch became a commit: asking again is the same study."""

@@ -73,6 +73,8 @@ class StudySpec(Closed):
     """Makes the search and every fine-tune repeatable."""
     tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=16)
     """Free labels."""
+    notify: tuple[StudyName, ...] = Field((), max_length=8, exclude_if=lambda names: not names)
+    """Webhooks of the service, by the names that its operator gave them: told how the study ends."""
 
     @model_validator(mode="after")
     def _check_something_to_search(self) -> Self:

@@ -5,6 +5,7 @@ from hpsearch.storage.database import Database
 from hpsearch.storage.datasets import DatasetRow, Datasets
 from hpsearch.storage.events import Event, events_after
 from hpsearch.storage.optuna_storage import DATABASE_AWAY, optuna_storage
+from hpsearch.storage.outbox import Delivery, Outbox
 from hpsearch.storage.studies import Lease, Page, Studies, StudyRow, count_by_state
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "Database",
     "DatasetRow",
     "Datasets",
+    "Delivery",
     "Event",
     "Lease",
+    "Outbox",
     "Page",
     "Studies",
     "StudyRow",

@@ -75,3 +75,12 @@ wishes = sa.Table(
     sa.Column("number", sa.Integer),
     sqlite_autoincrement=True,
 )
+
+webhooks = sa.Table(
+    "hpsearch_webhooks",
+    metadata,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("last_event", sa.BigInteger, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("next_at", sa.Double, nullable=False, server_default="0"),
+)
