@@ -26,7 +26,8 @@
     ├── TrialFailure                one fine-tune can't go on; its reason is stored on the trial
     │   ├── Diverged
     │   ├── OutOfMemory
-    │   └── WorkerLost
+    │   ├── WorkerLost
+    │   └── DiskFull            nothing is lost: the study pauses
     └── ServiceUnavailable          the service doesn't answer (raised by the client)
 
 To add one: subclass, write the docstring as the message that a user reads when nothing
@@ -210,6 +211,12 @@ class WorkerLost(TrialFailure):
     """The process that trained the trial died."""
 
     code = "worker_lost"
+
+
+class DiskFull(TrialFailure):
+    """The disk has no room for the trial's files. Free some space, then resume the study."""
+
+    code = "disk_full"
 
 
 class ServiceUnavailable(HpsearchError):

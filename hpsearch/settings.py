@@ -31,6 +31,10 @@ class Settings(BaseSettings):
     """A running Ray cluster (`auto`, `ray-head:6379`); left out, the runner starts one on this machine."""
     lease_seconds: float = Field(20, ge=2, le=3600)
     """A runner that was not heard of for so long has lost its study to the next one."""
+    device_silent_seconds: float = Field(60, ge=2, le=3600)
+    """A worker's process that does not answer for so long is killed; its trials go on from their checkpoints."""
+    least_free_bytes: int = Field(256 * 2**20, ge=0)
+    """Room that the disk of the home must have for a trial to start; with less, studies pause and lose nothing."""
     max_upload_bytes: int = Field(1 << 30, ge=1024)
     """Largest dataset file that may be uploaded, or written from the hub."""
     hub_timeout_seconds: float = Field(50, ge=1, le=3600)

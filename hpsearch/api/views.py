@@ -102,6 +102,8 @@ class TrialView(View):
     retry_of: int | None
     stopped_by: str | None
     """Who ended it by hand."""
+    attempts: int
+    """How often it was handed out to be trained: after an interruption it goes on from its checkpoint."""
     failure: str | None
     failure_text: str | None
     best_epoch: float | None
@@ -127,6 +129,7 @@ class TrialView(View):
             "origin": trial.origin,
             "retry_of": trial.retry_of,
             "stopped_by": trial.stopped_by,
+            "attempts": trial.attempts,
             "failure": trial.failure,
             "failure_text": trial.failure_text,
             "best_epoch": trial.best_epoch,

@@ -72,9 +72,10 @@ class Progress:
 
     def _take_trial(self, trial: dict[str, Any], kind: str, event: dict[str, Any]) -> str | None:
         number = event["number"]
-        if kind == "trial.started":
-            trial["params"] = event["params"]
-            return f"trial {number} started: {outline(event['params'])}"
+        if kind in ("trial.started", "trial.continued"):
+            trial |= {"state": "RUNNING", "params": event["params"]}
+            how = "started" if kind == "trial.started" else "goes on from its checkpoint"
+            return f"trial {number} {how}: {outline(event['params'])}"
         if kind == "trial.reported":
             trial |= {"value": event["value"], "epoch": event["epoch"]}
             return None
@@ -84,13 +85,16 @@ class Progress:
         if kind == "trial.pruned":
             trial["state"] = "PRUNED"
             return f"trial {number} pruned after epoch {trial['epoch']:g}"
+        if kind == "trial.interrupted":
+            trial["state"] = "WAITING"
+            return f"trial {number} interrupted after {event['exposure']} examples: {event['text']}"
         trial["state"] = "FAIL"
         return f"trial {number} failed ({event['failure']}): {event['text']}"
 
     @property
     def ended(self) -> int:
         """Trials that will not change any more."""
-        return sum(trial["state"] != "RUNNING" for trial in self.trials.values())
+        return sum(trial["state"] not in ("RUNNING", "WAITING") for trial in self.trials.values())
 
     @property
     def best(self) -> tuple[int, float] | None:

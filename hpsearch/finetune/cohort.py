@@ -55,6 +55,9 @@ class Cohort:
     def __contains__(self, key: str) -> bool:
         return key in self._members
 
+    def __getitem__(self, key: str) -> Member:
+        return self._members[key]
+
     def admit(self, key: str, member: Member) -> None:
         """Train this member too, from the next tick on."""
         if key in self._members:

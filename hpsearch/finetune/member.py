@@ -197,6 +197,10 @@ class Member:
         tensors |= {name: _copied(tensor) for name, tensor in self._optimizer.state().items()}
         return Snapshot(identity(self.config, self.prepared, self.metric), progress, tensors)
 
+    def snapshot_bytes(self) -> int:
+        """About the size of a snapshot: last and best weights, and AdamW's two averages."""
+        return 4 * sum(parameter.nbytes for parameter in self.weights.named.values())
+
     def restore(self, snapshot: Snapshot) -> None:
         """Go on where a snapshot was taken, as if nothing had been in between.
 

@@ -92,10 +92,12 @@ def write(snapshot: Snapshot, folder: Path) -> None:
     aside.mkdir(parents=True)
     content = json.dumps({"identity": snapshot.identity, "progress": snapshot.progress})
     checksum = str(_checksum(content, snapshot.tensors))
-    save_file(snapshot.tensors, aside / FILE, {_CONTENT: content, _CHECKSUM: checksum, _VERSION: VERSION})
-    flush(aside / FILE)
-    (aside / FILE).replace(folder / FILE)
-    aside.rmdir()
+    try:
+        save_file(snapshot.tensors, aside / FILE, {_CONTENT: content, _CHECKSUM: checksum, _VERSION: VERSION})
+        flush(aside / FILE)
+        (aside / FILE).replace(folder / FILE)
+    finally:  # half a file on a disk that is full takes room that others need
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def read(folder: Path) -> Snapshot | None:

@@ -7,8 +7,12 @@ a trial, its last one too, is an ordinary result that the scheduler hands to Sea
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import enum
+import shutil
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +21,83 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 from ray.tune.search import Searcher
 
-from hpsearch.raytune.messages import KEY, Failed, Finished, Reported, decode
+from hpsearch.errors import DiskFull
+from hpsearch.raytune.device import release_everywhere
+from hpsearch.raytune.messages import KEY, Failed, Finished, Lost, Released, Reported, decode
 from hpsearch.results import Failure
 from hpsearch.search import Asked, Decision, Search
 from hpsearch.spec.finetune import FinetuneConfig
 
-log = logging.getLogger(__name__)
+HANDOVER_SECONDS = 20
+"""Trials that are to stop in order get so long to come to the end of a step and to be kept."""
+
+ASKED_AGAIN_SECONDS = 1.0
 
 Resolve = Callable[[Asked], FinetuneConfig]
+
+
+class Stop(enum.Enum):
+    """How driving a study ends before its search does."""
+
+    IN_ORDER = "in_order"
+    """Each trial stops between two steps, and goes on from there when the study is driven again."""
+    NOW = "now"
+    """Trials are dropped where they are."""
+
+
+ShouldStop = Callable[[], Stop | None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study's trials leave their files, and what the devices need to know besides."""
+
+    artifacts: Path
+    """Folder of the study: one folder of weights per trial, and `progress` for what goes on."""
+    cache: Path | None = None
+    """Folder of tokenised data, for all studies; None when every worker should tokenise."""
+    silent_seconds: float = 60
+    """A device that does not answer for so long is killed."""
+    least_free_bytes: int = 0
+    """No trial starts while the disk has less room than this."""
+
+    def progress(self, number: int) -> Path:
+        """Folder of a trial's snapshots."""
+        return self.artifacts / "progress" / str(number)
+
+    def tidy(self, has_ended: Callable[[int], bool]) -> None:
+        """Forget the snapshots of trials that have ended."""
+        kept = self.artifacts / "progress"
+        for folder in kept.iterdir() if kept.is_dir() else ():
+            if has_ended(int(folder.name)):
+                shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty, or not there
+            kept.rmdir()
+
+    def check_room(self) -> None:
+        """Raise DiskFull when there is less than the least room."""
+        self.artifacts.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.artifacts).free
+        if free < self.least_free_bytes:
+            left, least = free / 2**20, self.least_free_bytes / 2**20
+            raise DiskFull(
+                f"the disk of {self.artifacts} has {left:,.0f} MiB left, and no trial starts below {least:,.0f} MiB "
+                "(HPSEARCH_LEAST_FREE_BYTES): free some, then resume the study"
+            )
 
 
 class Bridge:
     """What searcher, scheduler and stopper share: the Search, and which Tune trial is which of its trials."""
 
     def __init__(
-        self,
-        search: Search,
-        resolve: Resolve,
-        artifacts: Path,
-        should_stop: Callable[[], bool],
-        at_once: Callable[[], int],
-        *,
-        cache: Path | None = None,
+        self, search: Search, resolve: Resolve, place: Place, should_stop: ShouldStop, at_once: Callable[[], int]
     ) -> None:
         self.search = search
         self._resolve = resolve
-        self._artifacts, self._cache = artifacts, cache
+        self._place = place
         self._should_stop, self._at_once = should_stop, at_once
+        self._stopping_since: float | None = None
+        self._told_at = 0.0
         self._numbers: dict[str, int] = {}
         self._pruned: set[int] = set()
         self.error: Exception | None = None
@@ -54,21 +108,37 @@ class Bridge:
         return (object, ())
 
     def stops(self) -> bool:
-        """Whether every trial must end now."""
-        return self.error is not None or self._should_stop()
+        """Whether every trial must end now. Those that are to stop in order are told here."""
+        wish = self._should_stop()
+        if wish is Stop.NOW or not (self.error is None or isinstance(self.error, DiskFull)):
+            return True
+        if wish is None and self.error is None and not self.is_stopping:
+            return False
+        now = time.monotonic()
+        self._stopping_since = self._stopping_since or now
+        if now - self._told_at > ASKED_AGAIN_SECONDS:  # again and again: a trial may be on its way to a device
+            self._told_at = now
+            release_everywhere(self.search.spec.name)
+        return now - self._stopping_since > HANDOVER_SECONDS
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether its trials were told to stop in order."""
+        return self._stopping_since is not None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config for Tune; None to be asked again; FINISHED when nothing is left to do."""
-        if self.stops():
+        if self.stops() or self.is_stopping:
             return str(Searcher.FINISHED)
         running = sum(map(self.search.is_running, self._numbers.values()))
         if running >= self._at_once():
             return None
         try:
+            self._place.check_room()
             asked = self.search.ask()
             if asked is None:
                 return None if running else str(Searcher.FINISHED)
-            config = self._resolve(asked)
+            config = asked.config or self._resolve(asked)
             self.search.start(asked.number, config)
         except Exception as error:  # driving ends, and whoever drives decides
             self.error = self.error or error
@@ -80,8 +150,12 @@ class Bridge:
             "config": config.model_dump_json(),
             "metric": self.search.spec.objective.metric,
             "capacity": self.search.spec.parallelism.trials_per_device,
-            "adapter": str(self._artifacts / str(asked.number)),
-            "cache": None if self._cache is None else str(self._cache),
+            "adapter": str(self._place.artifacts / str(asked.number)),
+            "progress": str(self._place.progress(asked.number)),
+            "attempt": asked.attempt,
+            "reported": asked.reported,
+            "cache": None if self._place.cache is None else str(self._place.cache),
+            "silent_seconds": self._place.silent_seconds,
         }
 
     def receive(self, trial_id: str, text: str) -> bool:
@@ -93,16 +167,33 @@ class Bridge:
                 decision = self.search.report(number, message.report, message.contract, message.warnings)
                 if decision is Decision.GO_ON:
                     return True
-                self._pruned.add(number)
+                if decision is Decision.PRUNE:
+                    self._pruned.add(number)
             elif isinstance(message, Finished):
                 self.search.complete(number, message.best, message.contract, message.adapter)
+            elif isinstance(message, Released):
+                self.search.interrupt(number, message.text, in_order=True)
             elif isinstance(message, Failed):
-                self.search.fail(number, message.failure, message.text)
+                self._failed(number, message)
+            elif isinstance(message, Lost):
+                self.search.interrupt(number, message.text)
             elif not self.stops():
-                self.search.fail(number, Failure.WORKER_LOST, "the device dropped the trial")
+                self.search.interrupt(number, "the device dropped the trial")
+            self._forget(number)
         except Exception as error:  # driving ends, and whoever drives decides
             self.error = self.error or error
         return False
+
+    def _forget(self, number: int) -> None:
+        """A trial that has ended needs no snapshot any more."""
+        if self.search.has_ended(number):
+            shutil.rmtree(self._place.progress(number), ignore_errors=True)
+
+    def _failed(self, number: int, message: Failed) -> None:
+        if message.failure is Failure.DISK_FULL:  # nobody's fault: the study pauses, and the trial goes on then
+            self.search.interrupt(number, message.text, in_order=True)
+            raise DiskFull(message.text)
+        self.search.fail(number, message.failure, message.text)
 
     def ended(self, trial_id: str, lost: bool) -> None:
         """Tune has stopped a trial; `lost` when its process died."""
@@ -113,7 +204,8 @@ class Bridge:
             if number in self._pruned:
                 self.search.prune(number)
             elif lost:
-                self.search.fail(number, Failure.WORKER_LOST, "the process of the trial died")
+                self.search.interrupt(number, "the process of the trial died")
+            self._forget(number)
         except Exception as error:  # driving ends, and whoever drives decides
             self.error = self.error or error
 

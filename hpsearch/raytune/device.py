@@ -6,12 +6,15 @@ or tokenising. Trials come and go by messages; one thread trains them, the other
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
+import signal
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,14 +23,16 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hpsearch import __version__
-from hpsearch.errors import HpsearchError, InvalidInput, TrialFailure
-from hpsearch.raytune.messages import Failed, Finished, Message, Removed, Reported, encode
+from hpsearch.errors import DiskFull, HpsearchError, InvalidInput, TrialFailure
+from hpsearch.raytune.messages import Failed, Finished, Message, Released, Removed, Reported, encode
 from hpsearch.results import Failure
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.objective import Metric
 
 if TYPE_CHECKING:
+    from hpsearch.finetune.attempts import Attempt
     from hpsearch.finetune.cohort import Event
+    from hpsearch.finetune.member import Member
     from hpsearch.finetune.prepare import Prepared
 
 log = logging.getLogger(__name__)
@@ -35,12 +40,17 @@ log = logging.getLogger(__name__)
 KEPT_MODELS = 2
 """Base models with their data that stay loaded on a device while no trial uses them."""
 
+NAME_PREFIX = f"hpsearch-{__version__}-"
+
 IDLE_SECONDS = 15 * 60
 """A device without trials for so long ends its process and gives the memory back."""
 
 
 SILENT_SECONDS = 10
 """A trial whose own process was not heard of for so long is dropped: the process died with its driver."""
+
+FAREWELL_SECONDS = 5
+"""A device that was asked to end waits so long for its trials to hear of it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,12 @@ class Slot:
     """What the best report is best by."""
     adapter: str
     """Folder for the best weights."""
+    progress: str
+    """Folder of its snapshots."""
+    attempt: int
+    """How often it was handed out, this time included."""
+    reported: int | None
+    """The exposure of its last report that is known; None before any."""
     capacity: int
     """Trials that may share the device."""
     cache: str | None = None
@@ -71,7 +87,7 @@ class DeviceAddress:
     @property
     def name(self) -> str:
         """The device actor's name in the cluster."""
-        return f"hpsearch-{__version__}-{self.node}-{self.kind}-{self.id}"
+        return f"{NAME_PREFIX}{self.node}-{self.kind}-{self.id}"
 
 
 def devices_of(node: str, gpus: list[str]) -> list[DeviceAddress]:
@@ -105,6 +121,14 @@ def open_device(address: DeviceAddress) -> Any:
     )
 
 
+def release_everywhere(study: str) -> None:
+    """Ask every device of the cluster to let go of a study's trials, without waiting for it."""
+    for actor in ray.util.list_named_actors(all_namespaces=False):
+        if actor.startswith(NAME_PREFIX):
+            with contextlib.suppress(ValueError):  # it ended just now
+                ray.get_actor(actor).release.remote(study)
+
+
 class Device:
     """Runs as a Ray actor; its methods are called from many threads."""
 
@@ -117,14 +141,20 @@ class Device:
         self._slots: dict[str, Slot] = {}
         self._heard: dict[str, float] = {}
         self._joining: list[str] = []
+        self._leaving: set[str] = set()
+        self._outdated: set[str] = set()
+        self._is_ending = False
         self._outbox: dict[str, queue.Queue[str]] = {}
+        _when_terminated(self._end)
         threading.Thread(target=self._train_or_die, name="train", daemon=True).start()
 
     def admit(self, key: str, slot: Slot) -> bool:
         """Take a trial on; False when the device is full. Its messages can be waited for at once."""
         with self._changed:
-            if len(self._slots) >= slot.capacity and not self._is_gpu:
+            earlier = {other for other in self._slots if _trial_of(other) == _trial_of(key)}
+            if self._is_ending or (len(self._slots) - len(earlier) >= slot.capacity and not self._is_gpu):
                 return False
+            self._outdated |= earlier  # their processes are gone, and nobody has missed them yet
             self._slots[key] = slot
             self._heard[key] = time.monotonic()
             self._outbox[key] = queue.Queue()
@@ -145,6 +175,23 @@ class Device:
         with self._changed:
             self._changed.notify_all()
         return message
+
+    def release(self, study: str) -> None:
+        """Let go of a study's trials between two steps; each gets that as its last message."""
+        with self._changed:
+            self._leaving |= {key for key in self._slots if key.startswith(f"{study}/")}
+            self._changed.notify_all()
+
+    def _end(self) -> None:
+        """Let go of all trials, then end the process."""
+        with self._changed:
+            self._is_ending = True
+            self._leaving |= set(self._slots)
+            self._changed.notify_all()
+        deadline = time.monotonic() + FAREWELL_SECONDS
+        with self._changed:
+            self._changed.wait_for(lambda: not self._slots, timeout=deadline - time.monotonic())
+        os._exit(0)
 
     def remove(self, key: str) -> None:
         """Drop a trial: it ended, was pruned or was cancelled."""
@@ -186,39 +233,51 @@ class Device:
         self._cohort = Cohort()
         self._contracts: dict[str, str] = {}
         self._in_use: dict[str, Prepared] = {}
+        self._attempts: dict[str, Attempt] = {}
         idle_since = time.monotonic()
         while True:
             with self._changed:
                 self._changed.wait_for(self._has_work, timeout=1)
             for key in self._silent():
                 log.warning("trial dropped: its process is gone", extra={"trial": key})
+                self._let_go(key)
                 self.remove(key)
             with self._changed:
                 idle_since = time.monotonic() if self._slots else idle_since
                 if time.monotonic() - idle_since > IDLE_SECONDS:
                     os._exit(0)  # ends the actor; the next trial that needs the device starts a new one
                 joining, self._joining = self._joining, []
+                leaving, self._leaving = self._leaving, set()
                 slots = dict(self._slots)
                 waiting = {key for key, outbox in self._outbox.items() if not outbox.empty()}
             for key in [key for key in self._cohort if key not in slots]:
                 self._cohort.remove(key)
             self._contracts = {key: contract for key, contract in self._contracts.items() if key in slots}
             self._in_use = {key: prepared for key, prepared in self._in_use.items() if key in slots}
+            self._attempts = {key: attempt for key, attempt in self._attempts.items() if key in slots}
             for key in joining:
-                if key in slots:
+                if key in slots and key not in leaving:
                     self._join(key, slots[key])
-            for key, event in self._cohort.tick(waiting):
+            for key in leaving & slots.keys():
+                self._let_go(key)
+                self._send(key, Released("the device let go of it"))
+            for key, event in self._cohort.tick(waiting | leaving):
                 self._send(key, self._message(key, slots[key], event))
 
     def _silent(self) -> list[str]:
         with self._changed:
-            return [key for key in self._slots if time.monotonic() - self._heard[key] > SILENT_SECONDS]
+            outdated, self._outdated = self._outdated & self._slots.keys(), set()
+            heard_since = time.monotonic() - SILENT_SECONDS
+            return [key for key in self._slots if key in outdated or self._heard[key] < heard_since]
 
     def _has_work(self) -> bool:
         """A trial to take on, one to drop, or one whose last message was dealt with."""
-        return bool(self._joining) or any(key not in self._outbox or self._outbox[key].empty() for key in self._cohort)
+        if self._joining or self._leaving:
+            return True
+        return any(key not in self._outbox or self._outbox[key].empty() for key in self._cohort)
 
     def _join(self, key: str, slot: Slot) -> None:
+        from hpsearch.finetune.attempts import Attempt
         from hpsearch.finetune.member import Member
 
         try:
@@ -226,10 +285,39 @@ class Device:
             prepared = self._prepare(config, slot.cache)
             self._contracts[key] = prepared.evaluation_contract
             self._in_use[key] = prepared
-            self._cohort.admit(key, Member(config, prepared, slot.metric))
+            member = Member(config, prepared, slot.metric)
+            self._attempts[key] = attempt = Attempt(Path(slot.progress), slot.attempt)
+            if attempt.go_on(member, slot.reported):
+                log.info("trial continued", extra={"trial": key, "step": member.steps, "attempt": slot.attempt})
+                self._tell_again(key, slot, member)
+            if not member.is_done:
+                self._cohort.admit(key, member)
         except Exception as error:  # whatever goes wrong with one trial is that trial's failure, never the device's
             log.warning("trial not started", exc_info=True, extra={"trial": key})
             self._send(key, failed(error))
+
+    def _tell_again(self, key: str, slot: Slot, member: Member) -> None:
+        """Reports that nobody may have dealt with before the interruption, from the last known one on; the end too."""
+        from hpsearch.finetune.cohort import Finished as Done
+
+        known = slot.reported or 0
+        events: list[Event] = [report for report in member.reports if report.exposure >= known]
+        if member.is_done:
+            assert member.best is not None  # the last example of an epoch is always a report
+            events.append(Done(member.best, member))
+        for event in events:
+            self._send(key, self._message(key, slot, event))
+
+    def _let_go(self, key: str) -> None:
+        """Take a trial out of the cohort and keep where it stood; nothing when it has ended or not begun."""
+        if key not in self._cohort:
+            return
+        member = self._cohort.remove(key)
+        if member.steps:
+            try:
+                self._attempts[key].keep(member)
+            except Exception:  # the last snapshot is whole: what was trained since is trained again
+                log.warning("snapshot not written", exc_info=True, extra={"trial": key})
 
     def _prepare(self, config: FinetuneConfig, cache: str | None) -> Prepared:
         """The base model with its data, loaded once for all trials that share it."""
@@ -258,15 +346,25 @@ class Device:
 
     def _message(self, key: str, slot: Slot, event: Event) -> Message:
         from hpsearch.finetune import cohort
+        from hpsearch.finetune.attempts import telling_disk_full
 
         if isinstance(event, cohort.Failed):
             return failed(event.error)
         if isinstance(event, cohort.Finished):
             try:
-                event.member.save_best(Path(slot.adapter))
-            except Exception as error:  # a full disk, say: this trial's weights are lost, the device goes on
+                with telling_disk_full():
+                    event.member.save_best(Path(slot.adapter))
+            except Exception as error:  # this trial's weights are not kept; the device goes on
                 return failed(error)
             return Finished(event.best, self._contracts[key], slot.adapter)
+        if key in self._cohort and event.exposure > 0:  # before anybody knows of the report: never behind it
+            try:
+                self._attempts[key].keep_if_due(self._cohort[key])
+            except DiskFull as error:
+                self._cohort.remove(key)
+                return failed(error)
+            except OSError:  # training needs no snapshot
+                log.warning("snapshot not written", exc_info=True, extra={"trial": key})
         warnings = self._in_use[key].warnings if event.exposure == 0 else ()
         return Reported(event, self._contracts[key], warnings)
 
@@ -276,6 +374,30 @@ class Device:
         outbox = self._outbox.get(key)
         if outbox is not None:
             outbox.put(encode(message))
+
+
+def _trial_of(key: str) -> str:
+    """`study/number`, without the attempt."""
+    return key.rpartition("/")[0]
+
+
+def _when_terminated(end: Callable[[], None]) -> None:
+    """Call `end` in a thread of its own on SIGTERM.
+
+    The actor's main thread waits inside of Ray, where Python's handlers do not run; but the number of the signal is
+    written to a pipe at once.
+    """
+    hears, tells = os.pipe()
+    os.set_blocking(tells, False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while os.read(hears, 1) != bytes([signal.SIGTERM]):
+            pass
+        end()
+
+    threading.Thread(target=listen, name="sigterm", daemon=True).start()
 
 
 def failed(error: Exception) -> Failed:

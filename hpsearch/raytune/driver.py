@@ -7,14 +7,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import ray
 from ray import tune
 
 from hpsearch.basemodel import BaseModel
-from hpsearch.raytune.adapter import AskSearcher, Bridge, ReportScheduler, StudyStopper
+from hpsearch.errors import DiskFull
+from hpsearch.raytune.adapter import AskSearcher, Bridge, Place, ReportScheduler, ShouldStop, StudyStopper
 from hpsearch.raytune.trainable import FinetuneTrial
 from hpsearch.search import Asked, Search
 from hpsearch.spec.defaults import resolve
@@ -60,39 +60,44 @@ def drive(
     search: Search,
     model: BaseModel,
     examples: int,
-    artifacts: Path,
-    should_stop: Callable[[], bool] = lambda: False,
-    *,
-    cache: Path | None = None,
-) -> None:
+    place: Place,
+    should_stop: ShouldStop = lambda: None,
+) -> bool:
     """Run trials until the budget is used up or `should_stop` says so.
+
+    Trials that were interrupted go on first, from their snapshots. After stopping in order, all trials wait to be
+    gone on with; after stopping now, they are open in `search`.
 
     Args:
         search: The study's search; every trial that ends here is told to it.
         model: Facts about the base model.
         examples: Size of the training set.
-        artifacts: Folder of the study's weights, one folder per trial below it.
-        should_stop: Looked at all the time; trials then stop where they are and stay open in `search`.
-        cache: Folder of tokenised data, for all studies; None when every worker should tokenise.
+        place: Where the study's files are.
+        should_stop: Looked at all the time.
+
+    Returns:
+        Whether `should_stop` ended it.
 
     Raises:
         LeaseLost: Another runner has taken the study over.
+        DiskFull: There is no room for a trial's files. All trials were stopped in order.
         Exception: Whatever else `search` raised, such as for a database that is away. All trials were stopped.
     """
 
     def config_of(asked: Asked) -> FinetuneConfig:
         return resolve(search.spec, asked.params, examples, model.model_type, model.parameters)
 
+    place.tidy(search.has_ended)
     _wait_for_workers(should_stop)
     if should_stop():
-        return
+        return True
     share, room, sensible = _placement(search, model)
 
     def at_once() -> int:
         wanted = search.spec.parallelism.max_concurrent_trials  # people may change it meanwhile
         return sensible if wanted == "auto" else wanted
 
-    bridge = Bridge(search, config_of, artifacts, should_stop, at_once, cache=cache)
+    bridge = Bridge(search, config_of, place, should_stop, at_once)
     folder = Path(tempfile.mkdtemp(prefix="hpsearch-tune-"))
     try:
         tuner = tune.Tuner(
@@ -117,11 +122,17 @@ def drive(
         tuner.fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if bridge.error is not None and not isinstance(bridge.error, DiskFull):
+        raise bridge.error
+    if bridge.is_stopping:  # those that did not come to the end of a step in time, too
+        search.release("the study was stopped")
+    place.tidy(search.has_ended)
     if bridge.error is not None:
         raise bridge.error
+    return bridge.is_stopping or should_stop() is not None
 
 
-def _wait_for_workers(should_stop: Callable[[], bool]) -> None:
+def _wait_for_workers(should_stop: ShouldStop) -> None:
     """Until the cluster has something to train on: a head may start before its workers have joined."""
     told = False
     while not should_stop() and not any(ray.cluster_resources().get(kind, 0) >= 1 for kind in ("GPU", "CPU")):

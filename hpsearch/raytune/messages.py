@@ -42,11 +42,25 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Released:
+    """The device let go of the trial between two steps; where it stood is kept, and it can go on from there."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The device's process died under the trial, or no device took it on."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Removed:
     """The device was told to drop the trial while somebody still waited for its next message."""
 
 
-Message = Reported | Finished | Failed | Removed
+Message = Reported | Finished | Failed | Released | Lost | Removed
 
 
 def encode(message: Message) -> str:
@@ -67,4 +81,8 @@ def decode(text: str) -> Message:
         return Finished(Report(**fields["best"]), fields["contract"], fields["adapter"])
     if kind == "Failed":
         return Failed(Failure(fields["failure"]), fields["text"])
+    if kind == "Released":
+        return Released(fields["text"])
+    if kind == "Lost":
+        return Lost(fields["text"])
     return Removed()

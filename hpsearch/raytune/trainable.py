@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
+import signal
 import threading
 import time
 from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from hpsearch.errors import WorkerLost
 from hpsearch.raytune.device import Slot, devices_of, failed, open_device
-from hpsearch.raytune.messages import KEY, Failed, encode
-from hpsearch.results import Failure
+from hpsearch.raytune.messages import KEY, Failed, Lost, encode
+
+log = logging.getLogger(__name__)
 
 ADMISSION_SECONDS = 120
 TOUCH_SECONDS = 2
@@ -27,14 +31,16 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
         """Hand the trial to a device of this node. What goes wrong here is the trial's first message."""
         self._key = f"{config['study']}/{config['number']}/{self.trial_id}"
         self._device: Any = None
-        self._not_started: Failed | None = None
+        self._not_started: Failed | Lost | None = None
         try:
             self._device = self._admitted(_slot(config))
         except Exception as error:  # Tune would end the trial without its reason
-            self._not_started = failed(error)
+            is_lost = isinstance(error, WorkerLost | RayActorError)
+            self._not_started = Lost(str(error)[:500]) if is_lost else failed(error)
             return
         self._gone = threading.Event()
-        threading.Thread(target=_touch, args=(self._device, self._key, self._gone), daemon=True).start()
+        watched = (self._device, self._key, self._gone, config["silent_seconds"])
+        threading.Thread(target=_touch, args=watched, daemon=True).start()
 
     def _admitted(self, slot: Slot) -> Any:
         """The device that has taken the trial."""
@@ -58,8 +64,7 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
         try:
             return {KEY: ray.get(self._device.next_message.remote(self._key))}
         except RayActorError as error:
-            lost = Failed(Failure.WORKER_LOST, f"the device's process died: {str(error)[:500]}")
-            return {KEY: encode(lost)}
+            return {KEY: encode(Lost(f"the device's process died: {_outline(error)}"))}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial."""
@@ -76,10 +81,26 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
             self._device = None
 
 
-def _touch(device: Any, key: str, gone: threading.Event) -> None:
-    """Tell the device that this process lives: when it dies with its driver, nobody else could tell."""
-    while not gone.wait(TOUCH_SECONDS):
-        device.touch.remote(key)
+def _touch(device: Any, key: str, gone: threading.Event, silent_seconds: float) -> None:
+    """Tell the device that this process lives: when it dies with its driver, nobody else could tell.
+
+    A device that does not answer for so long is killed, and its trials are lost workers': it may be stopped, or hang.
+    """
+    with contextlib.suppress(RayActorError):
+        pid = ray.get(device.pid.remote())
+        while not gone.wait(TOUCH_SECONDS):
+            try:
+                ray.get(device.touch.remote(key), timeout=silent_seconds)
+            except GetTimeoutError:
+                log.warning("device killed: it does not answer", extra={"trial": key, "seconds": silent_seconds})
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)  # on this node; Ray's own kill would wait for its answer
+                return
+
+
+def _outline(error: RayActorError) -> str:
+    """What Ray knows of the cause, without its advice."""
+    return " ".join(str(error).partition("Some common causes")[0].split())[-300:]
 
 
 def _slot(config: dict[str, Any]) -> Slot:
@@ -87,6 +108,9 @@ def _slot(config: dict[str, Any]) -> Slot:
         config=config["config"],
         metric=config["metric"],
         adapter=config["adapter"],
+        progress=config["progress"],
+        attempt=config["attempt"],
+        reported=config["reported"],
         capacity=config["capacity"],
         cache=config["cache"],
     )

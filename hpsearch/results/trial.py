@@ -13,7 +13,7 @@ class TrialState(enum.StrEnum):
     """Where a trial stands; the names are Optuna's."""
 
     WAITING = "WAITING"
-    """Params are chosen, nobody trains them yet."""
+    """Params are chosen, nobody trains them: not yet, or not any more until it is gone on with."""
     RUNNING = "RUNNING"
     """A worker trains it."""
     COMPLETE = "COMPLETE"
@@ -40,6 +40,8 @@ class Failure(enum.StrEnum):
     INFEASIBLE = "infeasible"
     WORKER_LOST = "worker_lost"
     INVALID_DATA = "invalid_data"
+    DISK_FULL = "disk_full"
+    """Of a study that was paused for it; its trials wait."""
     CANCELLED = "cancelled"
     ERROR = "error"
 
@@ -91,8 +93,14 @@ class Trial:
     retry_of: int | None = None
     stopped_by: str | None = None
     """Who ended it by hand."""
-    handed_over: bool = False
-    """It ended because its runner was stopped in order, which is no attempt."""
+    attempts: int = 0
+    """How often it was handed out to be trained; each time after the first it goes on where it was interrupted."""
+    lost: int = 0
+    """How often its worker was lost since it got further than ever before, its earlier numbers included."""
+    reached: int = 0
+    """The exposure that it had reached when its worker was lost."""
+    pruned_at: int | None = None
+    """The exposure at which it was decided to stop it."""
     best_epoch: float | None = None
     adapter: str | None = None
     """Folder of the saved weights, on the service's disk."""

@@ -11,8 +11,9 @@ from typing import Any
 
 from hpsearch.basemodel import describe
 from hpsearch.dataset.load import load
-from hpsearch.errors import HpsearchError, InvalidInput, LeaseLost
+from hpsearch.errors import DiskFull, HpsearchError, InvalidInput, LeaseLost
 from hpsearch.lifecycle import StudyState
+from hpsearch.raytune.adapter import Place, Stop
 from hpsearch.raytune.driver import drive
 from hpsearch.results import Failure
 from hpsearch.search import Search
@@ -45,6 +46,13 @@ class Heartbeat:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+
+    @property
+    def wish(self) -> Stop | None:
+        """Whether the study must stop, and how."""
+        if self.lost.is_set() or self.orders.requested == StudyState.CANCELLED:
+            return Stop.NOW
+        return Stop.IN_ORDER if self.orders.requested else None
 
     def _beat(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
@@ -113,8 +121,8 @@ class Runner:
         def event(kind: str, details: dict[str, Any]) -> None:
             self._studies.append_event(lease, kind, details)
 
-        def should_stop() -> bool:
-            return self.stop.is_set() or heartbeat.orders.requested is not None or heartbeat.lost.is_set()
+        def should_stop() -> Stop | None:
+            return heartbeat.wish or (Stop.IN_ORDER if self.stop.is_set() else None)
 
         try:
             model = describe(spec.model.base, spec.model.revision)
@@ -132,25 +140,28 @@ class Runner:
             orders=lambda: heartbeat.orders,
             fulfilled=lambda wish: self._studies.fulfil(lease, wish),
         )
-        artifacts = self._settings.artifacts_folder / spec.name
+        place = Place(
+            self._settings.artifacts_folder / spec.name,
+            self._settings.token_cache_folder,
+            self._settings.device_silent_seconds,
+            self._settings.least_free_bytes,
+        )
         try:
-            drive(search, model, examples, artifacts, should_stop, cache=self._settings.token_cache_folder)
+            stopped = drive(search, model, examples, place, should_stop)
         except (LeaseLost, *DATABASE_AWAY):
             raise
+        except DiskFull as error:
+            return StudyState.PAUSED, f"{error.code}: {error}", None
         except Exception:
             search.close(Failure.ERROR, "the study's driver failed")
             search.close_waiting("the study failed")
             raise
-        requested = heartbeat.orders.requested
-        if requested == StudyState.CANCELLED:
+        if heartbeat.orders.requested == StudyState.CANCELLED:
             search.close(Failure.CANCELLED, "the study was cancelled")
             search.close_waiting("the study was cancelled")
-            return requested, "cancelled", None
-        if requested == StudyState.PAUSED:
-            search.close(Failure.WORKER_LOST, "the study was paused", handed_over=True)
-            return requested, "paused", None
-        if self.stop.is_set():
-            search.close(Failure.WORKER_LOST, "the runner was stopped", handed_over=True)
+            place.tidy(search.has_ended)
+            return StudyState.CANCELLED, "cancelled", None
+        if stopped:
             return StudyState.QUEUED, "its runner was stopped; the next one goes on", None
         search.close(Failure.ERROR, "the search ended while the trial was running")
         search.close_waiting("the search is over")

@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
+from pydantic import ValidationError
 
 from hpsearch.lifecycle import Orders, Wish, WishKind
 from hpsearch.results import Failure, Report, Trial, TrialState
@@ -33,7 +34,11 @@ from hpsearch.spec.study import StudySpec
 log = logging.getLogger(__name__)
 
 RETRIES = 3
-"""A trial whose worker was lost is tried again so often, under a new number."""
+"""A trial that loses its worker is handed out again so often without getting further; the last time from its start,
+under a new number."""
+
+REPEATABLE = 1e-3
+"""What a continued trial repeats may differ by so much, relatively: on a GPU sums depend on a trial's company."""
 
 
 class Decision(enum.Enum):
@@ -41,15 +46,23 @@ class Decision(enum.Enum):
 
     GO_ON = "go_on"
     PRUNE = "prune"
+    ENDED = "ended"
+    """The trial was closed: its curve can't be continued."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial to run."""
+    """A trial to run, or to go on with."""
 
     number: int
     params: Params
     origin: str
+    attempt: int = 1
+    """How often it was handed out, this time included."""
+    reported: int | None = None
+    """The exposure of its last report; None before any."""
+    config: FinetuneConfig | None = None
+    """What it was trained with before it was interrupted."""
 
 
 Event = Callable[[str, dict[str, Any]], None]
@@ -113,7 +126,9 @@ class Search:
         )
         if not self._study.user_attrs.get("spec"):
             self._begin(default_params)
-        self._close_interrupted()
+        for trial in self.trials():
+            if trial.state == TrialState.RUNNING:
+                self.interrupt(trial.number, "the process that drove the study ended")
 
     def _begin(self, default_params: Params) -> None:
         """Line up the first trials: the defaults, then the user's own."""
@@ -125,12 +140,6 @@ class Search:
             self._study.enqueue_trial(params, user_attrs={"origin": origin}, skip_if_exists=True)
         # Written last: a search that dies before this line begins again, and skips what is lined up already.
         self._study.set_user_attr("spec", json.loads(self.spec.model_dump_json()))
-
-    def _close_interrupted(self) -> None:
-        """Trials that an earlier process left running end as lost, and are tried again."""
-        for trial in self.trials():
-            if trial.state == TrialState.RUNNING:
-                self.fail(trial.number, Failure.WORKER_LOST, "the process that drove the study ended")
 
     def trials(self) -> list[Trial]:
         """All trials so far."""
@@ -195,13 +204,34 @@ class Search:
             if unmet is not None:
                 self.fail(trial.number, Failure.INFEASIBLE, f"never trained: {params} does not meet '{unmet}'")
                 continue
-            asked = Asked(trial.number, params, trial.user_attrs.get("origin", "search"))
-            self._event("trial.started", {"number": asked.number, "params": asked.params, "origin": asked.origin})
-            return asked
+            return self._handed_out(trial, params)
 
     def _ends(self, trials: Sequence[Trial]) -> str | None:
         """Why no other trial is started, if so."""
         return limit_reached(self.spec.budget, trials, self._elapsed(), self._direction) or hopeless(trials)
+
+    def _handed_out(self, trial: optuna.Trial, params: Params) -> Asked:
+        attributes = trial.user_attrs
+        curve = [Report(**report) for report in attributes.get("curve", [])]
+        for report in curve:  # what a crash left between the curve and Optuna's own record of it
+            if report.exposure not in self._frozen(trial.number).intermediate_values:
+                trial.report(float(getattr(report, self._metric)), step=report.exposure)
+        asked = Asked(
+            trial.number,
+            params,
+            attributes.get("origin", "search"),
+            attributes.get("attempts", 0) + 1,
+            curve[-1].exposure if curve else None,
+            _config(attributes.get("config")),
+        )
+        trial.set_user_attr("attempts", asked.attempt)
+        kind = "trial.started" if asked.attempt == 1 else "trial.continued"
+        details = {"number": asked.number, "params": asked.params, "origin": asked.origin}
+        self._event(kind, details if asked.attempt == 1 else {**details, "attempt": asked.attempt})
+        return asked
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
 
     def start(self, number: int, config: FinetuneConfig) -> None:
         """Keep the resolved config on the trial, before it trains."""
@@ -223,11 +253,33 @@ class Search:
             raise ValueError(f"trial {number} reported {value}: a diverged trial must fail, not report")
         if report.exposure == 0:
             self._keep_baseline(report, contract, warnings)
-        curve = [*trial.user_attrs.get("curve", []), report.as_json()]
-        trial.set_user_attr("curve", curve)
-        trial.report(value, step=report.exposure)
-        self._event("trial.reported", {"number": number, "value": value, **_outline(report)})
+        curve = trial.user_attrs.get("curve", [])
+        if curve and report.exposure <= curve[-1]["exposure"]:
+            if not self._repeats(curve, report):
+                text = f"what was repeated after the interruption differs at exposure {report.exposure}"
+                self.fail(number, Failure.WORKER_LOST, text)
+                return Decision.ENDED
+            if report.exposure < curve[-1]["exposure"]:
+                return Decision.GO_ON
+            # The last one: whether what was decided on it was done is not known, so it is decided on again.
+        else:
+            trial.set_user_attr("curve", [*curve, report.as_json()])
+            trial.report(value, step=report.exposure)
+            self._event("trial.reported", {"number": number, "value": value, **_outline(report)})
         self._heed()
+        decision = self._decide(number, report)
+        if decision is Decision.PRUNE:  # kept: after a crash, a halving pruner asked again would let the trial pass
+            trial.set_user_attr("pruned_at", report.exposure)
+        return decision
+
+    def _repeats(self, curve: Sequence[dict[str, Any]], report: Report) -> bool:
+        """Whether a report is the one that the curve has already at its exposure."""
+        known = next((each[self._metric] for each in curve if each["exposure"] == report.exposure), math.nan)
+        return math.isclose(known, getattr(report, self._metric), rel_tol=REPEATABLE)
+
+    def _decide(self, number: int, report: Report) -> Decision:
+        trial = self._live[number]
+        curve = trial.user_attrs["curve"]
         patience, values = self.spec.objective.patience, [one[self._metric] for one in curve if one["exposure"]]
         if report.epoch >= self._epochs[number] or has_turned(values, self._direction, patience):
             trial.should_prune()  # so that it counts where later trials are compared; it has nothing left to save
@@ -251,7 +303,7 @@ class Search:
     def complete(self, number: int, best: Report, contract: str, adapter: str) -> None:
         """The trial ran to its end: its value is its best report's, whose weights lie in `adapter`."""
         self._fence()
-        trial = self._live.pop(number)
+        trial = self._live[number]
         for name, attribute in (
             ("best_epoch", best.epoch),
             ("adapter", adapter),
@@ -262,57 +314,89 @@ class Search:
             trial.set_user_attr(name, attribute)
         value = float(getattr(best, self._metric))
         self._study.tell(trial, value)
+        del self._live[number]
         self._event("trial.completed", {"number": number, "value": value, **_outline(best)})
 
     def prune(self, number: int) -> None:
         """The trial was stopped after its last report."""
         self._fence()
-        trial = self._live.pop(number)
+        trial = self._trial(number)
         trial.set_user_attr("device_seconds", _last(trial).get("seconds", 0.0))
         if number in self._stops:
             trial.set_user_attr(history.STOPPED_BY, self._stops[number].by)
         self._study.tell(trial, state=OptunaState.PRUNED)
+        self._live.pop(number, None)
         self._event("trial.pruned", {"number": number, "exposure": _last(trial).get("exposure", 0)})
 
-    def fail(self, number: int, failure: Failure, text: str, handed_over: bool = False) -> None:
-        """The trial has no value. One whose worker was lost is lined up again, finitely often.
+    def interrupt(self, number: int, text: str, *, in_order: bool = False) -> None:
+        """Nobody trains the trial any more, and it has not ended: it waits to be handed out again, under its number.
 
-        A trial that ended because its runner was stopped in order (`handed_over`) does not count as an attempt.
+        Args:
+            number: Of a running trial.
+            text: Why.
+            in_order: It was stopped between two steps. Otherwise its worker was lost, and a trial that loses it again
+                and again without getting further is closed.
         """
         self._fence()
-        live = self._live.pop(number, None)
-        frozen = self._study.get_trials(deepcopy=False)[number]
-        trial = live or optuna.Trial(self._study, frozen._trial_id)
+        ended = history.as_trial(self._frozen(number))
+        if ended.pruned_at is not None:  # decided, and not written any more
+            self.prune(number)
+            return
+        trial, lost = self._trial(number), 0 if in_order else 1 + self._losses(ended)
+        if lost >= RETRIES and ended.params:
+            self.fail(number, Failure.WORKER_LOST, f"{text}, {lost} times without getting further")
+            return
+        if lost:
+            trial.set_user_attr("lost", lost)
+            trial.set_user_attr("reached", _exposure(ended))
+        self._storage.set_trial_state_values(trial._trial_id, OptunaState.WAITING)
+        self._live.pop(number, None)
+        self._event("trial.interrupted", {"number": number, "text": text[:2000], "exposure": _exposure(ended)})
+
+    def _losses(self, trial: Trial) -> int:
+        """How often its worker was lost since it, or the trial that it retries, got further than ever before."""
+        return trial.lost if _exposure(trial) <= trial.reached else 0
+
+    def _trial(self, number: int) -> optuna.Trial:
+        return self._live.get(number) or optuna.Trial(self._study, self._frozen(number)._trial_id)
+
+    def fail(self, number: int, failure: Failure, text: str) -> None:
+        """The trial has no value. One that can't go on because its worker was lost is tried again, finitely often."""
+        self._fence()
+        trial, ended = self._trial(number), history.as_trial(self._frozen(number))
         trial.set_user_attr("failure", str(failure))
         trial.set_user_attr("failure_text", text[:2000])
-        if handed_over:
-            trial.set_user_attr("handed_over", True)
-        ended = history.as_trial(frozen)
         if failure in TEACHES:
             # As a list, the older form: Optuna reads both, its dashboard only this one.
-            self._storage.set_trial_system_attr(frozen._trial_id, "constraints", [1.0])
-        if failure == Failure.WORKER_LOST and ended.params and self._attempts(ended) <= RETRIES:
+            self._storage.set_trial_system_attr(trial._trial_id, "constraints", [1.0])
+        lost = 1 + self._losses(ended)
+        if failure == Failure.WORKER_LOST and ended.params and lost <= RETRIES:
             # First the retry, then the end of this attempt: dying in between must not lose the params.
-            self._study.enqueue_trial(ended.params, user_attrs={"origin": "retry", "retry_of": number})
+            inherited = {"lost": lost, "reached": max(ended.reached, _exposure(ended))}
+            origin = {"origin": "retry", "retry_of": number, **inherited}
+            self._study.enqueue_trial(ended.params, user_attrs=origin)
         self._study.tell(trial, state=OptunaState.FAIL)
+        self._live.pop(number, None)
         self._event("trial.failed", {"number": number, "failure": str(failure), "text": text[:2000]})
-
-    def _attempts(self, trial: Trial) -> int:
-        """How often these params were tried, this time included."""
-        by_number = {other.number: other for other in self.trials()}
-        attempts = [by_number[trial.number]]
-        while attempts[-1].retry_of is not None:
-            attempts.append(by_number[attempts[-1].retry_of])
-        return sum(not attempt.handed_over for attempt in attempts)
 
     def is_running(self, number: int) -> bool:
         """Whether the trial still waits for its end."""
         return number in self._live
 
-    def close(self, failure: Failure, text: str, handed_over: bool = False) -> None:
+    def has_ended(self, number: int) -> bool:
+        """Whether there is such a trial, and nothing more will happen to it."""
+        trials = self._study.get_trials(deepcopy=False)
+        return number < len(trials) and trials[number].state.is_finished()
+
+    def close(self, failure: Failure, text: str) -> None:
         """End every trial that is still running: nothing stays RUNNING that isn't."""
         for number in list(self._live):
-            self.fail(number, failure, text, handed_over)
+            self.fail(number, failure, text)
+
+    def release(self, text: str) -> None:
+        """Let go of every trial that is still running, in order: whoever drives the study next goes on with them."""
+        for number in list(self._live):
+            self.interrupt(number, text, in_order=True)
 
     def close_waiting(self, text: str) -> None:
         """The search is over for good: what was lined up will not be tried."""
@@ -343,6 +427,18 @@ def _most_epochs(spec: StudySpec, examples: int) -> int:
 def _tried(trials: Sequence[Trial]) -> frozenset[Key]:
     """The points that were tried or are lined up. Where nothing varies there is one, which a failure doesn't use up."""
     return frozenset(key(trial.params) for trial in trials if trial.params or trial.state != TrialState.FAIL)
+
+
+def _config(stored: dict[str, Any] | None) -> FinetuneConfig | None:
+    """As it was kept; None when there is none, or when it is of a version that wrote other fields."""
+    try:
+        return None if stored is None else FinetuneConfig.model_validate(stored)
+    except ValidationError:
+        return None
+
+
+def _exposure(trial: Trial) -> int:
+    return trial.reports[-1].exposure if trial.reports else 0
 
 
 def _last(trial: optuna.Trial) -> dict[str, Any]:

@@ -203,7 +203,8 @@ class Studies:
 
         Args:
             lease: The runner's.
-            state: Where it leaves the study.
+            state: Where it leaves the study. QUEUED to lay it down, asked to or not; PAUSED when it can't go on before
+                somebody has done something about `reason`.
             reason: Why.
             version: Of the orders on which that was decided. When people have acted since, what has ended goes back to
                 the queue, so that a budget raised in the last moment, or a trial added then, is not lost.
@@ -217,9 +218,8 @@ class Studies:
             study = get_study(connection, lease.study)
             if state in (StudyState.FINISHED, StudyState.FAILED) and version not in (None, study.version):
                 state, reason = StudyState.QUEUED, "it was changed as it ended; the next runner goes on"
-            if state in (StudyState.QUEUED, StudyState.PAUSED) and study.requested != state:
-                state = study.requested or StudyState.QUEUED
-                reason = str(state) if study.requested else reason
+            if state in (StudyState.QUEUED, StudyState.PAUSED) and study.requested not in (None, state):
+                state, reason = study.requested, str(study.requested)
             check_move(lease.study, StudyState.RUNNING, state)
             changes = {
                 "state": state,

@@ -79,8 +79,8 @@ class Runner:
         """As `hpsearch.runner` ends: because people want it, or because nothing is left to do."""
         requested = self.orders.requested
         if requested == StudyState.PAUSED:
-            self.search.close(Failure.WORKER_LOST, "paused", handed_over=True)
-            return self.studies.end(self.lease, requested, "paused")
+            self.search.release("paused")
+            return self.studies.end(self.lease, StudyState.QUEUED, "its runner was stopped")
         if requested == StudyState.CANCELLED:
             self.search.close(Failure.CANCELLED, "cancelled")
             self.search.close_waiting("cancelled")
@@ -227,7 +227,7 @@ class Life(RuleBasedStateMachine):
     def lay_down(self, runner: Runner, _: int) -> None:
         """SIGTERM."""
         if runner.orders.requested is None:
-            runner.search.close(Failure.WORKER_LOST, "stopped", handed_over=True)
+            runner.search.release("stopped")
             runner.studies.end(runner.lease, StudyState.QUEUED, "stopped")
         else:
             runner.end()

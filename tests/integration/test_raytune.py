@@ -1,12 +1,12 @@
 """Studies driven on a real Ray cluster with the bundled model, a few dozen examples each."""
 
+import itertools
 import json
 import os
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from hpsearch.basemodel import describe
 from hpsearch.dataset.load import load
 from hpsearch.errors import LeaseLost
+from hpsearch.raytune.adapter import Place, ShouldStop, Stop
 from hpsearch.raytune.driver import drive
 from hpsearch.results import Failure, TrialState
 from hpsearch.search import Search
@@ -79,8 +80,8 @@ class Study:
         params = default_params(spec, self.examples)
         self.search = Search(spec, storage, examples=self.examples, default_params=params, **options)
 
-    def drive(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        drive(self.search, self.model, self.examples, self.folder / "artifacts", should_stop)
+    def drive(self, should_stop: ShouldStop = lambda: None, **options: Any) -> None:
+        drive(self.search, self.model, self.examples, Place(self.folder / "artifacts", **options), should_stop)
 
     def kinds(self) -> list[str]:
         return [kind for kind, _ in self.events]
@@ -185,40 +186,104 @@ def test_a_diverging_trial_fails_as_such_and_the_study_goes_on(
     assert by_rate[1e-3].state == TrialState.COMPLETE
 
 
-def test_a_killed_device_loses_its_trials_only_and_they_are_tried_again(
+def test_trials_go_on_exactly_whatever_happens_to_their_device(
     data: dict[str, str], storage: Any, tmp_path: Path
 ) -> None:
-    spec = spec_of(data, "killed", search_space={**_long_space(), "epochs": 16}, budget={"trials": 2})
-    study = Study(spec, storage, tmp_path)
-    killer = threading.Thread(target=_kill_a_device_when, args=(lambda: "trial.reported" in study.kinds(),))
-    killer.start()
-    study.drive()
-    killer.join()
-    trials = study.search.trials()
-    lost = [trial for trial in trials if trial.failure == Failure.WORKER_LOST]
-    assert lost, "the device was killed while it trained"
-    for trial in lost:
-        retries = [other for other in trials if other.retry_of == trial.number]
-        assert [other.params for other in retries] == [trial.params]
-    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 2
-    assert not [trial for trial in trials if not trial.state.is_finished]
+    """Two trials in one cohort: their device is killed, told to end and stopped, and then their driver stops in order.
+
+    Each goes on under its own number, with the curve that it has alone and undisturbed.
+    """
+    spec = spec_of(
+        data,
+        "faults",
+        search_space={**_long_space(), "epochs": 100, "dropout": 0.2},
+        objective={"reports_per_epoch": 4},
+        budget={"trials": 2},
+        parallelism={"trials_per_device": 2, "max_concurrent_trials": 2},
+    )
+    events = []
+    for faults in ([signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP], []):
+        study = Study(spec, storage, tmp_path)
+        events.append(study.events)
+        injecting = threading.Thread(target=_inject, args=(study, faults))
+        injecting.start()
+        study.drive(_in_order_after(injecting), silent_seconds=3)
+        assert [trial.state for trial in study.search.trials()] == [TrialState.WAITING] * 2
+        assert _trials_on_devices() == []
+        assert sorted(path.name for path in (tmp_path / "artifacts" / "progress").iterdir()) == ["0", "1"]
+    of_trials = [(kind, details) for kind, details in itertools.chain(*events) if "number" in details]
+    told = [(kind, details["number"], details.get("exposure")) for kind, details in of_trials]
+    interrupted = [number for kind, number, _ in told if kind == "trial.interrupted"]
+    assert sorted(interrupted[:2]) == [0, 1], "one device had both"
+    assert len(interrupted) >= 2 + 1 + 1 + 2 + 2
+    reports = [each for each in told if each[0] == "trial.reported"]
+    assert len(set(reports)) == len(reports)
+    for trial in study.search.trials():
+        assert trial.attempts == interrupted.count(trial.number)
+        _check_equals_undisturbed(trial)
+
+
+def _in_order_after(thread: threading.Thread) -> ShouldStop:
+    return lambda: None if thread.is_alive() else Stop.IN_ORDER
+
+
+class FarEnoughError(Exception):
+    pass
+
+
+def _check_equals_undisturbed(trial: Any) -> None:
+    from hpsearch.finetune import finetune
+    from hpsearch.spec.finetune import FinetuneConfig
+
+    alone: list[Any] = []
+
+    def until_as_far(report: Any) -> None:
+        alone.append(report)
+        if len(alone) == len(trial.reports):
+            raise FarEnoughError
+
+    with pytest.raises(FarEnoughError):
+        finetune(FinetuneConfig.model_validate(trial.config), until_as_far)
+    assert [report.exposure for report in trial.reports] == [report.exposure for report in alone]
+    losses = [report.validation_loss for report in trial.reports]
+    assert losses == pytest.approx([report.validation_loss for report in alone], rel=1e-4)
+    assert [report.tokens for report in trial.reports] == [report.tokens for report in alone]
 
 
 def _long_space() -> dict[str, Any]:
     return {"batch_size": 4, "learning_rate_multiplier": {"low": 0.1, "high": 1.0}}
 
 
-def _kill_a_device_when(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not ready() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if "-cpu-" in actor["name"]]
-    for name in names:
-        device = ray.get_actor(name, namespace="hpsearch")
-        if ray.get(device.trials.remote()):
-            os.kill(ray.get(device.pid.remote()), signal.SIGKILL)
+def _inject(study: Study, faults: list[signal.Signals]) -> None:
+    """Send each signal to a device that trains, when both trials have got further."""
+    for fault in faults:
+        _wait_for_reports(study)
+        os.kill(_busy_device(), fault)
+    _wait_for_reports(study)
+
+
+def _wait_for_reports(study: Study) -> None:
+    """Until both trials have reported again, more than the baseline."""
+    since, deadline = len(study.events), time.monotonic() + 120
+    while time.monotonic() < deadline:
+        told = [details for kind, details in study.events[since:] if kind == "trial.reported"]
+        if {details["number"] for details in told if details["exposure"]} == {0, 1}:
             return
-    raise AssertionError(f"no device trains anything: {names}")
+        time.sleep(0.05)
+    raise AssertionError("the trials don't go on")
+
+
+def _busy_device() -> int:
+    """The process that trains something."""
+    for device in _devices():
+        if ray.get(device.trials.remote()):
+            return int(ray.get(device.pid.remote()))
+    raise AssertionError("no device trains anything")
+
+
+def _devices() -> list[Any]:
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    return [ray.get_actor(name, namespace="hpsearch") for name in names if "-cpu-" in name]
 
 
 def test_a_stopped_study_stops_within_seconds_and_leaves_nothing_running(
@@ -234,7 +299,7 @@ def test_a_stopped_study_stops_within_seconds_and_leaves_nothing_running(
         spec_of(data, "stopped", search_space={**_long_space(), "epochs": 500}), storage, tmp_path, event=event
     )
     started = time.monotonic()
-    study.drive(stop.is_set)
+    study.drive(lambda: Stop.NOW if stop.is_set() else None)
     study.search.close(Failure.CANCELLED, "the study was cancelled")
     study.search.close_waiting("the study was cancelled")
     assert time.monotonic() - started < 45
@@ -285,6 +350,7 @@ def test_driving_leaves_no_files_but_the_artifacts(
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))  # of this process alone: other tests may run beside it
     Study(spec_of(data, "tidy", budget={"trials": 1}), storage, tmp_path).drive()
     assert list(scratch.iterdir()) == []
+    assert sorted(path.name for path in (tmp_path / "artifacts").iterdir()) == ["0"]
     assert sorted(path.name for path in (tmp_path / "artifacts" / "0").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -293,11 +359,7 @@ def test_driving_leaves_no_files_but_the_artifacts(
 
 
 def _trials_on_devices() -> list[str]:
-    found: list[str] = []
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        if "-cpu-" in actor["name"]:
-            found += ray.get(ray.get_actor(actor["name"], namespace="hpsearch").trials.remote())
-    return found
+    return [trial for device in _devices() for trial in ray.get(device.trials.remote())]
 
 
 def test_trials_share_their_tokens_and_the_study_is_told_what_was_cut(
@@ -305,7 +367,7 @@ def test_trials_share_their_tokens_and_the_study_is_told_what_was_cut(
 ) -> None:
     study = Study(spec_of({**data, "max_length": 64}, "cut", budget={"trials": 2}), storage, tmp_path)
     cache = tmp_path / "cache" / "tokens"
-    drive(study.search, study.model, study.examples, tmp_path / "artifacts", cache=cache)
+    study.drive(cache=cache)
     assert study.search.verdict()[0]
     assert len(list(cache.glob("*.safetensors"))) == 1
     told = [details["text"] for kind, details in study.events if kind == "study.warning"]

@@ -1,0 +1,117 @@
+"""The snapshots of one trial that is trained in attempts, each of which goes on where the one before it stood.
+
+Each attempt writes into a folder of its own, named by its number: a worker that was thought dead and still writes
+can't harm its successor. All attempts are on one curve, so whatever any of them wrote can be gone on from.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hpsearch.errors import DiskFull, InvalidInput, WorkerLost
+from hpsearch.finetune import snapshot
+from hpsearch.finetune.member import Member
+
+log = logging.getLogger(__name__)
+
+SHARE = 0.05
+"""Part of the training time that writing snapshots may take."""
+
+GUESSED_SPEED = 200e6
+"""Bytes per second of copying and writing, until the first one was measured."""
+
+
+class Attempt:
+    """One attempt at a trial: where it begins, and its snapshots."""
+
+    def __init__(self, trial: Path, number: int) -> None:
+        """Begin; the folder of a trial that ended is gone, and nothing is written any more.
+
+        Args:
+            trial: Folder of the trial's snapshots.
+            number: Of the attempt, from 1.
+        """
+        self._trial, self._number = trial, number
+        self._folder = trial / str(number)
+        self._cost = 0.0
+        self._since = time.monotonic()
+        with telling_disk_full():
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def go_on(self, member: Member, reported: int | None) -> bool:
+        """Bring a fresh member to where the trial stood; False when there is nothing to go on from.
+
+        Args:
+            member: Just made.
+            reported: The exposure of the last report that is known of the trial; None before any.
+
+        Raises:
+            WorkerLost: The trial was trained, and can't be continued: no snapshot, or one of another fine-tune.
+        """
+        reasons = []
+        for folder in self._earlier():
+            try:
+                saved = snapshot.read(folder)
+                if saved is not None:
+                    member.restore(saved)
+                    return True
+            except InvalidInput as error:
+                reasons.append(str(error))
+        if reported:
+            why = "; ".join(reasons) or f"there is no checkpoint in {self._trial}"
+            raise WorkerLost(f"the trial can't be continued: {why}")
+        return False
+
+    def _earlier(self) -> list[Path]:
+        """The folders of the earlier attempts, the latest first."""
+        numbers = (int(path.name) for path in self._trial.iterdir() if path.name.isdecimal())
+        return [self._trial / str(number) for number in sorted(numbers, reverse=True) if number < self._number]
+
+    def keep_if_due(self, member: Member) -> None:
+        """Write a snapshot, unless the last one was so dear that it is too early for another.
+
+        Raises:
+            DiskFull: The disk has no room for it; the last one is whole.
+        """
+        elapsed = time.monotonic() - self._since
+        if elapsed < self._cost / SHARE:
+            return
+        if not self._cost:
+            self._cost = member.snapshot_bytes() / GUESSED_SPEED
+            if elapsed < self._cost / SHARE:
+                return
+        self.keep(member)
+
+    def keep(self, member: Member) -> None:
+        """Write a snapshot of where the member stands; earlier ones are forgotten.
+
+        Raises:
+            DiskFull: The disk has no room for it; the last one is whole.
+        """
+        if not self._folder.is_dir():  # the trial has ended, or a later attempt has taken it over
+            return
+        started = time.monotonic()
+        with telling_disk_full():
+            snapshot.write(member.snapshot(), self._folder)
+        for folder in self._earlier():
+            shutil.rmtree(folder, ignore_errors=True)
+        self._since = time.monotonic()
+        self._cost = self._since - started
+
+
+@contextmanager
+def telling_disk_full() -> Iterator[None]:
+    """Raise DiskFull where a file could not be written for want of room, whoever noticed."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors passes the system's error on as text.
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in str(error):
+            raise DiskFull(f"no space left on the disk: {error}") from error
+        raise
