@@ -77,6 +77,19 @@ class Client:
         """Completed trials, best first, beside the baseline."""
         return self._json("GET", f"/v1/studies/{name}/ranking", params=_given(top=top))
 
+    def insight(self, name: str, curves: bool = True) -> dict[str, Any]:
+        """What its trials say about its search space: importances, edges, advice, curves."""
+        return self._json("GET", f"/v1/studies/{name}/insight", params={"curves": curves})
+
+    def borrowed(self, name: str) -> list[dict[str, Any]]:
+        """The trials of earlier studies that teach it."""
+        found: list[dict[str, Any]] = self._json("GET", f"/v1/studies/{name}/borrowed")["data"]
+        return found
+
+    def forget_borrowed(self, name: str) -> None:
+        """Take away what it has borrowed."""
+        self._request("DELETE", f"/v1/studies/{name}/borrowed")
+
     def pause(self, name: str, version: str | None = None) -> dict[str, Any]:
         """Stop a study; `resume` lets it go on. Nothing that was trained is lost."""
         return self._act(name, "pause", version)

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from hpsearch import __version__
-from hpsearch.api import acts, dashboard, datasets, health, problems, studies, trials, webhooks
+from hpsearch.api import acts, dashboard, datasets, health, insight, problems, studies, trials, webhooks
 from hpsearch.api.auth import Tokens
 from hpsearch.api.guard import LimitedBody, OwnPagesOnly
 from hpsearch.api.state import Service
@@ -62,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
     app.add_middleware(LimitedBody, most=SPEC_BYTES, unlimited="/v1/datasets")
     problems.install(app)
-    for router in (studies.router, acts.router, trials.router, datasets.router, health.router):
+    for router in (studies.router, acts.router, trials.router, insight.router, datasets.router, health.router):
         app.include_router(router)
     dashboard.mount(app, storage)
     return app

@@ -98,12 +98,14 @@ class TrialView(View):
     params: dict[str, int | float | str]
     value: float | None
     origin: str
-    """Who chose the params: defaults, first_trials, search, hand or retry."""
+    """Who chose the params: defaults, first_trials, borrowed, search, hand or retry."""
     retry_of: int | None
     stopped_by: str | None
     """Who ended it by hand."""
     attempts: int
     """How often it was handed out to be trained: after an interruption it goes on from its checkpoint."""
+    reused_from: dict[str, str | int] | None
+    """Study and number of the same trial in an earlier study, whose result was taken over at no cost."""
     failure: str | None
     failure_text: str | None
     best_epoch: float | None
@@ -130,6 +132,7 @@ class TrialView(View):
             "retry_of": trial.retry_of,
             "stopped_by": trial.stopped_by,
             "attempts": trial.attempts,
+            "reused_from": trial.reused_from,
             "failure": trial.failure,
             "failure_text": trial.failure_text,
             "best_epoch": trial.best_epoch,
@@ -176,6 +179,8 @@ class RankedTrialView(View):
     """All ten parameters, resolved."""
     best_epoch: float | None
     origin: str
+    reused_from: dict[str, str | int] | None
+    """Study and number of the same trial in an earlier study, whose result was taken over at no cost."""
     adapter: bool
 
 

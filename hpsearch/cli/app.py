@@ -18,7 +18,7 @@ from rich.console import Console
 from hpsearch import __version__, errors
 from hpsearch.cli import acts
 from hpsearch.cli.acts import Json, Name
-from hpsearch.cli.progress import Progress, follow, ranking_table
+from hpsearch.cli.progress import Progress, follow, outline, ranking_table
 from hpsearch.cli.specs import read_spec, upload_data
 from hpsearch.client import Client
 
@@ -134,6 +134,34 @@ def rank(
 ) -> None:
     """Completed trials, best first, beside the untouched base model."""
     _print_ranking(Client(), name, top, as_json, quiet=False)
+
+
+@app.command()
+def insight(name: Name, as_json: Json = False) -> None:
+    """What the trials say about the search space: importances, best values at an edge, parameters without effect."""
+    from hpsearch.cli.insight import told
+
+    found = Client().insight(name, curves=as_json)
+    typer.echo(json.dumps(found) if as_json else "\n".join(told(found)))
+
+
+@app.command()
+def borrowed(
+    name: Name,
+    forget: Annotated[bool, typer.Option("--forget", help="Take it away: it teaches no more.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The trials of earlier studies that teach a study's sampler (warm_start), best first."""
+    client = Client()
+    found = client.borrowed(name)
+    if forget:
+        client.forget_borrowed(name)
+        typer.echo(f"study '{name}' forgets {len(found)} borrowed trials")
+    elif as_json:
+        typer.echo(json.dumps(found))
+    else:
+        for one in found:
+            typer.echo(f"{one['study']} {one['number']}  {one['value']:.4f}  {outline(one['params'])}")
 
 
 @app.command()

@@ -50,6 +50,8 @@ class Progress:
             return f"baseline (the untouched base model): {self.metric} {self.baseline:.4f}"
         if kind == "study.warning":
             return f"warning: {event['text']}"
+        if kind == "study.borrowed":
+            return f"{event['trials']} trials of {', '.join(event['studies']) or 'no study'} teach the sampler"
         if kind.startswith("study."):
             return self._take_study(kind, event)
         if kind == "trial.stop_requested":
@@ -81,7 +83,10 @@ class Progress:
             return None
         if kind == "trial.completed":
             trial |= {"state": "COMPLETE", "value": event["value"], "epoch": event["epoch"]}
-            return f"trial {number} complete: {self.metric} {event['value']:.4f} (best after epoch {event['epoch']:g})"
+            found = event.get("reused_from")
+            known = f"; known from trial {found['number']} of '{found['study']}'" if found else ""
+            best = f"{self.metric} {event['value']:.4f} (best after epoch {event['epoch']:g})"
+            return f"trial {number} complete: {best}{known}"
         if kind == "trial.pruned":
             trial["state"] = "PRUNED"
             return f"trial {number} pruned after epoch {trial['epoch']:g}"
@@ -161,7 +166,7 @@ def ranking_table(ranking: dict[str, Any]) -> Table:
     """The ranking, the baseline listed as what it is."""
     metric = ranking["objective"]["metric"]
     rows = ranking["ranking"]
-    names = list(rows[0]["params"]) if rows else []
+    names = list(dict.fromkeys(name for row in rows for name in row["params"]))  # some have parameters that others lack
     title = f"{ranking['study']}: {ranking['state']}, by {metric}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("#", "trial", metric.removeprefix("validation_"), "best at"):

@@ -167,7 +167,9 @@ class Bridge:
                 decision = self.search.report(number, message.report, message.contract, message.warnings)
                 if decision is Decision.GO_ON:
                     return True
-                if decision is Decision.PRUNE:
+                if decision is Decision.REUSE:
+                    self.search.reuse(number, self._place.artifacts / str(number))
+                elif decision is Decision.PRUNE:
                     self._pruned.add(number)
             elif isinstance(message, Finished):
                 self.search.complete(number, message.best, message.contract, message.adapter)

@@ -17,8 +17,8 @@ FREE = frozenset({Failure.WORKER_LOST, Failure.CANCELLED, Failure.INFEASIBLE})
 
 
 def counts(trial: Trial) -> bool:
-    """Whether a trial uses up one of the budget's trials: it was trained, and its worker was not lost."""
-    return trial.state != TrialState.WAITING and trial.failure not in FREE
+    """Whether a trial uses up one of the budget's trials: it was trained here, and its worker was not lost."""
+    return trial.state != TrialState.WAITING and trial.failure not in FREE and trial.reused_from is None
 
 
 def limit_reached(
@@ -62,7 +62,7 @@ def spent(budget: BudgetSpec, trials: Sequence[Trial], elapsed: float) -> str | 
     """The limit on time or tokens that is used up, which stops running trials too; None while none is."""
     if budget.wall_clock is not None and elapsed >= budget.wall_clock:
         return f"the wall-clock budget of {budget.wall_clock:g} s was used"
-    last = [trial.reports[-1] for trial in trials if trial.reports]
+    last = [trial.reports[-1] for trial in trials if trial.reports and trial.reused_from is None]
     if budget.gpu_hours is not None and sum(report.seconds for report in last) >= budget.gpu_hours * 3600:
         return f"the budget of {budget.gpu_hours:g} device hours was used"
     if budget.tokens is not None and sum(report.tokens for report in last) >= budget.tokens:

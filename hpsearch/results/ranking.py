@@ -42,6 +42,7 @@ class Ranking:
                     "hyperparameters": (trial.config or {}).get("hyperparameters"),
                     "best_epoch": trial.best_epoch,
                     "origin": trial.origin,
+                    "reused_from": trial.reused_from,
                     "adapter": trial.adapter is not None,
                 }
                 for place, trial in enumerate(self.trials, start=1)

@@ -89,7 +89,7 @@ class Trial:
     failure: str | None = None
     failure_text: str | None = None
     origin: str = "search"
-    """Who chose the params: `defaults`, `first_trials`, `search`, `hand` or `retry`."""
+    """Who chose the params: `defaults`, `first_trials`, `borrowed`, `search`, `hand` or `retry`."""
     retry_of: int | None = None
     stopped_by: str | None = None
     """Who ended it by hand."""
@@ -106,5 +106,7 @@ class Trial:
     """Folder of the saved weights, on the service's disk."""
     evaluation_contract: str | None = None
     """Hash of what was evaluated how: values with different hashes are never ranked together."""
+    reused_from: dict[str, Any] | None = None
+    """Study and number of the same trial in an earlier study, whose curve, value and weights were taken over."""
     started_at: float | None = None
     finished_at: float | None = None

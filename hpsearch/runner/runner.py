@@ -10,13 +10,14 @@ import time
 from typing import Any
 
 from hpsearch.basemodel import describe
+from hpsearch.dataset.fingerprint import fingerprint
 from hpsearch.dataset.load import load
 from hpsearch.errors import DiskFull, HpsearchError, InvalidInput, LeaseLost
 from hpsearch.lifecycle import StudyState
 from hpsearch.raytune.adapter import Place, Stop
 from hpsearch.raytune.driver import drive
 from hpsearch.results import Failure
-from hpsearch.search import Search
+from hpsearch.search import Lineage, Search
 from hpsearch.settings import Settings
 from hpsearch.spec.defaults import default_params
 from hpsearch.storage import DATABASE_AWAY, Database, Lease, Studies, StudyRow, optuna_storage
@@ -126,14 +127,17 @@ class Runner:
 
         try:
             model = describe(spec.model.base, spec.model.revision)
-            examples = len(load(spec.data).train)
+            split = load(spec.data)
         except InvalidInput as error:  # it was fine when it was queued: somebody has changed or moved it since
             return StudyState.FAILED, str(error), None
+        examples = len(split.train)
+        lineage = Lineage(model.model_type, spec.model.method, fingerprint(split.train), fingerprint(split.validation))
         search = Search(
             spec,
             self._storage,
             examples=examples,
             default_params=default_params(spec, examples),
+            lineage=lineage,
             elapsed=lambda: study.driven_seconds + time.monotonic() - claimed_at,
             fence=lambda: self._studies.check(lease),
             event=event,
@@ -165,5 +169,6 @@ class Runner:
             return StudyState.QUEUED, "its runner was stopped; the next one goes on", None
         search.close(Failure.ERROR, "the search ended while the trial was running")
         search.close_waiting("the search is over")
+        search.note()
         ended_well, reason = search.verdict()
         return (StudyState.FINISHED if ended_well else StudyState.FAILED), reason, search.heeded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial, Trial
 from hpsearch.search.distributions import distributions
 from hpsearch.search.samplers import sampler, seed_of
 from hpsearch.search.taught import Taught, lesson
-from hpsearch.spec.points import Key, active, all_points, key, may_be_left_out, unmet
+from hpsearch.spec.points import Key, active, all_points, key, may_be_left_out, params_of, unmet
 from hpsearch.spec.sampler import GridSpec
-from hpsearch.spec.space import Params
+from hpsearch.spec.space import Params, Value
 from hpsearch.spec.study import StudySpec
 
 SAMPLER_ATTEMPTS = 8
@@ -48,6 +48,10 @@ class Points:
     def unmet(self, params: Params) -> str | None:
         """The first requirement that a point does not meet."""
         return unmet(self.spec, params, self._examples)
+
+    def params_of(self, chosen: Mapping[str, Value]) -> Params | None:
+        """The params here that come to these ten parameters; None when none do."""
+        return params_of(self.spec, chosen, self._examples)
 
     def whole(self, given: Params) -> Params | None:
         """The params that matter of given ones that leave nothing to draw; None when they leave something."""

@@ -90,6 +90,7 @@ def as_trial(frozen: FrozenTrial) -> Trial:
         best_epoch=attributes.get("best_epoch"),
         adapter=attributes.get("adapter"),
         evaluation_contract=attributes.get("evaluation_contract"),
+        reused_from=attributes.get("reused_from"),
         started_at=_timestamp(frozen.datetime_start),
         finished_at=_timestamp(frozen.datetime_complete),
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+import functools
 import json
 import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -20,8 +22,9 @@ from hpsearch.lifecycle import Orders, Wish, WishKind
 from hpsearch.results import Failure, Report, Trial, TrialState
 from hpsearch.results.budget import hopeless, limit_reached, spent
 from hpsearch.results.curve import has_turned
-from hpsearch.search import history
+from hpsearch.search import history, note
 from hpsearch.search.draw import Draw, Points, suggest
+from hpsearch.search.memory import BORROWED, LINEAGE, Lineage, Memory, Remembered, as_lessons, lend_weights
 from hpsearch.search.pruners import pruner
 from hpsearch.search.taught import TEACHES
 from hpsearch.spec.auto import with_search_resolved
@@ -32,6 +35,9 @@ from hpsearch.spec.space import IntChoices, IntRange, Params
 from hpsearch.spec.study import StudySpec
 
 log = logging.getLogger(__name__)
+
+NOTED_EVERY = 10
+"""So many trials from one note on the dashboard to the next; the last is written when the search ends."""
 
 RETRIES = 3
 """A trial that loses its worker is handed out again so often without getting further; the last time from its start,
@@ -48,6 +54,8 @@ class Decision(enum.Enum):
     PRUNE = "prune"
     ENDED = "ended"
     """The trial was closed: its curve can't be continued."""
+    REUSE = "reuse"
+    """An earlier study has trained the very same; `reuse` takes that over."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class Search:
         storage: Where Optuna keeps the trials.
         examples: Size of the training set.
         default_params: The `auto` defaults: the first trial.
+        lineage: What its trials learn from; without, earlier studies are not remembered.
         elapsed: Seconds since the study started, whenever it is asked.
         fence: Raises LeaseLost when this process must not write any more; called before every write.
         event: Told what happened, in the order it happened.
@@ -90,6 +99,7 @@ class Search:
         *,
         examples: int,
         default_params: Params,
+        lineage: Lineage | None = None,
         elapsed: Callable[[], float] = lambda: 0.0,
         fence: Callable[[], None] = lambda: None,
         event: Event = lambda _kind, _details: None,
@@ -105,6 +115,9 @@ class Search:
         resolved = with_search_resolved(spec)
         self._points = Points(resolved, examples)
         self._metric, self._direction = spec.objective.metric, spec.objective.direction
+        known = None if lineage is None else Memory(storage, spec.name, lineage, self._direction, self._metric)
+        self._memory: Memory | None = known
+        self._remembered: dict[int, Remembered] = {}
         self._live: dict[int, optuna.Trial] = {}
         self._epochs: dict[int, int] = {}
         self._warmup_epochs: dict[int, float] = {}
@@ -136,10 +149,29 @@ class Search:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.set_metric_names([self._metric])
         firsts = [("defaults", self._points.active(default_params))] if default_params else []
-        for origin, params in [*firsts, *(("first_trials", params) for params in self.spec.first_trials)]:
+        firsts += [("first_trials", params) for params in self.spec.first_trials]
+        for origin, params in [*firsts, *(("borrowed", params) for params in self._borrow())]:
             self._study.enqueue_trial(params, user_attrs={"origin": origin}, skip_if_exists=True)
         # Written last: a search that dies before this line begins again, and skips what is lined up already.
         self._study.set_user_attr("spec", json.loads(self.spec.model_dump_json()))
+
+    def _borrow(self) -> list[Params]:
+        """Keep what earlier studies lend; the answer is the best of it, to be tried here first."""
+        if self._memory is None:
+            return []
+        self._study.set_user_attr(LINEAGE, self._memory.lineage.as_json())
+        if self.spec.warm_start is None:
+            return []
+        records = self._memory.lent(self.spec.warm_start, self._points)
+        self._study.set_user_attr(BORROWED, records)
+        self._event("study.borrowed", {"trials": len(records), "studies": sorted({one["study"] for one in records})})
+        return [one["params"] for one in records[: self.spec.warm_start.first_trials]]
+
+    def _lessons(self) -> list[FrozenTrial]:
+        """What earlier studies lent, unless somebody has removed it since."""
+        if self.spec.warm_start is None:
+            return []
+        return as_lessons(self._study.user_attrs.get(BORROWED, []), self._points.distributions)
 
     def trials(self) -> list[Trial]:
         """All trials so far."""
@@ -194,7 +226,8 @@ class Search:
             if (not waiting and self._points.untried(tried) == []) or self._ends(trials):
                 return None
             self._fence()
-            self._study.sampler = Draw(self._points, tried, lambda: self._study.get_trials(deepcopy=False))
+            past = functools.partial(self._study.get_trials, deepcopy=False)
+            self._study.sampler = Draw(self._points, tried, past, self._lessons())
             trial = self._study.ask()
             # Optuna hands out what waits first, in order.
             given = next((known.params for known in waiting if known.number == trial.number), {})
@@ -253,6 +286,8 @@ class Search:
             raise ValueError(f"trial {number} reported {value}: a diverged trial must fail, not report")
         if report.exposure == 0:
             self._keep_baseline(report, contract, warnings)
+            if self._recalls(trial, contract):
+                return Decision.REUSE
         curve = trial.user_attrs.get("curve", [])
         if curve and report.exposure <= curve[-1]["exposure"]:
             if not self._repeats(curve, report):
@@ -292,6 +327,30 @@ class Search:
             return Decision.PRUNE
         return Decision.PRUNE if poor and report.epoch > self._warmup_epochs[number] else Decision.GO_ON
 
+    def _recalls(self, trial: optuna.Trial, contract: str) -> bool:
+        """Whether an earlier study has trained the very same trial, which has not been trained here."""
+        attributes = trial.user_attrs
+        if self._memory is None or (attributes.get("curve") and "reused_from" not in attributes):
+            return False
+        found = self._memory.identical(FinetuneConfig.model_validate(trial.user_attrs["config"]), contract)
+        if found is not None:
+            self._remembered[trial.number] = found
+        return found is not None
+
+    def reuse(self, number: int, adapter: Path) -> None:
+        """Take over what an earlier study has trained: its curve, its value, and its weights into `adapter`."""
+        self._fence()
+        found, trial = self._remembered.pop(number), self._live[number]
+        lend_weights(found, adapter)
+        trial.set_user_attr("reused_from", found.source)
+        curve = [Report(**report) for report in found.trial.user_attrs["curve"]]
+        for report in curve:  # so that later trials are compared with it
+            trial.report(float(getattr(report, self._metric)), step=report.exposure)
+            trial.should_prune()
+        trial.set_user_attr("curve", [report.as_json() for report in curve])
+        best = next(report for report in curve[1:] if float(getattr(report, self._metric)) == found.value)
+        self.complete(number, best, found.contract, str(adapter))
+
     def _keep_baseline(self, report: Report, contract: str, warnings: Sequence[str]) -> None:
         if history.baseline(self._study) is None:
             figures = {name: value for name, value in report.as_json().items() if name.startswith("validation_")}
@@ -315,7 +374,10 @@ class Search:
         value = float(getattr(best, self._metric))
         self._study.tell(trial, value)
         del self._live[number]
-        self._event("trial.completed", {"number": number, "value": value, **_outline(best)})
+        reused = {"reused_from": trial.user_attrs["reused_from"]} if "reused_from" in trial.user_attrs else {}
+        self._event("trial.completed", {"number": number, "value": value, **_outline(best), **reused})
+        if number % NOTED_EVERY == NOTED_EVERY - 1:
+            self.note()
 
     def prune(self, number: int) -> None:
         """The trial was stopped after its last report."""
@@ -378,6 +440,11 @@ class Search:
         self._study.tell(trial, state=OptunaState.FAIL)
         self._live.pop(number, None)
         self._event("trial.failed", {"number": number, "failure": str(failure), "text": text[:2000]})
+
+    def note(self) -> None:
+        """Say on the study's page of the dashboard what its trials have taught so far."""
+        self._fence()
+        note.write(self._study, self.spec)
 
     def is_running(self, number: int) -> bool:
         """Whether the trial still waits for its end."""

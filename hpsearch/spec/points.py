@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 from hpsearch.spec.defaults import epochs_are_free, first_unmet, hyperparameters, meets
 from hpsearch.spec.sampler import MOST_POINTS, GridSpec
@@ -41,11 +42,24 @@ def unmet(spec: StudySpec, params: Params, examples: int) -> str | None:
     return first_unmet(spec.require, hyperparameters(spec, params, examples), examples)
 
 
+def params_of(spec: StudySpec, chosen: Mapping[str, Value], examples: int) -> Params | None:
+    """The params that come to these ten parameters in this study; None when none do, or when they may not be tried.
+
+    Where epochs are nearly free, a trial of fewer epochs counts as well.
+    """
+    varying = spec.search_space.varying()
+    params = active(spec, {name: chosen[name] for name in varying}, examples)
+    if not all(varying[name].contains(value) for name, value in params.items()) or unmet(spec, params, examples):
+        return None
+    here = hyperparameters(spec, params, examples)
+    free = {"epochs"} if "epochs" not in params and epochs_are_free(spec, here, examples) else set()
+    differs = any(_rounded(chosen[name]) != _rounded(value) for name, value in here if name not in free)
+    return None if differs else {name: varying[name].nearest(value) for name, value in params.items()}
+
+
 def key(params: Params) -> Key:
     """Equal for equal points; the last digits of a float don't make another point."""
-    return tuple(
-        sorted((name, float(f"{value:.12g}") if isinstance(value, float) else value) for name, value in params.items())
-    )
+    return tuple(sorted((name, _rounded(value)) for name, value in params.items()))
 
 
 def all_points(spec: StudySpec, examples: int) -> tuple[Params, ...] | None:
@@ -61,3 +75,7 @@ def all_points(spec: StudySpec, examples: int) -> tuple[Params, ...] | None:
     points = (active(spec, dict(zip(values, chosen, strict=True)), examples) for chosen in combinations)
     found = {key(point): point for point in points if unmet(spec, point, examples) is None}
     return tuple(found.values())
+
+
+def _rounded(value: Value) -> Value:
+    return float(f"{value:.12g}") if isinstance(value, float) else value

@@ -190,10 +190,11 @@ ScheduleParameter = Annotated[
 ]
 
 
-def _between(low: float, high: float, above: bool = False) -> AfterValidator:
-    """Every value that the parameter can take lies in [low, high] (or in (low, high] when `above`)."""
+def _within_limits(name: str) -> AfterValidator:
+    """Every value that the parameter can take lies within its limits."""
 
     def check(parameter: Any) -> Any:
+        (low, high), above = LIMITS[name], name in OPEN_BELOW
         for value in _extremes(parameter):
             if not (low < value if above else low <= value) or value > high:
                 raise ValueError(f"{str(value)[:40]} is outside {'(' if above else '['}{low:g}, {high:g}]")
@@ -210,28 +211,43 @@ def _extremes(parameter: Any) -> list[float]:
     return [] if isinstance(parameter, str) else [parameter]
 
 
+LIMITS: dict[str, tuple[float, float]] = {
+    "epochs": (1, 1000),
+    "batch_size": (1, 4096),
+    "learning_rate_multiplier": (0, 1e6),
+    "prompt_loss_weight": (0, 1),
+    "dropout": (0, 0.95),
+    "weight_decay": (0, 100),
+    "warmup_fraction": (0, 0.9),
+    "frozen_layers": (0, 1000),
+    "layer_lr_decay": (0, 1),
+}
+"""What no value of a parameter lies below or above; the 0 of `OPEN_BELOW` is not a value itself."""
+OPEN_BELOW = frozenset({"learning_rate_multiplier", "layer_lr_decay"})
+
+
 class SearchSpace(Closed):
     """The ten parameters; what is left out is `auto`: the provider-style default, resolved per trial."""
 
-    epochs: Annotated[IntParameter, _between(1, 1000)] = "auto"
+    epochs: Annotated[IntParameter, _within_limits("epochs")] = "auto"
     """Passes over the training set."""
-    batch_size: Annotated[IntParameter, _between(1, 4096)] = "auto"
+    batch_size: Annotated[IntParameter, _within_limits("batch_size")] = "auto"
     """Examples per optimizer step, exactly, however they are split into micro-batches."""
-    learning_rate_multiplier: Annotated[FloatParameter, _between(0, 1e6, above=True)] = "auto"
+    learning_rate_multiplier: Annotated[FloatParameter, _within_limits("learning_rate_multiplier")] = "auto"
     """Times the base model's pre-training learning rate gives the peak learning rate."""
-    prompt_loss_weight: Annotated[FloatParameter, _between(0, 1)] = "auto"
+    prompt_loss_weight: Annotated[FloatParameter, _within_limits("prompt_loss_weight")] = "auto"
     """Weight of prompt tokens in the training loss; completion tokens weigh 1. Validation ignores it."""
-    dropout: Annotated[FloatParameter, _between(0, 0.95)] = "auto"
+    dropout: Annotated[FloatParameter, _within_limits("dropout")] = "auto"
     """LoRA: on the adapters' inputs. Full: every dropout that the architecture has."""
-    weight_decay: Annotated[FloatParameter, _between(0, 100)] = "auto"
+    weight_decay: Annotated[FloatParameter, _within_limits("weight_decay")] = "auto"
     """Decoupled (AdamW); not on norms and biases."""
     lr_schedule: ScheduleParameter = "auto"
     """Shape of the learning rate after warm-up."""
-    warmup_fraction: Annotated[FloatParameter, _between(0, 0.9)] = "auto"
+    warmup_fraction: Annotated[FloatParameter, _within_limits("warmup_fraction")] = "auto"
     """Part of the trial's steps over which the learning rate rises linearly from zero."""
-    frozen_layers: Annotated[IntParameter, _between(0, 1000)] = "auto"
+    frozen_layers: Annotated[IntParameter, _within_limits("frozen_layers")] = "auto"
     """The lowest k blocks (and the embeddings) are not trained."""
-    layer_lr_decay: Annotated[FloatParameter, _between(0, 1, above=True)] = "auto"
+    layer_lr_decay: Annotated[FloatParameter, _within_limits("layer_lr_decay")] = "auto"
     """Learning rate multiplier per layer going down: early layers learn slower than late ones."""
 
     @model_validator(mode="after")

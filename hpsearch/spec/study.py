@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic.config import JsonDict
 
 from hpsearch.spec.budget import BudgetSpec
 from hpsearch.spec.closed import Closed
 from hpsearch.spec.data import DataSpec
-from hpsearch.spec.expression import Condition
+from hpsearch.spec.expression import LONGEST, Condition
 from hpsearch.spec.finetune import ModelSpec
 from hpsearch.spec.objective import ObjectiveSpec
 from hpsearch.spec.pruner import AutoPrunerSpec, PrunerSpec
 from hpsearch.spec.sampler import MOST_POINTS, AutoSamplerSpec, GridSpec, SamplerSpec
 from hpsearch.spec.space import Params, SearchSpace
+from hpsearch.spec.warm_start import WarmStartSpec
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 StudyName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=63)]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+
+
+_CONDITION: JsonDict = {"type": "string", "minLength": 1, "maxLength": LONGEST}
+_CONDITIONS: JsonDict = {"anyOf": [_CONDITION, {"type": "array", "items": _CONDITION, "maxItems": 16}]}
+
+
+def _as_list(value: Any) -> Any:
+    """One condition is a list of one."""
+    return [value] if isinstance(value, str) else value
 
 
 EXAMPLE: JsonDict = {
@@ -64,9 +83,13 @@ class StudySpec(Closed):
     parallelism: ParallelismSpec = ParallelismSpec()
     first_trials: tuple[Params, ...] = Field((), max_length=1000)
     """Params to try before the sampler's own, after the `auto` defaults; what is left out is drawn."""
-    require: tuple[Condition, ...] = Field((), max_length=16)
+    require: Annotated[
+        tuple[Condition, ...], Field(max_length=16), BeforeValidator(_as_list), WithJsonSchema(_CONDITIONS)
+    ] = ()
     """What every trial must meet, such as `epochs * steps <= 2000`. Names: the ten parameters, `examples` of the
     training set, `steps` of one epoch."""
+    warm_start: WarmStartSpec | None = Field(None, exclude_if=lambda warm_start: warm_start is None)
+    """Learn from earlier studies."""
     priority: int = Field(0, ge=-100, le=100)
     """Queued studies start highest first."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -96,6 +119,16 @@ class StudySpec(Closed):
             for fault in space.faults(params):
                 raise ValueError(f"first_trials.{place}: {fault}")
         return numbers
+
+    @model_validator(mode="after")
+    def _check_warm_start(self) -> Self:
+        if (
+            self.warm_start is not None
+            and self.warm_start.studies != "similar"
+            and self.name in self.warm_start.studies
+        ):
+            raise ValueError("warm_start.studies names the study itself: it knows its own trials anyway")
+        return self
 
     @model_validator(mode="after")
     def _check_grid(self) -> Self:

@@ -50,6 +50,10 @@ def test_a_condition_means_what_it_says(condition: str, is_true: bool) -> None:
     assert holds(check(condition), VALUES) is is_true
 
 
+def test_one_requirement_is_a_list_of_one() -> None:
+    assert a_spec(require="epochs <= 3").require == a_spec(require=["epochs <= 3"]).require == ("epochs <= 3",)
+
+
 def test_a_condition_knows_what_it_depends_on() -> None:
     assert names_in("epochs * steps <= 2000 and lr_schedule == 'epochs'") == {"epochs", "steps", "lr_schedule"}
 

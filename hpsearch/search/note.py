@@ -1,0 +1,36 @@
+"""What is found out about a study, as the note that the Optuna dashboard shows on its page."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import optuna
+
+from hpsearch.results import rank
+from hpsearch.results.insight import Insight, insight
+from hpsearch.search import history
+from hpsearch.search.importance import importance
+from hpsearch.spec.study import StudySpec
+
+
+def write(study: optuna.Study, spec: StudySpec) -> None:
+    """Replace the study's note; nothing happens without the dashboard."""
+    if importlib.util.find_spec("optuna_dashboard") is None:
+        return
+    from optuna_dashboard import save_note
+
+    ranked = rank(spec.name, "", spec.objective, history.baseline(study), history.trials(study)).trials
+    save_note(study, as_markdown(insight(spec.search_space, ranked, importance(study))))
+
+
+def as_markdown(found: Insight) -> str:
+    """An insight for people: a table, then what to do."""
+    lines = [f"**{found.trials} ranked trials** (complete, under one evaluation contract)", ""]
+    lines += ["| parameter | importance | effect |", "|---|---|---|"]
+    for effect in found.effects:
+        part = "" if effect.importance is None else f"{effect.importance:.0%}"
+        lines.append(f"| {effect.parameter} | {part} | {_EFFECTS[effect.is_measurable]} |")
+    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in found.advice)])
+
+
+_EFFECTS = {None: "too few trials to say", True: "measurable", False: "not measurable"}

@@ -1,0 +1,89 @@
+"""What trials say about their search space."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from hpsearch.results.insight import FEWEST, insight
+from hpsearch.spec.space import LIMITS, SearchSpace
+from tests.builders import a_trial
+
+
+def looked_at(space: dict[str, Any], *ranked: dict[str, Any]) -> Any:
+    trials = [a_trial(number, 1.0 + number, params=params) for number, params in enumerate(ranked)]
+    return insight(SearchSpace.model_validate(space), trials, {})
+
+
+@pytest.mark.parametrize(
+    ("space", "best_first", "widen_to"),
+    [
+        pytest.param({"low": 0.2, "high": 5, "log": True}, [4.9, 4.1, 3.0, 0.3], {"low": 0.2, "high": 25.0}, id="high"),
+        pytest.param({"low": 0.1, "high": 10, "log": True}, [0.1, 0.2, 0.15], {"low": 0.01, "high": 10}, id="low"),
+        pytest.param({"low": 1.0, "high": 3.0}, [3.0, 2.9, 2.8], {"low": 1.0, "high": 4.0}, id="linear"),
+        pytest.param({"low": 1.0, "high": 3.0}, [1.0, 1.1, 1.2], None, id="0-is-no-rate"),
+        pytest.param({"low": 0.2, "high": 5, "log": True}, [4.9, 0.3, 0.2, 3.0], None, id="next-best-elsewhere"),
+        pytest.param({"low": 0.2, "high": 5, "log": True}, [2.0, 4.9, 4.9, 4.8], None, id="inside"),
+        pytest.param({"choices": [0.5, 1.0, 2.0]}, [2.0, 2.0, 1.0], {"choices": [0.5, 1.0, 2.0, 4.0]}, id="choices"),
+        pytest.param({"low": 0.2, "high": 5, "log": True}, [4.9, 4.8], None, id="two-trials-say-nothing"),
+    ],
+)
+def test_a_best_value_at_the_edge_says_how_far_to_look_next(
+    space: dict[str, Any], best_first: list[float], widen_to: dict[str, Any] | None
+) -> None:
+    found = looked_at({"learning_rate_multiplier": space}, *({"learning_rate_multiplier": v} for v in best_first))
+    assert [edge.widen_to for edge in found.edges] == ([widen_to] if widen_to else [])
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_nobody_is_sent_beyond_what_a_parameter_can_be(name: str) -> None:
+    low, high = LIMITS[name]
+    space = {"low": low or (1 if name == "frozen_layers" else 1e-3), "high": high}
+    cast = int if isinstance(getattr(SearchSpace.model_validate({name: space}), name).low, int) else float
+    found = looked_at({name: space}, *[{name: cast(high)}] * 3)
+    assert found.edges == ()
+
+
+def test_whole_numbers_stay_whole() -> None:
+    assert looked_at({"epochs": {"low": 1, "high": 4}}, *[{"epochs": 4}] * 3).edges[0].widen_to == {"low": 1, "high": 6}
+    sizes = looked_at({"batch_size": {"choices": [4, 8, 16]}}, *[{"batch_size": 4}] * 3).edges[0]
+    assert (sizes.side, sizes.widen_to) == ("low", {"choices": [2, 4, 8, 16]})
+
+
+def test_a_parameter_that_decides_is_told_from_one_that_does_not() -> None:
+    dice = random.Random(5)
+    space = {
+        "dropout": {"low": 0, "high": 0.5},
+        "weight_decay": {"low": 0, "high": 0.5},
+        "lr_schedule": {"choices": ["linear", "cosine"]},
+    }
+    drawn = [
+        {
+            "dropout": dice.uniform(0, 0.5),
+            "weight_decay": dice.uniform(0, 0.5),
+            "lr_schedule": dice.choice(["linear", "cosine"]),
+        }
+        for _ in range(40)
+    ]
+    best_first = sorted(drawn, key=lambda one: (one["dropout"] - 0.25) ** 2 + 0.02 * (one["lr_schedule"] == "linear"))
+    found = looked_at(space, *best_first)
+    assert {effect.parameter: effect.is_measurable for effect in found.effects} == {
+        "dropout": True,  # although neither more nor less of it is better
+        "weight_decay": False,
+        "lr_schedule": True,
+    }
+    assert found.advice == ["weight_decay: no effect could be measured in 40 trials; fix it to search the rest better"]
+    assert found == looked_at(space, *best_first)
+    few = looked_at(space, *best_first[: FEWEST - 1])
+    assert {effect.is_measurable for effect in few.effects} == {None}
+
+
+def test_chance_alone_is_seldom_taken_for_an_effect() -> None:
+    dice = random.Random(1)
+    wrong = 0
+    for _ in range(60):
+        drawn = [{"dropout": dice.uniform(0, 0.5)} for _ in range(20)]
+        wrong += looked_at({"dropout": {"low": 0, "high": 0.5}}, *drawn).effects[0].is_measurable is True
+    assert wrong <= 13  # of 60 with a chance of 0.1 each; more in one of a thousand
