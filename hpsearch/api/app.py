@@ -14,6 +14,7 @@ from hpsearch import __version__
 from hpsearch.api import acts, dashboard, datasets, health, insight, problems, studies, trials, webhooks
 from hpsearch.api.auth import Tokens
 from hpsearch.api.guard import LimitedBody, OwnPagesOnly
+from hpsearch.api.metrics import Measured, Metrics
 from hpsearch.api.state import Service
 from hpsearch.api.views import ProblemView
 from hpsearch.settings import Settings
@@ -55,12 +56,14 @@ def create_app(settings: Settings) -> FastAPI:
     datasets_table = Datasets(database, settings.datasets_folder)
     app.state.service = Service(settings, database, Studies(database), Acts(database), datasets_table, storage)
     app.state.tokens = Tokens.load(settings.tokens_path)
+    app.state.metrics = Metrics(database)
     if not app.state.tokens:
         # Whoever has no token must come from this machine, and not through a web page of somebody else
         # (DNS rebinding): its Host header gives it away.
         app.add_middleware(OwnPagesOnly)
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
     app.add_middleware(LimitedBody, most=SPEC_BYTES, unlimited="/v1/datasets")
+    app.add_middleware(Measured, metrics=app.state.metrics)
     problems.install(app)
     for router in (studies.router, acts.router, trials.router, insight.router, datasets.router, health.router):
         app.include_router(router)

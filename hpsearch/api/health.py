@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from hpsearch import __version__
 from hpsearch.api.problems import problem
@@ -32,9 +33,7 @@ def ready(service: Door) -> Response:
 
 
 @router.get("/metrics", dependencies=[read], response_class=PlainTextResponse)
-def metrics(service: Door) -> PlainTextResponse:
-    """Studies by state, in Prometheus' text format."""
-    lines = ["# HELP hpsearch_studies Studies by state.", "# TYPE hpsearch_studies gauge"]
-    for state, count in count_by_state(service.database).items():
-        lines.append(f'hpsearch_studies{{state="{state}"}} {count}')
-    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+def metrics(request: Request) -> Response:
+    """Requests, studies, trials, tokens, device seconds, ages of queue and leases, in Prometheus' text format."""
+    text: bytes = request.app.state.metrics.text()
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

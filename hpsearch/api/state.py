@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import optuna
@@ -11,10 +14,41 @@ from fastapi import Depends, Request
 
 from hpsearch.errors import AdapterNotFound
 from hpsearch.lifecycle import StudyState
-from hpsearch.results import Ranking, Trial, rank
+from hpsearch.results import Ranking, Trial, TrialState, rank
 from hpsearch.search import history
 from hpsearch.settings import Settings
-from hpsearch.storage import Acting, Acts, Database, Datasets, Studies, StudyRow
+from hpsearch.storage import Acting, Acts, Database, Datasets, Studies, StudyRow, last_event
+
+OUTLINED_STUDIES = 16
+
+
+class Outlines:
+    """The rankings of the studies that were looked at last, each as long as nothing happens to its study.
+
+    Whatever changes a study or its trials is followed by an event, so the number of the last one says whether a
+    ranking is still true.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._reading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._kept: OrderedDict[str, tuple[int, Ranking]] = OrderedDict()
+
+    def get(self, study: str, last: int, read: Callable[[], Ranking]) -> Ranking:
+        """The ranking as of the event `last`, read if need be: by one request at a time, while others wait for it."""
+        with self._lock:
+            reading = self._reading[study]
+        with reading:
+            known = self._kept.get(study)
+            if known is None or known[0] != last:
+                known = (last, read())
+            with self._lock:
+                self._kept[study] = known
+                self._kept.move_to_end(study)
+                while len(self._kept) > self._most:
+                    self._kept.popitem(last=False)
+            return known[1]
 
 
 @dataclass(frozen=True)
@@ -27,10 +61,11 @@ class Service:
     acts: Acts
     datasets: Datasets
     optuna_storage: optuna.storages.BaseStorage
+    outlines: Outlines = field(default_factory=lambda: Outlines(OUTLINED_STUDIES))
 
-    def trials(self, study: str) -> list[Trial]:
-        """All trials of a study that exists."""
-        return history.trials(history.load(self.optuna_storage, study))
+    def trials(self, study: str, limit: int, after: int | None, state: TrialState | None) -> tuple[list[Trial], bool]:
+        """Some trials of a study that exists, by number, and whether there are more."""
+        return history.page(history.load(self.optuna_storage, study), limit, after, state)
 
     def trial(self, study: str, number: int) -> Trial:
         """One trial; TrialNotFound without it."""
@@ -38,9 +73,14 @@ class Service:
 
     def ranking(self, study: StudyRow) -> Ranking:
         """The study's completed trials, best first."""
-        searched = history.load(self.optuna_storage, study.name)
-        trials, baseline = history.trials(searched), history.baseline(searched)
-        return rank(study.name, study.state, study.spec.objective, baseline, trials)
+        last = last_event(self.database, study.name)
+
+        def read() -> Ranking:
+            searched = history.load(self.optuna_storage, study.name)
+            trials, baseline = history.trials(searched, curves=False), history.baseline(searched)
+            return rank(study.name, study.state, study.spec.objective, baseline, trials)
+
+        return replace(self.outlines.get(study.name, last, read), state=study.state)
 
     def adapter(self, study: str, number: int) -> str:
         """The folder of a trial's weights; AdapterNotFound without."""
@@ -53,7 +93,9 @@ class Service:
         """End a study; what nobody drives any more is closed at once."""
         row = self.acts.cancel(study, acting)
         if row.state == StudyState.CANCELLED:
-            history.close_open(self.optuna_storage, study, "the study was cancelled")
+            text = "the study was cancelled"
+            for number in history.close_open(self.optuna_storage, study, text):
+                self.acts.tell(study, "trial.failed", {"number": number, "failure": "cancelled", "text": text})
         return row
 
     def delete(self, study: str, acting: Acting) -> None:

@@ -120,5 +120,5 @@ def get_study(name: Name, service: Door, response: Response) -> StudyDetailView:
 @router.get("/studies/{name}/ranking", dependencies=[read])
 def get_ranking(name: Name, service: Door, top: Annotated[int | None, Query(ge=1, le=100_000)] = None) -> RankingView:
     """Completed trials, best first. Pruned and failed ones are counted, never ranked."""
-    ranking: dict[str, Any] = service.ranking(service.studies.get(name)).as_json()
-    return RankingView(**{**ranking, "ranking": ranking["ranking"][:top]})
+    ranking: dict[str, Any] = service.ranking(service.studies.get(name)).as_json(top)
+    return RankingView(**ranking)

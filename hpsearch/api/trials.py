@@ -42,13 +42,8 @@ def list_trials(
 ) -> TrialListView:
     """Trials, by number."""
     service.studies.get(name)
-    found = [
-        trial
-        for trial in service.trials(name)
-        if (after is None or trial.number > after) and (state is None or trial.state == state)
-    ]
-    data = [TrialView(**TrialView.fields_of(trial)) for trial in found[:limit]]
-    return TrialListView(data=data, has_more=len(found) > limit)
+    found, has_more = service.trials(name, limit, after, state)
+    return TrialListView(data=[TrialView(**TrialView.fields_of(trial)) for trial in found], has_more=has_more)
 
 
 @router.get("/trials/{number}", dependencies=[read])

@@ -24,8 +24,8 @@ class Ranking:
     counts: dict[str, int]
     """Trials by state: what the ranking leaves out."""
 
-    def as_json(self) -> dict[str, Any]:
-        """`{"study", "state", "objective", "baseline", "counts", "ranking": [...]}`, best first."""
+    def as_json(self, top: int | None = None) -> dict[str, Any]:
+        """`{"study", "state", "objective", "baseline", "counts", "ranking": [...]}`, best first; `top` cuts it."""
         return {
             "study": self.study,
             "state": self.state,
@@ -45,7 +45,7 @@ class Ranking:
                     "reused_from": trial.reused_from,
                     "adapter": trial.adapter is not None,
                 }
-                for place, trial in enumerate(self.trials, start=1)
+                for place, trial in enumerate(self.trials[:top], start=1)
             ],
         }
 

@@ -35,27 +35,39 @@ def delete(storage: optuna.storages.BaseStorage, name: str) -> None:
         optuna.delete_study(study_name=name, storage=storage)
 
 
-def close_open(storage: optuna.storages.BaseStorage, name: str, text: str) -> None:
-    """The study is over and nobody drives it: what was lined up or interrupted will not be tried."""
+def close_open(storage: optuna.storages.BaseStorage, name: str, text: str) -> list[int]:
+    """The study is over and nobody drives it: what was lined up or interrupted will not be tried. Their numbers."""
     study = load(storage, name)
     open_states = (optuna.trial.TrialState.WAITING, optuna.trial.TrialState.RUNNING)
-    for frozen in study.get_trials(deepcopy=False, states=open_states) if study else ():
+    closed = study.get_trials(deepcopy=False, states=open_states) if study else []
+    for frozen in closed:
         storage.set_trial_user_attr(frozen._trial_id, "failure", str(Failure.CANCELLED))
         storage.set_trial_user_attr(frozen._trial_id, "failure_text", text)
         storage.set_trial_state_values(frozen._trial_id, optuna.trial.TrialState.FAIL)
+    return [frozen.number for frozen in closed]
 
 
-def trials(study: optuna.Study | None) -> list[Trial]:
-    """All trials, by number."""
-    return [] if study is None else [as_trial(frozen) for frozen in study.get_trials(deepcopy=False)]
+def trials(study: optuna.Study | None, curves: bool = True) -> list[Trial]:
+    """All trials, by number; without `curves`, with no reports: of thousands of trials, those are what takes time."""
+    return [] if study is None else [as_trial(frozen, curves) for frozen in study.get_trials(deepcopy=False)]
+
+
+def page(
+    study: optuna.Study | None, limit: int, after: int | None, state: TrialState | None
+) -> tuple[list[Trial], bool]:
+    """At most `limit` trials behind the number `after`, and whether there are more; no others are looked into."""
+    states = None if state is None else (optuna.trial.TrialState[state],)
+    every = [] if study is None else study.get_trials(deepcopy=False, states=states)
+    found = [frozen for frozen in every if after is None or frozen.number > after]
+    return [as_trial(frozen) for frozen in found[:limit]], len(found) > limit
 
 
 def trial(study: optuna.Study | None, number: int) -> Trial:
     """One trial; TrialNotFound without it."""
-    for found in trials(study):
-        if found.number == number:
-            return found
-    raise TrialNotFound(f"the study has no trial {number}")
+    every = [] if study is None else study.get_trials(deepcopy=False)
+    if number >= len(every):
+        raise TrialNotFound(f"the study has no trial {number}")
+    return as_trial(every[number])
 
 
 def baseline(study: optuna.Study | None) -> dict[str, Any] | None:
@@ -63,8 +75,8 @@ def baseline(study: optuna.Study | None) -> dict[str, Any] | None:
     return None if study is None else study.user_attrs.get(BASELINE)
 
 
-def as_trial(frozen: FrozenTrial) -> Trial:
-    """One of Optuna's trials in our words."""
+def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
+    """One of Optuna's trials in our words, with or without its reports."""
     attributes: Mapping[str, Any] = frozen.user_attrs
     state = TrialState(frozen.state.name)
     # Given params are there before the rest is drawn: while the trial waits, or after a crash in `ask`. Once it has
@@ -76,7 +88,7 @@ def as_trial(frozen: FrozenTrial) -> Trial:
         state=state,
         params=params,
         value=frozen.value if state == TrialState.COMPLETE else None,
-        reports=tuple(Report(**report) for report in attributes.get("curve", ())),
+        reports=tuple(Report(**report) for report in attributes.get("curve", ())) if curve else (),
         config=attributes.get("config"),
         failure=attributes.get("failure"),
         failure_text=attributes.get("failure_text"),

@@ -126,6 +126,11 @@ class Acts:
                 connection.execute(table.delete().where(table.c.study == name))
             append(connection, name, DELETED, act.now, {"by": acting.by})
 
+    def tell(self, name: str, kind: str, details: dict[str, Any]) -> None:
+        """Append what followed from an act."""
+        with self._database.write() as connection:
+            append(connection, name, kind, self._database.now(connection), details)
+
     def _stop(self, name: str, act_kind: Act, wanted: StudyState, acting: Acting) -> StudyRow:
         with self._act(name, act_kind, acting) as act:
             study = act.study

@@ -42,3 +42,10 @@ def events_after(database: Database, study: str, last_id: int, limit: int = 500)
     with database.read() as connection:
         rows = connection.execute(query).mappings().all()
     return [Event(row["id"], row["study"], row["kind"], row["at"], json.loads(row["details"])) for row in rows]
+
+
+def last_event(database: Database, study: str) -> int:
+    """The id of the study's last event; 0 when nothing has happened."""
+    query = sa.select(sa.func.max(events.c.id)).where(events.c.study == study)
+    with database.read() as connection:
+        return int(connection.execute(query).scalar_one() or 0)

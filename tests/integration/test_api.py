@@ -768,12 +768,6 @@ class TestHealth:
         assert_problem(api.get("/readyz"), 503, "database_unavailable")
         assert api.get("/livez").status_code == 200
 
-    def test_metrics_count_studies_by_state(self, api: TestClient) -> None:
-        api.post("/v1/studies", json=spec_fields())
-        lines = api.get("/metrics").text.splitlines()
-        assert 'hpsearch_studies{state="queued"} 1' in lines
-        assert 'hpsearch_studies{state="running"} 0' in lines
-
 
 def test_a_baseline_without_prompts_is_shown(searched: TestClient) -> None:
     """Its prompt loss is null: the data had no prompt tokens."""

@@ -1,0 +1,65 @@
+"""A few figures over all studies, cheap enough to be asked for every few seconds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from hpsearch.lifecycle import StudyState
+from hpsearch.storage.database import Database
+from hpsearch.storage.studies import count_by_state
+from hpsearch.storage.tables import studies, webhooks
+
+# Optuna's tables, as far as they are read here.
+TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("state"))
+ATTRIBUTES = sa.table("trial_user_attributes", sa.column("trial_id"), sa.column("key"), sa.column("value_json"))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of all studies that are stored."""
+
+    studies: dict[str, float]
+    trials: dict[str, float]
+    failures: dict[str, float]
+    tokens: float
+    """Training tokens of trials that have ended."""
+    device_seconds: float
+    queue_age: float
+    """Seconds that the study waits that waits longest; 0 when none does."""
+    lease_ages: dict[str, float]
+    """Seconds since the runner of each running study was heard."""
+    webhooks: dict[str, float]
+    """Attempts so far of what each webhook is to be told next."""
+
+
+def figures(database: Database) -> Figures:
+    """Read them, in one snapshot but for the states of studies."""
+    by_state = count_by_state(database)
+    with database.read() as connection:
+        now = database.now(connection)
+        since = sa.func.min(sa.func.coalesce(studies.c.resumed_at, studies.c.created_at))
+        waiting = sa.select(since).where(studies.c.state == StudyState.QUEUED)
+        oldest = connection.execute(waiting).scalar_one()
+        driven = sa.select(studies.c.name, studies.c.driven_at).where(studies.c.state == StudyState.RUNNING)
+        heard = [(name, at) for name, at in connection.execute(driven).all() if at is not None]
+        counted = sa.select(TRIALS.c.state, sa.func.count()).group_by(TRIALS.c.state)
+        value = sa.cast(ATTRIBUTES.c.value_json, sa.Double)
+        keys = ("tokens", "device_seconds")
+        summed = sa.select(ATTRIBUTES.c.key, sa.func.sum(value)).where(ATTRIBUTES.c.key.in_(keys))
+        sums = {key: float(total) for key, total in connection.execute(summed.group_by(ATTRIBUTES.c.key)).all()}
+        named = sa.select(ATTRIBUTES.c.value_json, sa.func.count()).where(ATTRIBUTES.c.key == "failure")
+        failures = connection.execute(named.group_by(ATTRIBUTES.c.value_json)).all()
+        attempts = connection.execute(sa.select(webhooks.c.name, webhooks.c.attempts)).all()
+        return Figures(
+            studies={state: float(count) for state, count in by_state.items()},
+            trials={str(state): float(count) for state, count in connection.execute(counted).all()},
+            failures={str(json.loads(failure)): float(count) for failure, count in failures},
+            tokens=sums.get("tokens", 0.0),
+            device_seconds=sums.get("device_seconds", 0.0),
+            queue_age=0.0 if oldest is None else max(0.0, now - oldest),
+            lease_ages={name: max(0.0, now - at) for name, at in heard},
+            webhooks={name: float(count) for name, count in attempts},
+        )

@@ -1,0 +1,87 @@
+"""Figures for Prometheus, and the Grafana dashboard that shows them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import optuna
+from starlette.testclient import TestClient
+
+from hpsearch.api.metrics import Metrics
+from hpsearch.storage import Acting, Acts, Database, Outbox, Studies, optuna_storage
+from hpsearch.storage.figures import figures
+from tests.builders import a_spec, spec_fields
+
+DASHBOARD = Path(__file__).parents[2] / "services/grafana/hpsearch.json"
+
+
+def values(text: str) -> dict[str, float]:
+    rows = [line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#")]
+    return {name: float(value) for name, value in rows}
+
+
+def test_the_figures_are_those_of_the_tables(migrated_url: str) -> None:
+    database, storage = Database(migrated_url), optuna_storage(migrated_url)
+    studies = Studies(database)
+    for name in ("runs", "waits", "gone"):
+        studies.create(a_spec(name=name))
+    studies.claim("runner", 60)
+    Acts(database).cancel("gone", Acting("alice"))
+    study = optuna.create_study(study_name="runs", storage=storage)
+    for number in range(3):
+        trial = study.ask()
+        trial.set_user_attr("tokens", 1000 * (number + 1))
+        trial.set_user_attr("device_seconds", 1.5)
+        if number:
+            study.tell(trial, 1.0)
+        else:
+            trial.set_user_attr("failure", "diverged")
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    study.ask()
+    Outbox(database).claim("team", ["study.queued"], True, 60)
+    found = figures(database)
+    assert found.studies == {
+        "queued": 1, "running": 1, "paused": 0, "finished": 0, "failed": 0, "cancelled": 1
+    }  # fmt: skip
+    assert found.trials == {"COMPLETE": 2, "FAIL": 1, "RUNNING": 1}
+    assert found.failures == {"diverged": 1}
+    assert (found.tokens, found.device_seconds) == (6000, 4.5)
+    assert 0 < found.queue_age < 60
+    assert found.lease_ages.keys() == {"runs"}
+    assert found.webhooks == {"team": 0}
+    text = Metrics(database).text().decode()
+    assert values(text)['hpsearch_trials{state="COMPLETE"}'] == 2
+    storage.remove_session()
+    storage.engine.dispose()  # type: ignore[attr-defined]
+    database.close()
+
+
+def test_requests_are_counted_by_route_and_never_by_path(api: TestClient) -> None:
+    api.post("/v1/studies", json=spec_fields())
+    for path in ("/v1/studies/tickets", "/v1/studies/missing", "/v1/studies/other", "/nothing/here"):
+        api.get(path)
+    answer = api.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    counted = values(answer.text)
+    route = 'hpsearch_http_requests_total{method="GET",route="/v1/studies/{name}",status="%d"}'
+    assert (counted[route % 200], counted[route % 404]) == (1, 2)
+    assert counted['hpsearch_http_request_seconds_count{method="POST",route="/v1/studies"}'] == 1
+    assert counted['hpsearch_studies{state="queued"}'] == 1
+    assert "missing" not in answer.text
+    assert "nothing" not in answer.text
+
+
+def test_the_grafana_dashboard_asks_for_what_there_is(api: TestClient) -> None:
+    api.get("/livez")
+    text = api.get("/metrics").text
+    known = set(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE)) | {name.partition("{")[0] for name in values(text)}
+    dashboard: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    names = {name for expression in asked for name in re.findall(r"\b(?:hpsearch|process)_\w+", expression)}
+    assert names - known == set()
+    own = {name for name in known if name.startswith("hpsearch_") and not name.endswith(("_created", "_count", "_sum"))}
+    shown = own - names - {"hpsearch_http_requests", "hpsearch_http_request_seconds"}
+    assert shown == set(), "a figure that the dashboard does not show"
