@@ -17,7 +17,7 @@ from hpsearch.lifecycle import StudyState
 from hpsearch.raytune.adapter import Place, Stop
 from hpsearch.raytune.driver import drive
 from hpsearch.results import Failure
-from hpsearch.search import Lineage, Search
+from hpsearch.search import Lineage, Search, history
 from hpsearch.settings import Settings
 from hpsearch.spec.defaults import default_params
 from hpsearch.storage import DATABASE_AWAY, Database, Lease, Studies, StudyRow, optuna_storage
@@ -98,6 +98,8 @@ class Runner:
             with Heartbeat(self._studies, lease, self._settings.lease_seconds) as heartbeat:
                 state, reason, version = self._search(study, lease, heartbeat)
                 state = self._studies.end(lease, state, reason, version)
+            if state == StudyState.CANCELLED:  # perhaps only as the study was laid down
+                history.close_open(self._storage, study.name, "the study was cancelled")
             log.info("study ended", extra={"study": study.name, "state": state, "reason": reason})
         except LeaseLost:
             log.warning("lease lost", extra={"study": study.name})

@@ -196,7 +196,9 @@ class Search:
         for frozen in self._study.get_trials(deepcopy=False):
             wish = self._stops.get(frozen.number)
             if wish is not None and frozen.state != OptunaState.RUNNING:
-                if frozen.state == OptunaState.WAITING:
+                if frozen.state == OptunaState.WAITING and frozen.user_attrs.get("curve"):
+                    self.prune(frozen.number)  # it was interrupted: what it has learnt counts
+                elif frozen.state == OptunaState.WAITING:
                     self._withdraw(frozen, Failure.CANCELLED, f"stopped by {wish.by}")
                 self._fulfilled(wish)
                 del self._stops[frozen.number]
@@ -384,9 +386,13 @@ class Search:
         self._fence()
         trial = self._trial(number)
         trial.set_user_attr("device_seconds", _last(trial).get("seconds", 0.0))
+        trial.set_user_attr("tokens", _last(trial).get("tokens", 0))
         if number in self._stops:
             trial.set_user_attr(history.STOPPED_BY, self._stops[number].by)
-        self._study.tell(trial, state=OptunaState.PRUNED)
+        if self._frozen(number).state == OptunaState.RUNNING:
+            self._study.tell(trial, state=OptunaState.PRUNED)
+        else:  # it waits to be gone on with: Optuna's `tell` is for trials that run
+            self._storage.set_trial_state_values(trial._trial_id, OptunaState.PRUNED)
         self._live.pop(number, None)
         self._event("trial.pruned", {"number": number, "exposure": _last(trial).get("exposure", 0)})
 
