@@ -42,7 +42,7 @@ def list_trials(
 ) -> TrialListView:
     """Trials, by number."""
     service.studies.get(name)
-    found, has_more = service.trials(name, limit, after, state)
+    found, has_more = service.page(name, limit, after, state)
     return TrialListView(data=[TrialView(**TrialView.fields_of(trial)) for trial in found], has_more=has_more)
 
 
