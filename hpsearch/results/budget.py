@@ -32,12 +32,18 @@ def limit_reached(
         elapsed: Seconds since the study started.
         direction: Of the objective.
     """
-    if budget.trials is not None and sum(map(counts, trials)) >= budget.trials:
+    if budget.trials is not None and _used(trials, budget.trials) >= budget.trials:
         return f"all {budget.trials} trials of the budget were used"
     patience = budget.until.no_improvement_in if budget.until else None
     if patience is not None and _since_best(trials, direction) >= patience:
         return f"{patience} trials in a row were no better than the best before them"
     return spent(budget, trials, elapsed)
+
+
+def _used(trials: Sequence[Trial], most: int) -> int:
+    """Trials that count. Taking over what is known is free, but only as often as the budget has trials."""
+    reused = sum(trial.reused_from is not None for trial in trials)
+    return sum(map(counts, trials)) + max(0, reused - most)
 
 
 def _since_best(trials: Sequence[Trial], direction: Direction) -> int:

@@ -14,6 +14,8 @@ from hpsearch.spec.space import LIMITS, OPEN_BELOW, FloatRange, IntChoices, IntR
 
 OUTERMOST, OUTER = 0.05, 1 / 3
 """Parts of a range: the best value lies at the edge, and most of the next best ones lie towards it."""
+FEWEST_FOR_EDGES = 5
+"""Ranked trials below which nothing is said of edges."""
 FEWEST = 12
 """Completed trials below which nothing is said of effects."""
 SHUFFLES = 400
@@ -95,7 +97,7 @@ def insight(space: SearchSpace, ranked: Sequence[Trial], importance: Mapping[str
 def _edge(name: str, parameter: Varying, ranked: Sequence[Trial]) -> Edge | None:
     values = [trial.params[name] for trial in ranked if name in trial.params]
     numbers = [float(value) for value in values if not isinstance(value, str)]
-    if len(numbers) < 3 or len(numbers) < len(values) or name not in LIMITS:
+    if len(numbers) < FEWEST_FOR_EDGES or len(numbers) < len(values) or name not in LIMITS:
         return None
     ends = _ends(parameter)
     if ends is None:
@@ -131,12 +133,18 @@ def _place(number: float, low: float, high: float, log: bool) -> float:
 
 
 def _wider(name: str, parameter: Varying, side: str, ends: tuple[float, float]) -> dict[str, Any] | None:
-    """Half as far again beyond that end, within the parameter's limits; None where nothing lies beyond."""
+    """Half as far again (or one more choice), within the parameter's limits; None where nothing lies beyond."""
     (low, high), (least, most) = ends, LIMITS[name]
+    if isinstance(parameter, IntRange | FloatRange):
+        factor, summand = (math.sqrt(high / low) if parameter.log else 1.0), (high - low) / 2
+    else:  # as far as it is to the next choice
+        numbers = sorted(float(choice) for choice in parameter.choices)
+        one, other = numbers[:2] if side == "low" else numbers[-2:]
+        factor, summand = (other / one if _is_log(parameter) else 1.0), other - one
     if _is_log(parameter):
-        beyond = low / math.sqrt(high / low) if side == "low" else high * math.sqrt(high / low)
+        beyond = low / factor if side == "low" else high * factor
     else:
-        beyond = low - (high - low) / 2 if side == "low" else high + (high - low) / 2
+        beyond = low - summand if side == "low" else high + summand
     beyond = min(max(beyond, least), most)
     is_whole = isinstance(parameter, IntRange | IntChoices)
     beyond = (math.floor if side == "low" else math.ceil)(beyond) if is_whole else float(f"{beyond:.3g}")

@@ -38,8 +38,8 @@ class Points:
         self.spec, self._examples = spec, examples
         self.distributions = distributions(spec.search_space)
         self.sometimes = may_be_left_out(spec)
-        self.all = all_points(spec, examples)
-        """Every point, where they can be listed."""
+        listed = all_points(spec, examples)
+        self._listed = None if listed is None else {key(point): point for point in listed}
 
     def active(self, params: Params) -> Params:
         """The params that matter."""
@@ -61,7 +61,7 @@ class Points:
 
     def untried(self, tried: Collection[Key]) -> list[Params] | None:
         """What is left of a space whose points can be listed; None of one whose can't."""
-        return None if self.all is None else [point for point in self.all if key(point) not in tried]
+        return None if self._listed is None else [self._listed[each] for each in self._listed if each not in tried]
 
 
 class Draw(BaseSampler):

@@ -30,11 +30,11 @@ def sampler(
         conditional: Whether some trials have parameters that others don't.
     """
     seed = seed_of(study_seed, number, attempt)
-    if isinstance(spec, QMCSpec):  # one sequence for the whole study: its place in it is kept in SQL
-        return QMCSampler(scramble=True, seed=study_seed, independent_sampler=RandomSampler(seed=seed))
-    if isinstance(spec, TPESpec):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with warnings.catch_warnings():  # of what Optuna calls experimental
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if isinstance(spec, QMCSpec):  # one sequence for the whole study: its place in it is kept in SQL
+            return QMCSampler(scramble=True, seed=study_seed, independent_sampler=RandomSampler(seed=seed))
+        if isinstance(spec, TPESpec):
             return TPESampler(
                 n_startup_trials=spec.startup_trials,
                 multivariate=spec.multivariate,

@@ -22,7 +22,7 @@ from hpsearch.errors import LeaseLost
 from hpsearch.raytune.adapter import Place, ShouldStop, Stop
 from hpsearch.raytune.driver import drive
 from hpsearch.results import Failure, TrialState
-from hpsearch.search import Search
+from hpsearch.search import Lineage, Search
 from hpsearch.spec import StudySpec
 from hpsearch.spec.defaults import default_params
 from hpsearch.storage import optuna_storage
@@ -90,7 +90,8 @@ class Study:
 def test_a_study_ends_with_values_curves_configs_and_adapters(
     data: dict[str, str], storage: Any, tmp_path: Path
 ) -> None:
-    study = Study(spec_of(data, "whole"), storage, tmp_path)
+    lineage = Lineage("llama", "lora", "train", "validation")
+    study = Study(spec_of(data, "whole"), storage, tmp_path, lineage=lineage)
     study.drive()
     trials = study.search.trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
@@ -105,6 +106,17 @@ def test_a_study_ends_with_values_curves_configs_and_adapters(
     assert len({trial.evaluation_contract for trial in trials}) == 1
     assert trials[0].origin == "defaults"
     assert trials[0].value < trials[0].reports[0].validation_loss - 0.5
+    again = Study(spec_of(data, "again", budget={"trials": 1}), storage, tmp_path / "again", lineage=lineage)
+    again.drive()
+    known = again.search.trials()
+    assert [trial.reused_from for trial in known] == [{"study": "whole", "number": number} for number in (0, 1)]
+    assert [(trial.state, trial.value, trial.reports) for trial in known] == [
+        (trial.state, trial.value, trial.reports) for trial in trials[:2]
+    ]
+    for one, other in zip(trials, known, strict=False):
+        weights = [Path(str(trial.adapter)) / "adapter_model.safetensors" for trial in (one, other)]
+        assert weights[0] != weights[1]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_trials_that_share_a_device_have_the_curves_that_they_have_alone(

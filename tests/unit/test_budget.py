@@ -134,3 +134,14 @@ def test_a_search_that_finds_nothing_better_ends_when_it_was_told_to(values: lis
     assert why == ("3 trials in a row were no better than the best before them" if ends else None)
     upside_down = [replace(trial, value=None if trial.value is None else -trial.value) for trial in trials]
     assert limit_reached(budget, upside_down, 0, "maximize") == why
+
+
+@pytest.mark.parametrize(("trained", "reused", "over"), [(2, 3, False), (3, 3, True), (2, 4, True), (0, 5, False)])
+def test_taking_over_what_is_known_is_free_as_often_as_the_budget_has_trials(
+    trained: int, reused: int, over: bool
+) -> None:
+    source = {"study": "earlier", "number": 0}
+    trials = [a_trial(number, reports=(a_report(100),)) for number in range(trained)]
+    trials += [a_trial(trained + number, reports=(a_report(900),), reused_from=source) for number in range(reused)]
+    assert (limit_reached(BudgetSpec(trials=3), trials, 0) is not None) is over
+    assert spent(BudgetSpec(trials=99, tokens=3001), trials, 0) is None  # nor does it cost tokens or time

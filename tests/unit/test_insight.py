@@ -27,13 +27,17 @@ def looked_at(space: dict[str, Any], *ranked: dict[str, Any]) -> Any:
         pytest.param({"low": 0.2, "high": 5, "log": True}, [4.9, 0.3, 0.2, 3.0], None, id="next-best-elsewhere"),
         pytest.param({"low": 0.2, "high": 5, "log": True}, [2.0, 4.9, 4.9, 4.8], None, id="inside"),
         pytest.param({"choices": [0.5, 1.0, 2.0]}, [2.0, 2.0, 1.0], {"choices": [0.5, 1.0, 2.0, 4.0]}, id="choices"),
-        pytest.param({"low": 0.2, "high": 5, "log": True}, [4.9, 4.8], None, id="two-trials-say-nothing"),
+        pytest.param({"low": 0.2, "high": 5, "log": True}, [4.9], None, id="four-trials-say-nothing"),
+        pytest.param({"choices": [0.5, 0.6, 2.0]}, [0.5], None, id="four-trials-of-choices"),
     ],
 )
 def test_a_best_value_at_the_edge_says_how_far_to_look_next(
     space: dict[str, Any], best_first: list[float], widen_to: dict[str, Any] | None
 ) -> None:
-    found = looked_at({"learning_rate_multiplier": space}, *({"learning_rate_multiplier": v} for v in best_first))
+    found = looked_at(
+        {"learning_rate_multiplier": space},
+        *({"learning_rate_multiplier": value} for value in [*best_first, *best_first[-1:] * 3]),
+    )
     assert [edge.widen_to for edge in found.edges] == ([widen_to] if widen_to else [])
 
 
@@ -42,13 +46,20 @@ def test_nobody_is_sent_beyond_what_a_parameter_can_be(name: str) -> None:
     low, high = LIMITS[name]
     space = {"low": low or (1 if name == "frozen_layers" else 1e-3), "high": high}
     cast = int if isinstance(getattr(SearchSpace.model_validate({name: space}), name).low, int) else float
-    found = looked_at({name: space}, *[{name: cast(high)}] * 3)
+    found = looked_at({name: space}, *[{name: cast(high)}] * 5)
     assert found.edges == ()
 
 
+def test_the_next_choice_is_as_far_as_the_last() -> None:
+    sizes = looked_at({"batch_size": {"choices": [8, 16]}}, *[{"batch_size": 8}] * 5)
+    assert sizes.edges[0].widen_to == {"choices": [4, 8, 16]}
+    weights = looked_at({"prompt_loss_weight": {"choices": [0.0, 0.1, 0.3]}}, *[{"prompt_loss_weight": 0.3}] * 5)
+    assert weights.edges[0].widen_to == {"choices": [0.0, 0.1, 0.3, 0.5]}
+
+
 def test_whole_numbers_stay_whole() -> None:
-    assert looked_at({"epochs": {"low": 1, "high": 4}}, *[{"epochs": 4}] * 3).edges[0].widen_to == {"low": 1, "high": 6}
-    sizes = looked_at({"batch_size": {"choices": [4, 8, 16]}}, *[{"batch_size": 4}] * 3).edges[0]
+    assert looked_at({"epochs": {"low": 1, "high": 4}}, *[{"epochs": 4}] * 5).edges[0].widen_to == {"low": 1, "high": 6}
+    sizes = looked_at({"batch_size": {"choices": [4, 8, 16]}}, *[{"batch_size": 4}] * 5).edges[0]
     assert (sizes.side, sizes.widen_to) == ("low", {"choices": [2, 4, 8, 16]})
 
 
