@@ -97,6 +97,10 @@ class BorrowedView(View):
     value: float
     """Comparable under the same evaluation contract only."""
     evaluation_contract: str
+    epochs: int
+    """That it was to train."""
+    curve: list[tuple[int, float, float]]
+    """Exposure, epoch and value of each report."""
 
 
 class BorrowedListView(View):

@@ -24,7 +24,7 @@ from hpsearch.results.budget import hopeless, limit_reached, spent
 from hpsearch.results.curve import has_turned
 from hpsearch.search import history, note
 from hpsearch.search.draw import Draw, Points, suggest
-from hpsearch.search.memory import BORROWED, LINEAGE, Lineage, Memory, Remembered, as_lessons, lend_weights
+from hpsearch.search.memory import Lineage, Memory, lessons
 from hpsearch.search.pruners import pruner
 from hpsearch.search.taught import TEACHES
 from hpsearch.spec.auto import with_search_resolved
@@ -115,9 +115,9 @@ class Search:
         resolved = with_search_resolved(spec)
         self._points = Points(resolved, examples)
         self._metric, self._direction = spec.objective.metric, spec.objective.direction
-        known = None if lineage is None else Memory(storage, spec.name, lineage, self._direction, self._metric)
-        self._memory: Memory | None = known
-        self._remembered: dict[int, Remembered] = {}
+        self._memory = None
+        if lineage is not None:
+            self._memory = Memory(storage, spec.name, lineage, self._direction, self._metric)
         self._live: dict[int, optuna.Trial] = {}
         self._epochs: dict[int, int] = {}
         self._warmup_epochs: dict[int, float] = {}
@@ -156,22 +156,12 @@ class Search:
         self._study.set_user_attr("spec", json.loads(self.spec.model_dump_json()))
 
     def _borrow(self) -> list[Params]:
-        """Keep what earlier studies lend; the answer is the best of it, to be tried here first."""
-        if self._memory is None:
-            return []
-        self._study.set_user_attr(LINEAGE, self._memory.lineage.as_json())
+        """Learn from earlier studies; the answer is the best of it, to be tried here first."""
+        lent = [] if self._memory is None else self._memory.borrow(self._study, self.spec.warm_start, self._points)
         if self.spec.warm_start is None:
             return []
-        records = self._memory.lent(self.spec.warm_start, self._points)
-        self._study.set_user_attr(BORROWED, records)
-        self._event("study.borrowed", {"trials": len(records), "studies": sorted({one["study"] for one in records})})
-        return [one["params"] for one in records[: self.spec.warm_start.first_trials]]
-
-    def _lessons(self) -> list[FrozenTrial]:
-        """What earlier studies lent, unless somebody has removed it since."""
-        if self.spec.warm_start is None:
-            return []
-        return as_lessons(self._study.user_attrs.get(BORROWED, []), self._points.distributions)
+        self._event("study.borrowed", {"trials": len(lent), "studies": sorted({one["study"] for one in lent})})
+        return [one["params"] for one in lent[: self.spec.warm_start.first_trials]]
 
     def trials(self) -> list[Trial]:
         """All trials so far."""
@@ -229,7 +219,7 @@ class Search:
                 return None
             self._fence()
             past = functools.partial(self._study.get_trials, deepcopy=False)
-            self._study.sampler = Draw(self._points, tried, past, self._lessons())
+            self._study.sampler = Draw(self._points, tried, past, lessons(self._study, self._points.distributions))
             trial = self._study.ask()
             # Optuna hands out what waits first, in order.
             given = next((known.params for known in waiting if known.number == trial.number), {})
@@ -288,7 +278,7 @@ class Search:
             raise ValueError(f"trial {number} reported {value}: a diverged trial must fail, not report")
         if report.exposure == 0:
             self._keep_baseline(report, contract, warnings)
-            if self._recalls(trial, contract):
+            if self._memory is not None and self._memory.recalls(trial, contract):
                 return Decision.REUSE
         curve = trial.user_attrs.get("curve", [])
         if curve and report.exposure <= curve[-1]["exposure"]:
@@ -329,29 +319,12 @@ class Search:
             return Decision.PRUNE
         return Decision.PRUNE if poor and report.epoch > self._warmup_epochs[number] else Decision.GO_ON
 
-    def _recalls(self, trial: optuna.Trial, contract: str) -> bool:
-        """Whether an earlier study has trained the very same trial, which has not been trained here."""
-        attributes = trial.user_attrs
-        if self._memory is None or (attributes.get("curve") and "reused_from" not in attributes):
-            return False
-        found = self._memory.identical(FinetuneConfig.model_validate(trial.user_attrs["config"]), contract)
-        if found is not None:
-            self._remembered[trial.number] = found
-        return found is not None
-
     def reuse(self, number: int, adapter: Path) -> None:
         """Take over what an earlier study has trained: its curve, its value, and its weights into `adapter`."""
         self._fence()
-        found, trial = self._remembered.pop(number), self._live[number]
-        lend_weights(found, adapter)
-        trial.set_user_attr("reused_from", found.source)
-        curve = [Report(**report) for report in found.trial.user_attrs["curve"]]
-        for report in curve:  # so that later trials are compared with it
-            trial.report(float(getattr(report, self._metric)), step=report.exposure)
-            trial.should_prune()
-        trial.set_user_attr("curve", [report.as_json() for report in curve])
-        best = next(report for report in curve[1:] if float(getattr(report, self._metric)) == found.value)
-        self.complete(number, best, found.contract, str(adapter))
+        assert self._memory is not None  # `report` has said so
+        best, contract = self._memory.take_over(self._live[number], adapter)
+        self.complete(number, best, contract, str(adapter))
 
     def _keep_baseline(self, report: Report, contract: str, warnings: Sequence[str]) -> None:
         if history.baseline(self._study) is None:

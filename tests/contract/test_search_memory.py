@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 
 from hpsearch.results import rank
 from hpsearch.search import Asked, Decision, Lineage, history
-from hpsearch.search.memory import BORROWED
+from hpsearch.search.distributions import distributions
+from hpsearch.search.memory import BORROWED, LINEAGE, lessons
 from tests.builders import a_report
 from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, spec_of
 
@@ -152,6 +153,12 @@ class TestWarmStarts:
         assert second.trials()[1].value == first.best()
         assert second.trials()[1].reused_from is not None
         assert len(second.trained) == 9
+        study = history.load(storage, "second")
+        assert study is not None
+        shown = lessons(study, distributions(second.spec.search_space))
+        best = next(trial for trial in first.trials() if trial.value == first.best())
+        assert shown[0].params == best.params
+        assert shown[0].intermediate_values == {one.exposure: one.validation_loss for one in best.reports}
         told = [details for kind, details in second.events if kind == "study.borrowed"]
         assert told == [{"trials": 20, "studies": ["first"]}]
 
@@ -202,9 +209,15 @@ class TestWarmStarts:
         Learning(storage, a_study(3, "other-data"), tmp_path, replace(HOME, train="x")).run_all()
         Learning(storage, a_study(3, "other-family"), tmp_path, replace(HOME, family="gpt2")).run_all()
         Learning(storage, a_study(3, "whole-model"), tmp_path, replace(HOME, method="full")).run_all()
-        asked = ["other-data", "whole-model", "missing"]
+        for name, lineage in (("older", asdict(HOME)), ("oldest", {"model": "x"})):  # by versions with other fields
+            older = optuna.create_study(study_name=name, storage=storage)
+            older.set_user_attr(LINEAGE, lineage)
+            older.set_user_attr("spec", {"objective": {"metric": "validation_loss"}})
+            older.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"config": {"rate": 1}}))
+        asked = ["other-data", "whole-model", "older", "oldest", "missing"]
         similar = Learning(storage, a_study(3, "similar", warm_start={"studies": "similar"}), tmp_path)
         named = Learning(storage, a_study(3, "named", warm_start={"studies": asked}), tmp_path)
+        similar.run_all()
         assert borrowed(similar) == []
         assert {one["study"] for one in borrowed(named)} == {"other-data"}
 
