@@ -75,7 +75,7 @@ def serve(host: str, port: int) -> int:
     while not stop.wait(0.5):
         api.look()
         runner.look()
-    say("stopping: running trials end, their study goes on at the next start")
+    say("stopping: running trials are kept, and go on at the next start")
     deadline = time.monotonic() + STOP_SECONDS
     runner.stop(deadline)
     api.stop(deadline)

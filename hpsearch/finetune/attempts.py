@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hpsearch.crash import crash_point
 from hpsearch.errors import DiskFull, InvalidInput, WorkerLost
 from hpsearch.finetune import snapshot
 from hpsearch.finetune.member import Member
@@ -99,6 +100,7 @@ class Attempt:
         started = time.monotonic()
         with telling_disk_full():
             snapshot.write(member.snapshot(), self._folder)
+        crash_point("after_snapshot")
         for folder in self._earlier():
             shutil.rmtree(folder, ignore_errors=True)
         self._since = time.monotonic()

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from pydantic import ValidationError
 
+from hpsearch.crash import crash_point
 from hpsearch.lifecycle import Orders, Wish, WishKind
 from hpsearch.results import Failure, Report, Trial, TrialState
 from hpsearch.results.budget import hopeless, limit_reached, spent
@@ -250,6 +251,7 @@ class Search:
             _config(attributes.get("config")),
         )
         trial.set_user_attr("attempts", asked.attempt)
+        crash_point("after_ask")
         kind = "trial.started" if asked.attempt == 1 else "trial.continued"
         details = {"number": asked.number, "params": asked.params, "origin": asked.origin}
         self._event(kind, details if asked.attempt == 1 else {**details, "attempt": asked.attempt})
@@ -264,7 +266,9 @@ class Search:
         hyperparameters = config.hyperparameters
         self._epochs[number] = hyperparameters.epochs
         self._warmup_epochs[number] = hyperparameters.warmup_fraction * hyperparameters.epochs
+        crash_point("before_start")
         self._live[number].set_user_attr("config", json.loads(config.model_dump_json()))
+        crash_point("after_start")
 
     def report(self, number: int, report: Report, contract: str, warnings: Sequence[str] = ()) -> Decision:
         """Keep one report; decide whether the trial goes on. The report's figures are finite.
@@ -292,6 +296,7 @@ class Search:
         else:
             trial.set_user_attr("curve", [*curve, report.as_json()])
             trial.report(value, step=report.exposure)
+            crash_point("after_report")
             self._event("trial.reported", {"number": number, "value": value, **_outline(report)})
         self._heed()
         decision = self._decide(number, report)
@@ -347,7 +352,7 @@ class Search:
         ):
             trial.set_user_attr(name, attribute)
         value = float(getattr(best, self._metric))
-        self._study.tell(trial, value)
+        self._tell(trial, value)
         del self._live[number]
         reused = {"reused_from": trial.user_attrs["reused_from"]} if "reused_from" in trial.user_attrs else {}
         self._event("trial.completed", {"number": number, "value": value, **_outline(best), **reused})
@@ -363,7 +368,7 @@ class Search:
         if number in self._stops:
             trial.set_user_attr(history.STOPPED_BY, self._stops[number].by)
         if self._frozen(number).state == OptunaState.RUNNING:
-            self._study.tell(trial, state=OptunaState.PRUNED)
+            self._tell(trial, state=OptunaState.PRUNED)
         else:  # it waits to be gone on with: Optuna's `tell` is for trials that run
             self._storage.set_trial_state_values(trial._trial_id, OptunaState.PRUNED)
         self._live.pop(number, None)
@@ -416,7 +421,7 @@ class Search:
             inherited = {"lost": lost, "reached": max(ended.reached, _exposure(ended))}
             origin = {"origin": "retry", "retry_of": number, **inherited}
             self._study.enqueue_trial(ended.params, user_attrs=origin)
-        self._study.tell(trial, state=OptunaState.FAIL)
+        self._tell(trial, state=OptunaState.FAIL)
         self._live.pop(number, None)
         self._event("trial.failed", {"number": number, "failure": str(failure), "text": text[:2000]})
 
@@ -424,6 +429,11 @@ class Search:
         """Say on the study's page of the dashboard what its trials have taught so far."""
         self._fence()
         note.write(self._study, self.spec)
+
+    def _tell(self, trial: optuna.Trial, value: float | None = None, state: OptunaState | None = None) -> None:
+        crash_point("before_tell")
+        self._study.tell(trial, value, state)
+        crash_point("after_tell")
 
     def is_running(self, number: int) -> bool:
         """Whether the trial still waits for its end."""

@@ -82,16 +82,12 @@ class Driven:
 
     def run(self, asked: Asked, start: int = 0) -> Decision:
         """Train one trial to its end, or until it is pruned."""
-        last = int(asked.params.get("epochs", 1)) * EXAMPLES
-        best = None
-        for exposure in range(start, last + 1, EXAMPLES // 2):
-            report = a_report(exposure, loss_of(asked.params, exposure))
-            if exposure and (best is None or report.validation_loss < best.validation_loss):
-                best = report
-            if self.search.report(asked.number, report, CONTRACT) == Decision.PRUNE:
+        reports = [a_report(exposure, loss_of(asked.params, exposure)) for exposure in exposures_of(asked.params)]
+        for report in reports:
+            if report.exposure >= start and self.search.report(asked.number, report, CONTRACT) == Decision.PRUNE:
                 self.search.prune(asked.number)
                 return Decision.PRUNE
-        assert best is not None
+        best = min(reports[1:], key=lambda report: report.validation_loss)
         self.search.complete(asked.number, best, CONTRACT, f"artifacts/{asked.number}")
         return Decision.GO_ON
 
@@ -111,6 +107,11 @@ class Driven:
 
     def states(self) -> Counter[str]:
         return Counter(str(trial.state) for trial in self.trials())
+
+
+def exposures_of(params: dict[str, Any]) -> range:
+    """Of the reports of an undisturbed trial."""
+    return range(0, int(params.get("epochs", 1)) * EXAMPLES + 1, EXAMPLES // 2)
 
 
 def loss_of(params: dict[str, Any], exposure: int) -> float:

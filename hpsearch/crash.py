@@ -1,0 +1,27 @@
+"""Named points at which a process can be made to die, as by `kill -9`, so that tests can show what is lost: nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from typing import Literal
+
+CrashPoint = Literal[
+    "after_ask", "before_start", "after_start", "after_report", "before_tell", "after_tell", "after_snapshot"
+]
+
+VARIABLE = "HPSEARCH_CRASH_AT"
+"""`after_report`, or `after_report:3` to pass the point twice before. Unset outside of tests."""
+
+_passed: Counter[str] = Counter()
+
+
+def crash_point(name: CrashPoint) -> None:
+    """Die here when the environment says so."""
+    wanted, _, time = os.environ.get(VARIABLE, "").partition(":")
+    if wanted != name:
+        return
+    _passed[name] += 1
+    if _passed[name] >= int(time or 1):
+        os.kill(os.getpid(), signal.SIGKILL)

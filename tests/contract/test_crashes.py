@@ -1,0 +1,129 @@
+"""kill -9 of the process that searches, at every named point and at random times, changes nothing of the outcome."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+from hpsearch.crash import VARIABLE, CrashPoint
+from hpsearch.results import Trial, TrialState
+from hpsearch.storage import optuna_storage
+from tests.contract.test_search import Driven, exposures_of, spec_of
+
+TRIALS = 12
+SPEC = spec_of(
+    TRIALS,
+    sampler={"type": "tpe", "startup_trials": 4},
+    pruner={"type": "percentile", "startup_trials": 3, "min_reports": 2, "percentile": 50},
+    first_trials=[{"epochs": 2}],
+)
+POINTS = [point for point in get_args(CrashPoint) if point != "after_snapshot"]  # that one is a device's
+RANDOM_KILLS = 20
+DICE = random.Random(0)
+
+
+class Told(list[tuple[str, dict[str, Any]]]):
+    """Events, of which each new report is a byte in a pipe."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+
+    def append(self, event: tuple[str, dict[str, Any]]) -> None:
+        if event[0] == "trial.reported":
+            os.write(self._pipe, b".")
+
+
+class Searched:
+    """A database, and processes that search in it until they are killed."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def search(self, pipe: int, crash_at: str, replay: float) -> None:
+        """In this process, to the end: asks, trains a made-up loss, reports, tells."""
+        os.environ[VARIABLE] = crash_at
+        driven = Driven(optuna_storage(self.url), SPEC)
+        driven.events = Told(pipe)
+        while (asked := driven.ask()) is not None:
+            behind = int((asked.reported or 0) * (1 - replay))
+            driven.run(asked, start=max(exposure for exposure in exposures_of(asked.params) if exposure <= behind))
+        driven.finish()
+
+    def fork(self, crash_at: str = "", replay: float = 0.0, kill_after: int | None = None) -> int:
+        """The same in a process of its own; the answer is the signal that ended it, 0 when it came to the end.
+
+        Args:
+            crash_at: The point where it dies.
+            replay: How far behind its last report a continued trial begins, as a part of it.
+            kill_after: New reports after which it is killed, wherever it is then.
+        """
+        hears, tells = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                self.search(tells, crash_at, replay)
+                os._exit(0)
+            finally:
+                os._exit(70)
+        os.close(tells)
+        heard = 0
+        while os.read(hears, 1):  # until all of it is closed
+            heard += 1
+            if heard == kill_after:
+                time.sleep(DICE.uniform(0, 0.02))
+                os.kill(child, signal.SIGKILL)
+        os.close(hears)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status <= 0, f"the search failed with {status}"
+        return -status
+
+    def trials(self) -> list[Trial]:
+        return Driven(optuna_storage(self.url), SPEC).trials()
+
+
+def main(template: str, folder: str) -> None:
+    """The whole scenario: in an interpreter without threads, because it forks."""
+    studies = []
+    for name in ("undisturbed", "points", "random"):
+        shutil.copy(template, f"{folder}/{name}.db")
+        studies.append(Searched(f"sqlite:///{folder}/{name}.db"))
+    undisturbed, at_points, at_random = studies
+    assert undisturbed.fork() == 0
+    for point in POINTS:
+        assert at_points.fork(point, replay=DICE.random()) == signal.SIGKILL, point
+        # A trial that is killed again and again before it gets further is tried anew, under another number.
+        assert at_points.fork("after_report:2") == signal.SIGKILL
+    for _ in range(RANDOM_KILLS):
+        at_random.fork(replay=DICE.random(), kill_after=DICE.randint(1, 4))
+    for study in (at_points, at_random):
+        assert study.fork() == 0
+        assert sum(trial.attempts for trial in study.trials()) > TRIALS
+        assert list(map(_outcome, study.trials())) == list(map(_outcome, undisturbed.trials()))
+    assert {trial.state for trial in undisturbed.trials()} == {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+def _outcome(trial: Trial) -> Trial:
+    """All but when it was, and in how many attempts."""
+    return dataclasses.replace(trial, started_at=None, finished_at=None, attempts=1, lost=0, reached=0)
+
+
+def test_a_search_that_is_killed_at_every_point_and_at_random_times_ends_as_an_undisturbed_one(
+    tmp_path: Path, sqlite_template: Path
+) -> None:
+    scenario = [sys.executable, "-m", "tests.contract.test_crashes", str(sqlite_template), str(tmp_path)]
+    done = subprocess.run(
+        scenario, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
