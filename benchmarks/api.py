@@ -101,16 +101,16 @@ def kills(home: Path, wanted: int, clients: int, times: int) -> bool:
     done = threading.Event()
     names = [f"study-{number}" for number in range(wanted)]
 
+    http = httpx.Client(base_url=api.url, timeout=60)
+
     def create(number: int) -> int:
-        key = str(uuid.uuid4())
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
         while True:
             try:
-                answer = httpx.post(
-                    f"{api.url}/v1/studies", json=spec(names[number]), headers={"Idempotency-Key": key}, timeout=60
-                )
+                answer = http.post("/v1/studies", json=spec(names[number]), headers=headers)
             except httpx.TransportError as error:
                 broken[type(error).__name__] += 1
-                time.sleep(0.1)
+                time.sleep(0.5)
                 continue
             return answer.status_code
 

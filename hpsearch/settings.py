@@ -33,6 +33,10 @@ class Settings(BaseSettings):
     """A runner that was not heard of for so long has lost its study to the next one."""
     device_silent_seconds: float = Field(60, ge=2, le=3600)
     """A worker's process that does not answer for so long is killed; its trials go on from their checkpoints."""
+    study_bytes: int | None = Field(None, ge=2**20)
+    """Room for the weights and snapshots of one study; one that has filled it pauses and loses nothing."""
+    unused_days: float = Field(14, gt=0)
+    """Uploads that no study names, and folders of ended Ray sessions, are removed after so many days."""
     least_free_bytes: int = Field(256 * 2**20, ge=0)
     """Room that the disk of the home must have for a trial to start; with less, studies pause and lose nothing."""
     max_upload_bytes: int = Field(1 << 30, ge=1024)

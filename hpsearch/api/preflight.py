@@ -114,7 +114,9 @@ class Preflight:
         if named is None or named.startswith(HUB_PREFIX):
             return named
         if named.startswith(DATASET_PREFIX):
-            return str(self._datasets.path(self._datasets.get(named.removeprefix(DATASET_PREFIX)).id))
+            upload = self._datasets.path(self._datasets.get(named.removeprefix(DATASET_PREFIX)).id)
+            upload.touch()  # it is in use: not one of those that are removed because no study names them
+            return str(upload)
         path = self._settings.locate(named, field)
         if path is None or not path.is_file():
             raise UnknownDataset(

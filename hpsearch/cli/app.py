@@ -254,6 +254,23 @@ def schema() -> None:
 
 
 @app.command()
+def clean(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    days: Annotated[
+        float | None, typer.Option(min=0, help="Age of unused uploads and Ray sessions; left out, the setting.")
+    ] = None,
+) -> None:
+    """Remove what deleted studies, killed processes and forgotten uploads left in this home and on this machine.
+
+    The runner does it by itself, every six hours between two studies.
+    """
+    from hpsearch.cli.clean import clean as run
+
+    for line in run(dry_run, days):
+        typer.echo(line)
+
+
+@app.command()
 def token(
     name: Annotated[str, typer.Argument(help="Whose token it is.", show_default=False)],
     role: Annotated[Literal["read", "submit", "admin"], typer.Option(help="What it may do.")] = "submit",

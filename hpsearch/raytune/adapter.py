@@ -60,6 +60,8 @@ class Place:
     """A device that does not answer for so long is killed."""
     least_free_bytes: int = 0
     """No trial starts while the disk has less room than this."""
+    most_bytes: int | None = None
+    """No trial starts while the study's weights and snapshots take more than this."""
 
     def progress(self, number: int) -> Path:
         """Folder of a trial's snapshots."""
@@ -75,7 +77,7 @@ class Place:
             kept.rmdir()
 
     def check_room(self) -> None:
-        """Raise DiskFull when there is less than the least room."""
+        """Raise DiskFull when there is less than the least room, or the study has used up its own."""
         self.artifacts.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.artifacts).free
         if free < self.least_free_bytes:
@@ -83,6 +85,14 @@ class Place:
             raise DiskFull(
                 f"the disk of {self.artifacts} has {left:,.0f} MiB left, and no trial starts below {least:,.0f} MiB "
                 "(HPSEARCH_LEAST_FREE_BYTES): free some, then resume the study"
+            )
+        if self.most_bytes is None:
+            return
+        used = sum(path.stat().st_size for path in self.artifacts.rglob("*.safetensors"))
+        if used >= self.most_bytes:
+            raise DiskFull(
+                f"the study's weights and snapshots take {used / 2**20:,.0f} MiB, and no trial starts above "
+                f"{self.most_bytes / 2**20:,.0f} MiB (HPSEARCH_STUDY_BYTES): raise it, then resume the study"
             )
 
 

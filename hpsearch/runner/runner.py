@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from hpsearch.basemodel import describe
@@ -21,10 +23,12 @@ from hpsearch.search import Lineage, Search, history
 from hpsearch.settings import Settings
 from hpsearch.spec.defaults import default_params
 from hpsearch.storage import DATABASE_AWAY, Database, Lease, Studies, StudyRow, optuna_storage
+from hpsearch.storage.tidy import tidy
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+TIDY_SECONDS = 6 * 3600.0
 RENEW_SECONDS = 1.0
 """Also how soon it is heard what people want."""
 
@@ -72,14 +76,17 @@ class Runner:
     def __init__(self, settings: Settings) -> None:
         settings.prepare_home()
         self._settings = settings
-        self._studies = Studies(Database(settings.sql_url))
+        self._database = Database(settings.sql_url)
+        self._studies = Studies(self._database)
+        self._tidied_at = -TIDY_SECONDS
         self._storage = optuna_storage(settings.sql_url)
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self.stop = threading.Event()
 
     def run(self) -> None:
-        """Drive one study after another."""
+        """Drive one study after another; tidy up now and then, in between."""
         while not self.stop.is_set():
+            self._tidy()
             try:
                 claimed = self._studies.claim(self._owner, self._settings.lease_seconds)
             except DATABASE_AWAY:
@@ -91,6 +98,19 @@ class Runner:
             study, lease = claimed
             log.info("study claimed", extra={"study": study.name, "runner": self._owner})
             self._drive(study, lease)
+
+    def _tidy(self) -> None:
+        if time.monotonic() - self._tidied_at < TIDY_SECONDS:
+            return
+        self._tidied_at = time.monotonic()
+        try:
+            for leftover in tidy(
+                self._database, self._settings, Path(tempfile.gettempdir()), self._settings.unused_days
+            ):
+                fields = {"path": str(leftover.path), "bytes": leftover.bytes, "reason": leftover.why}
+                log.info("removed", extra=fields)
+        except (OSError, *DATABASE_AWAY):
+            log.warning("not tidied", exc_info=True)
 
     def _drive(self, study: StudyRow, lease: Lease) -> None:
         """Drive a claimed study to its end, and write how it ended. Whatever happens, the runner goes on."""
@@ -151,6 +171,7 @@ class Runner:
             self._settings.token_cache_folder,
             self._settings.device_silent_seconds,
             self._settings.least_free_bytes,
+            self._settings.study_bytes,
         )
         try:
             stopped = drive(search, model, examples, place, should_stop)

@@ -57,7 +57,7 @@ def receiver(answer: Callable[[int], int]) -> Iterator[tuple[str, list[tuple[dic
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -1,0 +1,132 @@
+"""Disk that nobody needs any more: what deleted studies, killed processes and forgotten uploads left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from hpsearch.settings import Settings
+from hpsearch.storage.database import Database
+from hpsearch.storage.tables import datasets, studies
+
+DAY = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or folder that may go."""
+
+    path: Path
+    bytes: int
+    why: str
+
+
+def tidy(database: Database, settings: Settings, temporary: Path, days: float, dry: bool = False) -> list[Leftover]:
+    """Remove leftovers, and say what went. What is in use, or younger than it must be, stays.
+
+    Args:
+        database: Which studies and uploads there are.
+        settings: Where the home is.
+        temporary: The machine's folder of temporary files; Ray's sessions lie in `ray/` below it.
+        days: Uploads that no study names, and Ray's sessions of processes that are gone, stay so long.
+        dry: Only say what would go.
+    """
+    found = [*_of_deleted_studies(database, settings), *_half_written(settings, temporary), *_ray(temporary, days)]
+    for leftover in () if dry else found:
+        if leftover.path.is_dir() and not leftover.path.is_symlink():
+            shutil.rmtree(leftover.path, ignore_errors=True)
+        else:
+            leftover.path.unlink(missing_ok=True)
+    return [*found, *_unused_uploads(database, settings, days, dry)]
+
+
+def _of_deleted_studies(database: Database, settings: Settings) -> Iterator[Leftover]:
+    folders = [path for path in settings.artifacts_folder.iterdir() if path.is_dir()]  # before the studies are read:
+    with database.read() as connection:  # one that begins meanwhile has its row first
+        known = set(connection.execute(sa.select(studies.c.name)).scalars())
+    for folder in folders:
+        if folder.name not in known:
+            yield Leftover(folder, _size(folder), "its study was deleted")
+
+
+def _half_written(settings: Settings, temporary: Path) -> Iterator[Leftover]:
+    """What a process that was killed was writing; a day old, for one that lives may still be at it."""
+    places = (
+        (settings.datasets_folder, ("upload-*.part", "hub-*")),
+        (settings.artifacts_folder, ("*/.*",)),
+        (temporary, ("hpsearch-tune-*", "hpsearch-adapter-*.tar")),
+    )
+    for folder, patterns in places:
+        for pattern in patterns:
+            for path in folder.glob(pattern):
+                if _is_ours(path) and _idle_days(path) > 1:
+                    yield Leftover(path, _size(path), "half written, by a process that is gone")
+
+
+def _ray(temporary: Path, days: float) -> Iterator[Leftover]:
+    """Ray's session folders end with the number of the process that began them. A node's may live without it."""
+    sessions = temporary / "ray"
+    newest = (sessions / "session_latest").resolve()
+    for path in sessions.glob("session_*_*"):
+        process = path.name.rpartition("_")[2]
+        if path.is_symlink() or path == newest or not process.isdigit() or not _is_ours(path):
+            continue
+        if not _lives(int(process)) and min(_idle_days(path), _idle_days(path / "logs")) > days:
+            yield Leftover(path, _size(path), "a Ray session that has ended")
+
+
+def _unused_uploads(database: Database, settings: Settings, days: float, dry: bool) -> list[Leftover]:
+    """Row and file go while no other writer can name them: our writers take turns."""
+    found = []
+    with database.write() as connection:
+        specs = "\n".join(connection.execute(sa.select(studies.c.spec)).scalars())
+        for identifier in connection.execute(sa.select(datasets.c.id)).scalars().all():
+            path = settings.datasets_folder / f"{identifier}.jsonl"
+            if identifier in specs or _idle_days(path) <= days:
+                continue
+            found.append(Leftover(path, _size(path), "an upload that no study names"))
+            if not dry:
+                connection.execute(datasets.delete().where(datasets.c.id == identifier))
+                path.unlink(missing_ok=True)
+    return found
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for each in (path, *(path.rglob("*") if path.is_dir() else ())):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            total += each.lstat().st_size if not each.is_dir() else 0
+    return total
+
+
+def _idle_days(path: Path) -> float:
+    """Days since the file, or something directly in the folder, was written; very many when it is not there."""
+    try:
+        newest: float = max(each.lstat().st_mtime for each in (path, *(path.iterdir() if path.is_dir() else ())))
+    except OSError:
+        return float("inf") if not path.exists() else 0.0
+    return (time.time() - newest) / DAY
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return path.lstat().st_uid == os.getuid()
+    except OSError:
+        return False
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,102 @@
+"""Leftovers go; what somebody needs, or may still be writing, stays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpsearch.errors import DiskFull, UnknownDataset
+from hpsearch.raytune.adapter import Place
+from hpsearch.settings import Settings
+from hpsearch.storage import Database, Datasets, Studies
+from hpsearch.storage.tidy import DAY, tidy
+from tests.builders import a_spec
+
+DAYS = 14
+
+
+def put(path: Path, days: float = 0.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x" * 100)
+    then = time.time() - days * DAY
+    for each in (path, path.parent):
+        os.utime(each, (then, then))
+    return path
+
+
+@pytest.fixture
+def ended() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_nobody_needs_goes_and_the_rest_stays(home_with_tables: Settings, tmp_path: Path, ended: int) -> None:
+    settings, temporary = home_with_tables, tmp_path / "tmp"
+    database = Database(settings.sql_url)
+    uploads = Datasets(database, settings.datasets_folder)
+
+    def upload(letter: str, days: float) -> tuple[str, Path]:
+        part = settings.datasets_folder / "new"
+        part.write_text(letter)
+        row = uploads.add(part, letter * 64, "chat", 10, ())
+        return row.id, put(uploads.path(row.id), days)
+
+    used, used_file = upload("a", 100)
+    fresh, fresh_file = upload("b", DAYS - 1)
+    unused, unused_file = upload("c", DAYS + 1)
+    Studies(database).create(a_spec(data={"train": str(used_file)}))
+    stays = [
+        used_file,
+        fresh_file,
+        put(settings.artifacts_folder / "tickets/0/adapter.safetensors", 100),
+        put(settings.artifacts_folder / "tickets/.1.abc/adapter.safetensors"),
+        put(settings.datasets_folder / "upload-new.part"),
+        put(temporary / "hpsearch-tune-new/state"),
+        put(temporary / "somebody-else/file", 100),
+        put(temporary / f"ray/session_2026-01-01_00-00-00_000001_{os.getpid()}/logs/raylet.out", 100),
+        put(temporary / f"ray/session_2026-01-01_00-00-00_000002_{ended}/logs/raylet.out", 1),
+        put(temporary / f"ray/session_2026-01-01_00-00-00_000003_{ended}/logs/raylet.out", 100),
+    ]
+    (temporary / "ray/session_latest").symlink_to(stays[-1].parents[1])
+    goes = [
+        unused_file,
+        put(settings.artifacts_folder / "deleted/0/adapter.safetensors"),
+        put(settings.artifacts_folder / "tickets/.2.abc/adapter.safetensors", 2),
+        put(settings.datasets_folder / "upload-old.part", 2),
+        put(temporary / "hpsearch-tune-old/state", 2),
+        put(temporary / "hpsearch-adapter-old.tar", 2),
+        put(temporary / f"ray/session_2026-01-01_00-00-00_000004_{ended}/logs/raylet.out", 100),
+    ]
+    then = time.time() - 100 * DAY
+    for session in (temporary / "ray").glob("session_*_*"):
+        os.utime(session, (then, then))
+    os.utime(temporary / "hpsearch-tune-new")
+    told = tidy(database, settings, temporary, DAYS, dry=True)
+    assert all(path.exists() for path in [*stays, *goes])
+    assert tidy(database, settings, temporary, DAYS) == told
+    assert [path for path in stays if not path.exists()] == []
+    assert [path for path in goes if path.exists()] == []
+    assert sum(leftover.bytes for leftover in told) == 100 * len(goes)
+    assert uploads.get(used)
+    assert uploads.get(fresh)
+    with pytest.raises(UnknownDataset):
+        uploads.get(unused)
+    assert tidy(database, settings, temporary, DAYS) == []
+    database.close()
+
+
+def test_a_study_that_has_used_up_its_room_starts_no_trial(tmp_path: Path) -> None:
+    place = Place(tmp_path / "tickets", None, most_bytes=250)
+    for number in range(2):
+        put(place.artifacts / f"{number}/adapter_model.safetensors")
+        place.check_room()
+    put(place.artifacts / "progress/2/snapshot.safetensors")
+    with pytest.raises(DiskFull, match="HPSEARCH_STUDY_BYTES"):
+        place.check_room()
