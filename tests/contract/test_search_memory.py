@@ -14,6 +14,7 @@ from hpsearch.results import rank
 from hpsearch.search import Asked, Decision, Lineage, history
 from hpsearch.search.distributions import distributions
 from hpsearch.search.memory import BORROWED, LINEAGE, lessons
+from hpsearch.storage import optuna_storage
 from tests.builders import a_report
 from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, spec_of
 
@@ -125,6 +126,21 @@ class TestTheSameAgain:
         again.run_all()
         assert again.trials()[0].reused_from is None
         assert again.trials()[1].reused_from == {"study": "first", "number": 1}
+
+
+def test_both_databases_remember(migrated_url: str, tmp_path: Path) -> None:
+    storage = optuna_storage(migrated_url)
+    Learning(storage, a_study(3), tmp_path).run_all()
+    warm = {"studies": "similar", "first_trials": 2}  # the best are the defaults, which are tried anyway
+    second = Learning(storage, a_study(2, "second", warm_start=warm), tmp_path)
+    second.run_all()
+    assert [(one.origin, bool(one.reused_from)) for one in second.trials()] == [
+        ("defaults", True), ("borrowed", True), ("search", False), ("search", False),
+    ]  # fmt: skip
+    assert [one["study"] for one in borrowed(second)] == ["first"] * 3
+    second.search.note()
+    storage.remove_session()
+    storage.engine.dispose()  # type: ignore[attr-defined]
 
 
 class TestWarmStarts:
