@@ -86,8 +86,13 @@ class Postgres:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
-        options = f"-p {self._port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200"
-        log = folder / "server.log"
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        """Again, after somebody killed it."""
+        options = f"-p {self._port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200"
+        log = self._folder / "server.log"
         self._run("pg_ctl", "-D", self._cluster, "-l", log, "-w", "-t", "60", "-o", options, "start")
 
     def _run(self, program: str, *arguments: str | Path) -> None:

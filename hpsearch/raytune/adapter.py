@@ -28,7 +28,7 @@ from hpsearch.results import Failure
 from hpsearch.search import Asked, Decision, Search
 from hpsearch.spec.finetune import FinetuneConfig
 
-HANDOVER_SECONDS = 20
+HANDOVER_SECONDS = 12
 """Trials that are to stop in order get so long to come to the end of a step and to be kept."""
 
 ASKED_AGAIN_SECONDS = 1.0

@@ -1,0 +1,260 @@
+"""Faults injected into a running service: what was lost, what was repeated, how soon it went on.
+
+    python benchmarks/soak.py [--times 2] [--trials 6] [--faults runner-kill,device-stop,...] [--seconds 900]
+
+`hpsearch serve` on PostgreSQL, with a Ray of its own, searches with the bundled model, two trials at a time on one
+device. Each fault is injected at a random moment while both report. *Time to recover* is until all trials that it
+interrupted have reported anew, or the API answers. Afterwards every trial is trained again alone, from its stored
+config, and the curves are compared. What is lost is a trial without its result; what is repeated is a report told
+twice, or params evaluated twice without being linked as a retry.
+
+The disk is a small one of its own (a tmpfs, which takes root), filled to the last byte; without root that fault is left
+out. Needs PostgreSQL, and the tests' helpers (`tests/conftest.py`, `tests/acceptance`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import httpx  # noqa: E402
+
+from hpsearch.errors import HpsearchError  # noqa: E402
+from tests.acceptance.test_whole_path import STUDIES, Service, wait_for  # noqa: E402
+from tests.conftest import Postgres, _postgres_binaries  # noqa: E402
+
+DICE = random.Random(0)
+PATIENCE = 240.0
+
+
+class Soak:
+    """One service under fire."""
+
+    def __init__(self, folder: Path, trials: int) -> None:
+        self.folder = folder
+        self.disk = folder / "disk"
+        self.disk.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(self.disk)]
+        self.has_disk = subprocess.run(mount, check=False).returncode == 0
+        binaries = _postgres_binaries()
+        assert binaries is not None, "PostgreSQL is not installed here"
+        cluster = Path(tempfile.mkdtemp(prefix="hpsearch-soak-"))
+        self.postgres = Postgres(binaries, cluster)
+        self.cluster = cluster / "cluster"
+        settings = {
+            "HPSEARCH_DATABASE_URL": self.postgres.url("postgres"),
+            "HPSEARCH_DEVICE_SILENT_SECONDS": "5",
+            "HPSEARCH_LEAST_FREE_BYTES": "1000000",
+        }
+        self.service = Service(self.disk / "home", **settings)
+        self.name, self.trials = "soak", trials
+        self.at_interruption: dict[int, int] = {}
+        """Exposures of the trials that a fault has interrupted, when that was noticed."""
+
+    def submit(self) -> None:
+        data = {}
+        for split, count in (("train", 40), ("validation", 10)):
+            lines = (STUDIES / f"data/tickets/{split}.jsonl").read_text().splitlines()[:count]
+            data[split] = str(self.folder / f"{split}.jsonl")
+            Path(data[split]).write_text("\n".join(lines) + "\n")
+        spec = {
+            "name": self.name,
+            "model": {"base": "models/pydoc-llama", "base_learning_rate": 4e-3},
+            "data": {"train": "train.jsonl", "validation": "validation.jsonl"},
+            "search_space": {
+                "epochs": 25,
+                "batch_size": {"choices": [4, 8]},
+                "learning_rate_multiplier": {"low": 0.1, "high": 1, "log": True},
+                "dropout": {"low": 0, "high": 0.2},
+            },
+            "objective": {"reports_per_epoch": 4},
+            "sampler": {"type": "random"},
+            "pruner": {"type": "none"},
+            "parallelism": {"trials_per_device": 2, "max_concurrent_trials": 2},
+            "budget": {"trials": self.trials},
+        }
+        path = self.folder / "soak.json"
+        path.write_text(json.dumps(spec))
+        done = self.service.run("submit", str(path))
+        assert done.returncode == 0, done.stderr
+
+    def running(self) -> dict[int, dict[str, Any]]:
+        """The trials that train now; nothing while the service does not answer."""
+        with contextlib.suppress(httpx.HTTPError, HpsearchError):
+            listed = self.service.client.trials(self.name)
+            return {trial["number"]: trial for trial in listed if trial["state"] == "RUNNING"}
+        return {}
+
+    def is_over(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError, HpsearchError):
+            return self.service.client.study(self.name)["state"] in ("finished", "failed", "cancelled")
+        return False
+
+    def both_report(self) -> bool:
+        """Whether two trials train, and more than their baselines are known."""
+        running = self.running()
+        return len(running) == 2 and min(trial["exposure"] for trial in running.values()) > 0
+
+    def has_recovered_since(self, before: dict[int, dict[str, Any]]) -> bool:
+        """Whether something was interrupted, and all that was has got further or has ended since."""
+        with contextlib.suppress(httpx.HTTPError, HpsearchError):
+            now = {trial["number"]: trial for trial in self.service.client.trials(self.name)}
+            interrupted = [number for number in before if now[number]["attempts"] > before[number]["attempts"]]
+            for number in interrupted:
+                self.at_interruption.setdefault(number, now[number]["exposure"])
+            return bool(interrupted) and all(
+                now[number]["exposure"] > self.at_interruption[number]
+                or now[number]["state"] in ("COMPLETE", "PRUNED", "FAIL")
+                for number in interrupted
+            )
+        return False
+
+    def descendants(self, name: str) -> list[int]:
+        """Processes of the service whose program is this."""
+        listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+        fields = [line.split(None, 2) for line in listed.splitlines()]
+        rows = [(int(pid), int(parent), args) for pid, parent, args in fields]
+        family = {self.service.process.pid}
+        for _ in rows:
+            grown = family | {pid for pid, parent, _ in rows if parent in family}
+            if grown == family:
+                break
+            family = grown
+        return [pid for pid, _, args in rows if pid in family and args.split()[0].endswith(name)]
+
+    def kill(self, name: str, number: int) -> None:
+        wait_for(lambda: self.descendants(name), PATIENCE)
+        os.kill(DICE.choice(self.descendants(name)), number)
+
+    def fill_disk(self) -> None:
+        ballast = self.disk / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb") as stream:
+            while True:
+                stream.write(b"\0" * 65536)
+                stream.flush()
+        wait_for(lambda: self.service.client.study(self.name)["state"] == "paused", PATIENCE)
+        reason = self.service.client.study(self.name)["reason"]
+        assert reason.startswith("disk_full"), reason
+        ballast.unlink()
+        assert self.service.run("resume", self.name).returncode == 0
+
+    def kill_postgres(self) -> None:
+        os.kill(int((self.cluster / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        time.sleep(3)
+        for _ in range(20):  # refused until its old processes are gone
+            with contextlib.suppress(AssertionError):
+                self.postgres.start()
+                return
+            time.sleep(1)
+        raise AssertionError("PostgreSQL does not start again")
+
+    def faults(self) -> dict[str, Callable[[], None]]:
+        """By name."""
+        return {
+            "runner-kill": lambda: os.kill(self.service.child("hpsearch.runner"), signal.SIGKILL),
+            "runner-term": lambda: os.kill(self.service.child("hpsearch.runner"), signal.SIGTERM),
+            "api-kill": lambda: os.kill(self.service.child("hpsearch.api"), signal.SIGKILL),
+            "device-kill": lambda: self.kill("ray::Device", signal.SIGKILL),
+            "device-term": lambda: self.kill("ray::Device", signal.SIGTERM),
+            "device-stop": lambda: self.kill("ray::Device", signal.SIGSTOP),
+            "trial-kill": lambda: self.kill("ray::FinetuneTrial", signal.SIGKILL),
+            "raylet-kill": lambda: self.kill("/raylet", signal.SIGKILL),
+            "gcs-kill": lambda: self.kill("/gcs_server", signal.SIGKILL),
+            "postgres-kill": self.kill_postgres,
+            **({"disk-full": self.fill_disk} if self.has_disk else {}),
+        }
+
+    def close(self) -> None:
+        self.service.stop()
+        self.postgres.stop()
+        if self.has_disk:
+            subprocess.run(["umount", "-l", self.disk], check=False)
+
+
+def check(soak: Soak) -> dict[str, Any]:
+    """Every trial's outcome, beside that of the same config alone."""
+    from hpsearch.finetune import finetune, prepare
+    from hpsearch.spec.finetune import FinetuneConfig
+
+    client = soak.service.client
+    trials = client.trials(soak.name)
+    events = list(client.events(soak.name)) if soak.is_over() else []
+    told = Counter((event["number"], event["exposure"]) for event in events if event["kind"] == "trial.reported")
+    params = Counter(json.dumps(trial["params"], sort_keys=True) for trial in trials if trial["retry_of"] is None)
+    prepared, deviation = None, 0.0
+    for trial in trials:
+        shown = client.trial(soak.name, trial["number"])
+        if trial["state"] != "COMPLETE":
+            continue
+        config = FinetuneConfig.model_validate(shown["config"])
+        prepared = prepared or prepare(config)
+        alone = finetune(config, prepared=prepared).reports
+        assert [report["exposure"] for report in shown["curve"]] == [report.exposure for report in alone]
+        for report, other in zip(shown["curve"], alone, strict=True):
+            deviation = max(deviation, abs(report["validation_loss"] / other.validation_loss - 1))
+    return {
+        "states": dict(Counter(trial["state"] for trial in trials)),
+        "retries": sum(trial["retry_of"] is not None for trial in trials),
+        "reports_told_twice": sum(count - 1 for count in told.values()),
+        "params_twice": sum(count - 1 for count in params.values()),
+        "attempts": [trial["attempts"] for trial in trials],
+        "largest_deviation": deviation,
+    }
+
+
+def main() -> None:
+    """Inject, wait, check, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=2)
+    parser.add_argument("--trials", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=1800)
+    parser.add_argument("--faults", default="")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="hpsearch-soak-"))
+    soak = Soak(folder, options.trials)
+    seconds: dict[str, list[float]] = {}
+    started = time.monotonic()
+    try:
+        soak.submit()
+        faults = soak.faults()
+        names = [name for name in options.faults.split(",") if name] or list(faults)
+        for name in names * options.times:
+            if time.monotonic() - started > options.seconds or soak.is_over():
+                break
+            wait_for(lambda: soak.is_over() or soak.both_report(), PATIENCE)
+            time.sleep(DICE.uniform(0, 3))
+            before, at = soak.running(), time.monotonic()
+            soak.at_interruption = {}
+            faults[name]()
+            answers, recovered = soak.service.answers, lambda since=before: soak.has_recovered_since(since)
+            wait_for(answers if name == "api-kill" else recovered, PATIENCE)
+            seconds.setdefault(name, []).append(time.monotonic() - at)
+            print(f"{name}: went on after {seconds[name][-1]:.1f} s", flush=True)
+        wait_for(soak.is_over, 1200)
+        outcome = check(soak)
+    finally:
+        soak.close()
+    print("\n| fault | times injected | time to recover, median (longest) |\n|---|---|---|")
+    for name, took in seconds.items():
+        print(f"| {name} | {len(took)} | {statistics.median(took):.0f} s ({max(took):.0f} s) |")
+    print(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    main()
