@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from hpsearch.errors import OutOfMemory, TrialFailure
 from hpsearch.finetune.evaluate import Evaluation
 from hpsearch.finetune.member import Member, evaluated
+from hpsearch.finetune.replay import Proof, Replay
 from hpsearch.finetune.step import Turn, gradients, in_less_memory, is_out_of_memory
 from hpsearch.results import Report
 
@@ -33,7 +36,7 @@ class Failed:
     error: TrialFailure
 
 
-Event = Report | Finished | Failed
+Event = Report | Replay | Finished | Failed
 
 
 class Cohort:
@@ -45,6 +48,7 @@ class Cohort:
 
     def __init__(self) -> None:
         self._members: dict[str, Member] = {}
+        self._proofs: dict[str, Proof] = {}
 
     def __len__(self) -> int:
         return len(self._members)
@@ -58,14 +62,24 @@ class Cohort:
     def __getitem__(self, key: str) -> Member:
         return self._members[key]
 
-    def admit(self, key: str, member: Member) -> None:
-        """Train this member too, from the next tick on."""
+    def admit(self, key: str, member: Member, *, prove: bool = False) -> None:
+        """Train this member too, from the next tick on.
+
+        Args:
+            key: Names it.
+            member: Fresh, or restored from a snapshot.
+            prove: Make its first steps again alone, and say with `Replay` how far the losses are apart; a member that
+                has been trained already has no first steps.
+        """
         if key in self._members:
             raise ValueError(f"'{key}' is in the cohort already")
         self._members[key] = member
+        if prove and member.steps == 0:
+            self._proofs[key] = Proof(member)
 
     def remove(self, key: str) -> Member:
         """Stop training a member, such as one that was pruned; its best weights can still be saved."""
+        self._proofs.pop(key, None)
         return self._members.pop(key)
 
     def tick(self, waiting: Collection[str] = ()) -> list[tuple[str, Event]]:
@@ -91,7 +105,7 @@ class Cohort:
             for key, outcome in self._trained({key: turns[key] for key in company}):
                 events[key] += outcome
         for key in [key for key, happened in events.items() if any(isinstance(event, _LAST) for event in happened)]:
-            del self._members[key]
+            self.remove(key)
         return [(key, event) for key, happened in events.items() for event in happened]
 
     def _trained(self, turns: dict[str, Turn]) -> Iterator[tuple[str, list[Event]]]:
@@ -120,9 +134,24 @@ class Cohort:
             except Exception as error:  # any failure is this member's alone
                 yield key, [Failed(as_failure(error))]
                 continue
+            if key in self._proofs:
+                yield key, self._proved(key, turn, own, len(turns))
             if point is not None:
                 due[key] = point
         yield from self._reported(due)
+
+    def _proved(self, key: str, turn: Turn, nll: Tensor, company: int) -> list[Event]:
+        """A member's first steps alone, when it has made as many in company."""
+        proof = self._proofs[key]
+        proof.note(turn, nll, company)
+        if not proof.is_due:
+            return []
+        del self._proofs[key]
+        try:
+            return [proof.replay()]
+        except Exception:  # the trial itself is well
+            log.warning("first steps not replayed", exc_info=True)
+            return []
 
     def _reported(self, due: dict[str, int]) -> Iterator[tuple[str, list[Event]]]:
         """The reports of members that have reached these points; those over the same data are read in one pass."""

@@ -73,6 +73,15 @@ def gradients(loaded: LoadedModel, turns: Sequence[Turn], token_budget: int) -> 
     return totals
 
 
+def forward_only(loaded: LoadedModel, turn: Turn) -> Tensor:
+    """The loss of one turn in one micro-batch, with all that its gradient would need."""
+    layout = Layout(loaded.anatomy.packs, loaded.device)
+    (batch,) = micro_batches([Share(turn.examples, turn.prompt_loss_weight > 0)], 10**9, layout)
+    with _training([turn], batch, 0) as model, precision(loaded.device):
+        loss, _ = weighted_nll(model, loaded.anatomy, batch, torch.cat(_weights([turn], batch)))
+    return loss
+
+
 def _weights(turns: Sequence[Turn], batch: MicroBatch) -> list[Tensor]:
     """Of the predictions of each part, w / sum(w): the gradients of all micro-batches add up to the batch's."""
     weights = []

@@ -15,6 +15,7 @@ from hpsearch.errors import Diverged, InvalidDataset, OutOfMemory, TrialFailure
 from hpsearch.finetune import Cohort, Failed, Finished, Member, as_failure, finetune, prepare
 from hpsearch.finetune import cohort as cohort_module
 from hpsearch.finetune import step as step_module
+from hpsearch.finetune.replay import Replay
 from hpsearch.results import Report
 
 
@@ -400,3 +401,40 @@ def test_a_member_that_breaks_the_common_pass_fails_alone(caplog):
     assert "each is trained alone" in caplog.text
     for key in ("a", "b"):
         assert losses(events[key]) == pytest.approx(losses(alone), rel=1e-5)
+
+
+class TestReplay:
+    def test_first_steps_alone_are_those_in_company(self):
+        prepared = prepare(a_config())
+        cohort = Cohort()
+        for number in range(4):
+            config = a_config(seed=number, batch_size=3 + number, dropout=0.2, reports_per_epoch=1)
+            cohort.admit(str(number), Member(config, prepared), prove=number == 1)
+        events = run(cohort)
+        (replay,) = [event for event in events["1"] if isinstance(event, Replay)]
+        assert (replay.steps, replay.company) == (8, 4)
+        assert replay.deviation < 1e-5
+        assert not any(isinstance(event, Replay) for key in "023" for event in events[key])
+
+    def test_a_curve_that_is_not_its_own_shows(self, monkeypatch):
+        """Weights that somebody else has touched."""
+        prepared = prepare(a_config())
+        cohort = Cohort()
+        member = Member(a_config(learning_rate=0.1, reports_per_epoch=1), prepared)
+        cohort.admit("a", member, prove=True)
+        cohort.tick()
+        with torch.no_grad():
+            for parameter in member.weights.named.values():
+                parameter.add_(0.1)
+        (replay,) = [event for event in run(cohort)["a"] if isinstance(event, Replay)]
+        assert replay.deviation > 1e-3
+
+    def test_a_member_that_leaves_or_ends_early_is_no_trouble(self):
+        prepared = prepare(a_config())
+        cohort = Cohort()
+        cohort.admit("leaves", Member(a_config(), prepared), prove=True)
+        cohort.admit("short", Member(a_config(batch_size=20), prepared), prove=True)
+        cohort.tick()
+        cohort.remove("leaves")
+        (replay,) = [event for event in run(cohort)["short"] if isinstance(event, Replay)]
+        assert (replay.steps, replay.company) == (2, 2)

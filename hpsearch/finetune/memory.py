@@ -1,0 +1,124 @@
+"""What trials take of a device's memory: measured there, so that none is begun that does not fit."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
+import psutil
+import torch
+from torch import Tensor
+
+from hpsearch.finetune.lora import targets
+from hpsearch.finetune.member import Member
+from hpsearch.finetune.optimizer import is_trained
+from hpsearch.finetune.prepare import Base, Prepared
+from hpsearch.finetune.step import Turn, forward_only
+from hpsearch.finetune.tokenised import TokenisedExample
+from hpsearch.spec.finetune import FinetuneConfig
+
+HEAD_ROOM = 0.3
+"""Part of the free memory that is left alone: for what a backward pass needs for a moment, and for fragments."""
+
+PROBED_TOKENS = 256
+"""Of a forward pass that shows what is kept for each."""
+
+_FLOAT = 4
+
+_measured: WeakKeyDictionary[Base, dict[tuple[object, ...], float]] = WeakKeyDictionary()
+
+
+def member_bytes(config: FinetuneConfig, prepared: Prepared) -> int:
+    """What one more member holds: its weights, their gradients, AdamW's two moments, and the whole model of a full one.
+
+    Raises:
+        InvalidSpec: An adapter's target does not exist.
+    """
+    anatomy, frozen = prepared.loaded.anatomy, config.hyperparameters.frozen_layers
+    if config.model.method == "lora":
+        layers, lora = prepared.base.layers, config.model.lora
+        adapted = [layers[name] for name in targets(layers, lora) if is_trained(anatomy, name, frozen)]
+        return 4 * _FLOAT * lora.rank * sum(int(layer.in_features + layer.out_features) for layer in adapted)
+    parameters: dict[str, int] = {
+        name: parameter.numel() for name, parameter in prepared.loaded.model.named_parameters()
+    }
+    trained = sum(size for name, size in parameters.items() if is_trained(anatomy, name, frozen))
+    return _FLOAT * (sum(parameters.values()) + 3 * trained)
+
+
+def free_bytes(device: torch.device) -> int:
+    """What could be taken now: of a GPU its free memory and what PyTorch holds of it unused; else the machine's."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    return int(psutil.virtual_memory().available)
+
+
+def fits(config: FinetuneConfig, prepared: Prepared, share: float) -> bool:
+    """Whether there is room for one more member, with a micro-batch's activations besides.
+
+    Args:
+        config: Of the member.
+        prepared: What it trains on.
+        share: Part of the free memory that this process may take.
+    """
+    room = share * (1 - HEAD_ROOM) * free_bytes(prepared.loaded.device)
+    return member_bytes(config, prepared) <= room
+
+
+def limit_tokens(member: Member, share: float) -> None:
+    """Let no micro-batch of a fresh member keep more activations than there is room for.
+
+    Args:
+        member: That has made no step yet.
+        share: Part of the free memory that this process may take.
+    """
+    prepared = member.prepared
+    room = share * (1 - HEAD_ROOM) * free_bytes(prepared.loaded.device) - member_bytes(member.config, prepared)
+    affordable = int(room / kept_bytes_per_token(member))
+    member.token_budget = max(1, min(member.token_budget, affordable))
+
+
+def kept_bytes_per_token(member: Member) -> float:
+    """What a forward pass keeps for the backward pass, measured once for each way of training a base model."""
+    config, prepared = member.config, member.prepared
+    way = config.model.method, config.model.activation_checkpointing, config.model.lora
+    known = _measured.setdefault(prepared.base, {})
+    if way not in known:
+        turn = _few(member.turn())
+        known[way] = _kept_bytes(prepared, turn) / turn.tokens
+        if config.model.activation_checkpointing:  # and of one block at a time, all that is computed again
+            keeping = copy.copy(turn.weights)
+            plain = config.model.model_copy(update={"activation_checkpointing": False})
+            keeping.config = config.model_copy(update={"model": plain})
+            everything = _kept_bytes(prepared, replace(turn, weights=keeping)) / turn.tokens
+            known[way] += everything / prepared.loaded.anatomy.layers
+    return known[way]
+
+
+def _few(turn: Turn) -> Turn:
+    """The first examples of a turn, one at least."""
+    examples: list[TokenisedExample] = []
+    for example in turn.examples:
+        if examples and sum(map(len, examples)) + len(example) > PROBED_TOKENS:
+            break
+        examples.append(example)
+    return replace(turn, examples=examples)
+
+
+def _kept_bytes(prepared: Prepared, turn: Turn) -> int:
+    constant = {tensor.untyped_storage().data_ptr() for tensor in prepared.loaded.model.state_dict().values()}
+    constant |= {parameter.untyped_storage().data_ptr() for parameter in turn.weights.named.values()}
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in constant:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kept = forward_only(prepared.loaded, turn)  # while it lives, no storage is reused
+    del kept
+    return sum(sizes.values())
