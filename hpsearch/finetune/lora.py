@@ -11,14 +11,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpsearch.errors import InvalidSpec
+from hpsearch.finetune import products
 from hpsearch.finetune.model import Anatomy, LoadedModel, is_plain_linear
+from hpsearch.finetune.products import Applied
 from hpsearch.finetune.seeds import derived_seed
 from hpsearch.spec.finetune import LoraSpec
 
@@ -93,19 +95,6 @@ class MemberRows:
     """int64, [end - start]: as `Dropout` numbers them."""
 
 
-class Applied(NamedTuple):  # quicker to make than a dataclass: there is one for each member, layer and pass
-    """One adapter on some rows of a layer's input."""
-
-    a: nn.Parameter
-    b: nn.Parameter
-    start: int
-    end: int
-    scale: float
-    """Of the adapter and of dropout."""
-    kept: Tensor | None = None
-    """bool, [end - start, in]; None when nothing is dropped."""
-
-
 class _Adapted(torch.autograd.Function):
     """A frozen linear layer with the adapters of all members whose rows it reads.
 
@@ -117,20 +106,21 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequence[Applied], _anchor: Tensor
+        ctx: Any,
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        parts: Sequence[products.Applied],
+        _anchor: Tensor,
     ) -> Tensor:
         """Inputs [N, in], weight [out, in], bias [out] -> [N, out]; the anchor only has to require a gradient."""
         # As autocast does: the products are of the base's precision, the adapters themselves stay float32. Not by
         # autocast itself, which the backward pass runs outside of.
-        inner: list[Tensor] = []
         with torch.autocast(inputs.device.type, enabled=False):
             inputs = inputs.to(weight.dtype)
             outputs = F.linear(inputs, weight, bias)
-            for part in parts:
-                own = inputs[part.start : part.end]
-                inner.append((own if part.kept is None else own * part.kept) @ part.a.to(weight.dtype).t())
-                outputs[part.start : part.end].addmm_(inner[-1], part.b.to(weight.dtype).t(), alpha=part.scale)
-        ctx.save_for_backward(inputs, weight, *inner, *(part.kept for part in parts))
+            known = products.add(outputs, inputs, parts)
+        ctx.save_for_backward(inputs, weight, *known, *(part.kept for part in parts))
         ctx.parts = [part if part.kept is None else part._replace(kept=None) for part in parts]
         return outputs
 
@@ -138,29 +128,13 @@ class _Adapted(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Of the inputs (unless nothing below is trained); each A and B adds to its own."""
         inputs, weight, *rest = ctx.saved_tensors
-        count = len(ctx.parts)
+        known, all_kept = rest[: -len(ctx.parts)], rest[-len(ctx.parts) :]
+        parts = [
+            part if kept is None else part._replace(kept=kept) for part, kept in zip(ctx.parts, all_kept, strict=True)
+        ]
         of_inputs = gradients[0] @ weight if ctx.needs_input_grad[0] else None
-        for part, inner, kept in zip(ctx.parts, rest[:count], rest[count:], strict=True):
-            own, gradient = inputs[part.start : part.end], gradients[0][part.start : part.end]
-            inner_gradient = gradient @ part.b.to(weight.dtype)
-            _add_product(part.a.grad, inner_gradient.t(), own if kept is None else own * kept, part.scale)
-            _add_product(part.b.grad, gradient.t(), inner, part.scale)
-            if of_inputs is None:
-                continue
-            if kept is None:
-                of_inputs[part.start : part.end].addmm_(inner_gradient, part.a.to(weight.dtype), alpha=part.scale)
-            else:
-                dropped = (inner_gradient @ part.a.to(weight.dtype)).mul_(kept)
-                of_inputs[part.start : part.end].add_(dropped, alpha=part.scale)
+        products.add_gradients(of_inputs, gradients[0], inputs, parts, known)
         return of_inputs, None, None, None, None
-
-
-def _add_product(total: Any, one: Tensor, two: Tensor, scale: float) -> None:
-    """total += scale * one @ two; the total may be more precise."""
-    if total.dtype == one.dtype:
-        total.addmm_(one, two, alpha=scale)
-    else:
-        total.add_(one @ two, alpha=scale)
 
 
 _ANCHOR = torch.zeros((), requires_grad=True)

@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpsearch.errors import InvalidSpec
-from hpsearch.finetune import finetune, prepare
+from hpsearch.finetune import finetune, prepare, products
 from hpsearch.finetune import loss as loss_module
-from hpsearch.finetune.lora import _ANCHOR, Applied, _Adapted, adapt
+from hpsearch.finetune.lora import _ANCHOR, _Adapted, adapt
 from hpsearch.finetune.loss import _HeadNLL
 from hpsearch.finetune.model import examine, hidden_states
 from hpsearch.finetune.packing import packed, positions
+from hpsearch.finetune.products import Applied
 
 PACKING = ["llama", "llama-untied", "qwen2", "mistral", "gemma", "granite", "gpt_neox", "gpt2", "opt"]
 
@@ -120,6 +121,35 @@ def gradients_of(inputs, outputs, grown, adapters) -> list[torch.Tensor]:
         each.grad = torch.zeros_like(each)
     outputs().backward(grown)
     return [each.grad.clone() for each in (inputs, *adapters)]
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_products_are_those_of_one_member_after_another(dropped, dtype):
+    """As on a GPU: rows, ranks and scales of their own, and gradients that add up."""
+    inputs, grown = doubles(30, 16).to(dtype), doubles(30, 24).to(dtype)
+    sizes = [(0, 7), (7, 8), (8, 21), (21, 30)]
+    kept = [doubles(end - start, 16, seed=end) > 0 if dropped and end != 8 else None for start, end in sizes]
+    ways = []
+    for add, add_gradients in (
+        (products._add_looped, products._looped_gradients),
+        (products._add_grouped, products._grouped_gradients),
+    ):
+        adapters = [an_adapter(rank, 16, 24, torch.float32) for rank in (2, 8, 3, 8)]
+        parts = [
+            Applied(a, b, start, end, scale, own)
+            for (a, b), (start, end), scale, own in zip(adapters, sizes, (2.0, 0.5, 1.0, 2.0), kept, strict=True)
+        ]
+        outputs, of_inputs = torch.ones(30, 24, dtype=dtype), torch.ones(30, 16, dtype=dtype)
+        with torch.no_grad():
+            known = add(outputs, inputs, parts)
+            for _ in range(2):
+                add_gradients(of_inputs, grown, inputs, parts, known)
+        ways.append([outputs, of_inputs, *(each.grad for pair in adapters for each in pair)])
+    for one, two in zip(*ways, strict=True):
+        assert one.dtype == two.dtype
+        error = (one.float() - two.float()).norm() / two.float().norm()
+        assert error < (1e-5 if dtype == torch.float32 else 0.02)
 
 
 @pytest.mark.parametrize("biased", [True, False])

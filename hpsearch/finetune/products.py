@@ -1,0 +1,238 @@
+"""The thin products of adapters on rows of several members: one member after another, or grouped into one call.
+
+Each member needs five for each layer and step, and each is small: what they cost is being called. Grouped products
+(PyTorch's `grouped_mm`, made for mixtures of experts) take the rows of all members at once. On a CPU they gain nothing
+(`benchmarks/README.md`); on a GPU the way that is quicker depends on the sizes, so it is tried out.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ALIGNMENT = 16
+"""Bytes: rows of what is grouped must begin at multiples of it."""
+
+TRIES = 3
+
+
+class Applied(NamedTuple):  # quicker to make than a dataclass: there is one for each member, layer and pass
+    """One adapter, A [r, in] and B [out, r], on some rows of a layer's input."""
+
+    a: nn.Parameter
+    b: nn.Parameter
+    start: int
+    end: int
+    scale: float
+    """Of the adapter and of dropout."""
+    kept: Tensor | None = None
+    """bool, [end - start, in]; None when nothing is dropped."""
+
+
+def add(outputs: Tensor, inputs: Tensor, parts: Sequence[Applied]) -> list[Tensor]:
+    """Add scale * B A x to each part's rows: what `add_gradients` needs besides.
+
+    Args:
+        outputs: [N, out], changed in place.
+        inputs: x, [N, in], of the same precision.
+        parts: Rows of different parts don't overlap.
+    """
+    return (_add_grouped if _is_grouped(inputs, outputs.shape[1], parts) else _add_looped)(outputs, inputs, parts)
+
+
+def add_gradients(
+    of_inputs: Tensor | None, gradient: Tensor, inputs: Tensor, parts: Sequence[Applied], known: Sequence[Tensor]
+) -> None:
+    """Add to the gradients of each A and B, and to the inputs' (unless it is None).
+
+    Args:
+        of_inputs: [N, in], changed in place.
+        gradient: Of the outputs, [N, out].
+        inputs: [N, in].
+        parts: As given to `add`.
+        known: What `add` returned.
+    """
+    if known[-1].ndim == 3:
+        _grouped_gradients(of_inputs, gradient, inputs, parts, known)
+    else:
+        _looped_gradients(of_inputs, gradient, inputs, parts, known)
+
+
+# -- one member after another ------------------------------------------------------------------------------------------
+
+
+def _add_looped(outputs: Tensor, inputs: Tensor, parts: Sequence[Applied]) -> list[Tensor]:
+    inner = []
+    for part in parts:
+        own = inputs[part.start : part.end]
+        inner.append((own if part.kept is None else own * part.kept) @ part.a.to(inputs.dtype).t())
+        outputs[part.start : part.end].addmm_(inner[-1], part.b.to(inputs.dtype).t(), alpha=part.scale)
+    return inner
+
+
+def _looped_gradients(
+    of_inputs: Tensor | None, gradient: Tensor, inputs: Tensor, parts: Sequence[Applied], known: Sequence[Tensor]
+) -> None:
+    for part, inner in zip(parts, known, strict=True):
+        own, grown = inputs[part.start : part.end], gradient[part.start : part.end]
+        inner_gradient = grown @ part.b.to(inputs.dtype)
+        _add_product(part.a.grad, inner_gradient.t(), own if part.kept is None else own * part.kept, part.scale)
+        _add_product(part.b.grad, grown.t(), inner, part.scale)
+        if of_inputs is None:
+            continue
+        if part.kept is None:
+            of_inputs[part.start : part.end].addmm_(inner_gradient, part.a.to(inputs.dtype), alpha=part.scale)
+        else:
+            dropped = (inner_gradient @ part.a.to(inputs.dtype)).mul_(part.kept)
+            of_inputs[part.start : part.end].add_(dropped, alpha=part.scale)
+
+
+def _add_product(total: Any, one: Tensor, two: Tensor, scale: float) -> None:
+    """total += scale * one @ two; the total may be more precise."""
+    if total.dtype == one.dtype:
+        total.addmm_(one, two, alpha=scale)
+    else:
+        total.add_(one @ two, alpha=scale)
+
+
+# -- grouped -----------------------------------------------------------------------------------------------------------
+
+
+def _add_grouped(outputs: Tensor, inputs: Tensor, parts: Sequence[Applied]) -> list[Tensor]:
+    ends, rank = _ends(tuple(part.end for part in parts), inputs.device), _rank(inputs.dtype, parts)
+    a = torch.stack([F.pad(part.a, (0, 0, 0, rank - len(part.a))) for part in parts]).to(inputs.dtype)
+    b = torch.stack([F.pad(part.b, (0, rank - len(part.a))) for part in parts])
+    b = b.mul_(_scales(tuple(part.scale for part in parts), inputs.device)).to(inputs.dtype)
+    inner = F.grouped_mm(_dropped(inputs, parts), a.transpose(1, 2), offs=ends)
+    outputs += F.grouped_mm(inner, b.transpose(1, 2), offs=ends)
+    return [inner, a, b]
+
+
+def _grouped_gradients(
+    of_inputs: Tensor | None, gradient: Tensor, inputs: Tensor, parts: Sequence[Applied], known: Sequence[Tensor]
+) -> None:
+    inner, a, b = known
+    ends, gradient = _ends(tuple(part.end for part in parts), inputs.device), gradient.contiguous()
+    inner_gradient = F.grouped_mm(gradient, b, offs=ends)  # B has the scale in it
+    of_a = F.grouped_mm(inner_gradient.t(), _dropped(inputs, parts), offs=ends)
+    of_b = F.grouped_mm(gradient.t(), inner, offs=ends)
+    of_b = of_b * _scales(tuple(part.scale for part in parts), inputs.device)
+    ranks = [len(part.a) for part in parts]
+    totals: list[Any] = [*(part.a.grad for part in parts), *(part.b.grad for part in parts)]
+    added = [*(own[:r] for own, r in zip(of_a, ranks, strict=True))]
+    added += [own[:, :r] for own, r in zip(of_b, ranks, strict=True)]
+    torch._foreach_add_(totals, [each.to(totals[0].dtype) for each in added])
+    if of_inputs is None:
+        return
+    through = F.grouped_mm(inner_gradient, a, offs=ends)
+    for part in parts:
+        if part.kept is not None:
+            through[part.start : part.end].mul_(part.kept)
+    of_inputs += through
+
+
+def _dropped(inputs: Tensor, parts: Sequence[Applied]) -> Tensor:
+    """What the adapters see of the inputs; the inputs themselves when nothing is dropped."""
+    if all(part.kept is None for part in parts):
+        return inputs
+    dropped = inputs.clone()
+    for part in parts:
+        if part.kept is not None:
+            dropped[part.start : part.end].mul_(part.kept)
+    return dropped
+
+
+def _rank(dtype: torch.dtype, parts: Sequence[Applied]) -> int:
+    """The largest of all, rounded up so that rows are aligned; what is added is zero."""
+    step = ALIGNMENT // dtype.itemsize
+    return -(-max(len(part.a) for part in parts) // step) * step
+
+
+@functools.lru_cache(maxsize=256)
+def _ends(ends: tuple[int, ...], device: torch.device) -> Tensor:
+    """int32, [parts]: the row after each part's last."""
+    with torch.inference_mode(mode=False):  # whoever asks first
+        return torch.tensor(ends, dtype=torch.int32, device=device)
+
+
+@functools.lru_cache(maxsize=256)
+def _scales(scales: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32, [parts, 1, 1]"""
+    with torch.inference_mode(mode=False):  # whoever asks first
+        return torch.tensor(scales, device=device).view(-1, 1, 1)
+
+
+# -- which way ---------------------------------------------------------------------------------------------------------
+
+
+def _is_grouped(inputs: Tensor, width: int, parts: Sequence[Applied]) -> bool:
+    """Whether one call for all is possible here, and quicker."""
+    if inputs.device.type != "cuda" or len(parts) < 2 or not hasattr(F, "grouped_mm"):
+        return False
+    covered = parts[0].start == 0 and parts[-1].end == len(inputs)
+    if not covered or any(one.end != two.start for one, two in pairwise(parts)):
+        return False  # rows of a member that has no adapter here
+    step = ALIGNMENT // inputs.dtype.itemsize
+    if inputs.shape[1] % step or width % step or not inputs.is_contiguous():
+        return False
+    # Sizes by their logarithms: a way that is quicker for 80 rows is so for 100.
+    rows = len(inputs) // len(parts)
+    return _grouped_is_quicker(
+        inputs.device, inputs.dtype, inputs.shape[1], width, len(parts[0].a), len(parts).bit_length(), rows.bit_length()
+    )
+
+
+@functools.cache
+def _grouped_is_quicker(  # noqa: PLR0917 - a key
+    device: torch.device, dtype: torch.dtype, width: int, outputs: int, rank: int, parts_log: int, rows_log: int
+) -> bool:
+    """Tried out on numbers that mean nothing."""
+    count, rows = 3 * 2**parts_log // 4, max(1, 3 * 2**rows_log // 4)
+    with torch.inference_mode(mode=False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        parts = [
+            Applied(
+                nn.Parameter(torch.zeros(rank, width, device=device)),
+                nn.Parameter(torch.zeros(outputs, rank, device=device)),
+                start * rows,
+                (start + 1) * rows,
+                1.0,
+            )
+            for start in range(max(2, count))
+        ]
+        for part in parts:
+            part.a.grad, part.b.grad = torch.zeros_like(part.a), torch.zeros_like(part.b)
+        total = len(parts) * rows
+        there = (
+            torch.zeros(total, width, device=device, dtype=dtype),
+            torch.zeros(total, outputs, device=device, dtype=dtype),
+        )
+
+        def looped() -> None:
+            _looped_gradients(there[0], there[1], there[0], parts, _add_looped(there[1], there[0], parts))
+
+        def grouped() -> None:
+            _grouped_gradients(there[0], there[1], there[0], parts, _add_grouped(there[1], there[0], parts))
+
+        try:
+            return _seconds(grouped, device) < _seconds(looped, device)
+        except (RuntimeError, ValueError, TypeError):  # this device or precision knows no grouped products
+            return False
+
+
+def _seconds(compute: Callable[[], None], device: torch.device) -> float:
+    """The least of a few tries, after one that is not counted."""
+    taken = []
+    for _ in range(1 + TRIES):
+        started = time.perf_counter()
+        compute()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:])
