@@ -109,6 +109,8 @@ class TrialView(View):
     failure: str | None
     failure_text: str | None
     best_epoch: float | None
+    replay: dict[str, float] | None
+    """Its first `steps`, made in a `company` of so many trials and again alone: the largest relative `deviation`."""
     exposure: int
     """Training examples seen so far."""
     last_value: float | None
@@ -136,6 +138,7 @@ class TrialView(View):
             "failure": trial.failure,
             "failure_text": trial.failure_text,
             "best_epoch": trial.best_epoch,
+            "replay": trial.replay,
             "exposure": last.exposure if last else 0,
             "last_value": last.validation_loss if last else None,
             "adapter": trial.adapter is not None,

@@ -56,6 +56,10 @@ class Progress:
             return self._take_study(kind, event)
         if kind == "trial.stop_requested":
             return f"trial {event['number']} is to stop{_by(event)}"
+        if kind == "trial.replayed":
+            return "trial {number}: {steps} steps in a company of {company} and alone differ by {deviation:.0e}".format(
+                **event
+            )
         trial = self.trials.setdefault(event["number"], {"state": "RUNNING", "params": {}, "value": None, "epoch": 0.0})
         return self._take_trial(trial, kind, event)
 

@@ -23,7 +23,8 @@ from ray.tune.search import Searcher
 
 from hpsearch.errors import DiskFull
 from hpsearch.raytune.device import release_everywhere
-from hpsearch.raytune.messages import KEY, Failed, Finished, Lost, Released, Reported, decode
+from hpsearch.raytune.messages import KEY, Failed, Finished, Lost, Released, Replayed, Reported, decode
+from hpsearch.raytune.placement import Placement
 from hpsearch.results import Failure
 from hpsearch.search import Asked, Decision, Search
 from hpsearch.spec.finetune import FinetuneConfig
@@ -100,12 +101,17 @@ class Bridge:
     """What searcher, scheduler and stopper share: the Search, and which Tune trial is which of its trials."""
 
     def __init__(
-        self, search: Search, resolve: Resolve, place: Place, should_stop: ShouldStop, at_once: Callable[[], int]
+        self,
+        search: Search,
+        resolve: Resolve,
+        place: Place,
+        should_stop: ShouldStop,
+        placement: Placement,
     ) -> None:
         self.search = search
         self._resolve = resolve
         self._place = place
-        self._should_stop, self._at_once = should_stop, at_once
+        self._should_stop, self._placement = should_stop, placement
         self._stopping_since: float | None = None
         self._told_at = 0.0
         self._numbers: dict[str, int] = {}
@@ -141,7 +147,8 @@ class Bridge:
         if self.stops() or self.is_stopping:
             return str(Searcher.FINISHED)
         running = sum(map(self.search.is_running, self._numbers.values()))
-        if running >= self._at_once():
+        wanted = self.search.spec.parallelism.max_concurrent_trials  # people may change it meanwhile
+        if running >= (self._placement.sensible if wanted == "auto" else wanted):
             return None
         try:
             self._place.check_room()
@@ -159,13 +166,14 @@ class Bridge:
             "number": asked.number,
             "config": config.model_dump_json(),
             "metric": self.search.spec.objective.metric,
-            "capacity": self.search.spec.parallelism.trials_per_device,
+            "capacity": self._placement.per_device,
             "adapter": str(self._place.artifacts / str(asked.number)),
             "progress": str(self._place.progress(asked.number)),
             "attempt": asked.attempt,
             "reported": asked.reported,
             "cache": None if self._place.cache is None else str(self._place.cache),
             "silent_seconds": self._place.silent_seconds,
+            "prove": asked.number < self.search.spec.verify,
         }
 
     def receive(self, trial_id: str, text: str) -> bool:
@@ -181,6 +189,9 @@ class Bridge:
                     self.search.reuse(number, self._place.artifacts / str(number))
                 elif decision is Decision.PRUNE:
                     self._pruned.add(number)
+            elif isinstance(message, Replayed):
+                self.search.replayed(number, message.steps, message.company, message.deviation)
+                return True
             elif isinstance(message, Finished):
                 self.search.complete(number, message.best, message.contract, message.adapter)
             elif isinstance(message, Released):

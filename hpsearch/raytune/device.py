@@ -15,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hpsearch import __version__
 from hpsearch.errors import DiskFull, HpsearchError, InvalidInput, TrialFailure
-from hpsearch.raytune.messages import Failed, Finished, Message, Released, Removed, Reported, encode
+from hpsearch.raytune.messages import Failed, Finished, Message, Released, Removed, Replayed, Reported, encode
 from hpsearch.results import Failure
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.objective import Metric
@@ -73,6 +74,8 @@ class Slot:
     """Trials that may share the device."""
     cache: str | None = None
     """Folder of tokenised data that all workers share."""
+    prove: bool = False
+    """Whether its first steps are made again alone."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +140,13 @@ class Device:
         os.environ["CUDA_VISIBLE_DEVICES"] = address.id if address.kind == "gpu" else ""
         os.environ["OMP_NUM_THREADS"] = "1"
         self._is_gpu = address.kind == "gpu"
+        self._share = 1.0 if self._is_gpu else 1 / _cores(address.node)
+        """Part of the node's free memory that is this device's."""
         self._changed = threading.Condition()
         self._slots: dict[str, Slot] = {}
         self._heard: dict[str, float] = {}
         self._joining: list[str] = []
+        self._errands: list[Callable[[], None]] = []
         self._leaving: set[str] = set()
         self._outdated: set[str] = set()
         self._is_ending = False
@@ -203,6 +209,44 @@ class Device:
                 outbox.put(encode(Removed()))
             self._changed.notify_all()
 
+    def get_ready(self, config: str, cache: str | None) -> None:
+        """Load what trials like this one will need, without making anybody wait; what fails now fails again then."""
+
+        def load() -> None:
+            try:
+                self._prepare(FinetuneConfig.model_validate_json(config), cache)
+            except Exception:  # the trial that needs it will say so
+                log.info("not made ready", exc_info=True)
+
+        self._do(load)
+
+    def measure(self, config: str, cache: str | None, most: int) -> tuple[int, str]:
+        """How many trials like this one should share the device, at most so many, and why.
+
+        Raises:
+            InvalidInput: The model or the data can't be used.
+        """
+        found: Future[tuple[int, str]] = Future()
+
+        def measure() -> None:
+            from hpsearch.finetune.company import measure
+
+            try:
+                resolved = FinetuneConfig.model_validate_json(config)
+                measured = measure(self._prepare(resolved, cache), resolved, most)
+                found.set_result((measured.members, measured.reason))
+            except Exception as error:  # whoever asked decides
+                found.set_exception(error)
+
+        self._do(measure)
+        return found.result()
+
+    def _do(self, errand: Callable[[], None]) -> None:
+        """Have the training thread do something between two ticks."""
+        with self._changed:
+            self._errands.append(errand)
+            self._changed.notify_all()
+
     def pid(self) -> int:
         """The device's process."""
         return os.getpid()
@@ -234,6 +278,7 @@ class Device:
         self._contracts: dict[str, str] = {}
         self._in_use: dict[str, Prepared] = {}
         self._attempts: dict[str, Attempt] = {}
+        self._delayed: list[str] = []
         idle_since = time.monotonic()
         while True:
             with self._changed:
@@ -247,6 +292,7 @@ class Device:
                 if time.monotonic() - idle_since > IDLE_SECONDS:
                     os._exit(0)  # ends the actor; the next trial that needs the device starts a new one
                 joining, self._joining = self._joining, []
+                errands, self._errands = self._errands, []
                 leaving, self._leaving = self._leaving, set()
                 slots = dict(self._slots)
                 waiting = {key for key, outbox in self._outbox.items() if not outbox.empty()}
@@ -255,7 +301,10 @@ class Device:
             self._contracts = {key: contract for key, contract in self._contracts.items() if key in slots}
             self._in_use = {key: prepared for key, prepared in self._in_use.items() if key in slots}
             self._attempts = {key: attempt for key, attempt in self._attempts.items() if key in slots}
-            for key in joining:
+            for errand in errands:
+                errand()
+            delayed, self._delayed = self._delayed, []
+            for key in [*delayed, *joining]:
                 if key in slots and key not in leaving:
                     self._join(key, slots[key])
             for key in leaving & slots.keys():
@@ -272,11 +321,12 @@ class Device:
 
     def _has_work(self) -> bool:
         """A trial to take on, one to drop, or one whose last message was dealt with."""
-        if self._joining or self._leaving:
+        if self._joining or self._leaving or self._errands:
             return True
         return any(key not in self._outbox or self._outbox[key].empty() for key in self._cohort)
 
     def _join(self, key: str, slot: Slot) -> None:
+        from hpsearch.finetune import memory
         from hpsearch.finetune.attempts import Attempt
         from hpsearch.finetune.member import Member
 
@@ -285,13 +335,17 @@ class Device:
             prepared = self._prepare(config, slot.cache)
             self._contracts[key] = prepared.evaluation_contract
             self._in_use[key] = prepared
+            if len(self._cohort) and not memory.fits(config, prepared, self._share):
+                self._delayed.append(key)  # until one of the others leaves
+                return
             member = Member(config, prepared, slot.metric)
+            memory.limit_tokens(member, self._share)
             self._attempts[key] = attempt = Attempt(Path(slot.progress), slot.attempt)
             if attempt.go_on(member, slot.reported):
                 log.info("trial continued", extra={"trial": key, "step": member.steps, "attempt": slot.attempt})
                 self._tell_again(key, slot, member)
             if not member.is_done:
-                self._cohort.admit(key, member)
+                self._cohort.admit(key, member, prove=slot.prove)
         except Exception as error:  # whatever goes wrong with one trial is that trial's failure, never the device's
             log.warning("trial not started", exc_info=True, extra={"trial": key})
             self._send(key, failed(error))
@@ -347,6 +401,7 @@ class Device:
     def _message(self, key: str, slot: Slot, event: Event) -> Message:
         from hpsearch.finetune import cohort
         from hpsearch.finetune.attempts import telling_disk_full
+        from hpsearch.finetune.replay import Replay
 
         if isinstance(event, cohort.Failed):
             return failed(event.error)
@@ -357,6 +412,8 @@ class Device:
             except Exception as error:  # this trial's weights are not kept; the device goes on
                 return failed(error)
             return Finished(event.best, self._contracts[key], slot.adapter)
+        if isinstance(event, Replay):
+            return Replayed(event.steps, event.company, event.deviation)
         if key in self._cohort and event.exposure > 0:  # before anybody knows of the report: never behind it
             try:
                 self._attempts[key].keep_if_due(self._cohort[key])

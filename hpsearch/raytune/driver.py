@@ -15,6 +15,7 @@ from ray import tune
 from hpsearch.basemodel import BaseModel
 from hpsearch.errors import DiskFull
 from hpsearch.raytune.adapter import AskSearcher, Bridge, Place, ReportScheduler, ShouldStop, StudyStopper
+from hpsearch.raytune.placement import place_trials
 from hpsearch.raytune.trainable import FinetuneTrial
 from hpsearch.search import Asked, Search
 from hpsearch.spec.defaults import resolve
@@ -23,9 +24,6 @@ from hpsearch.spec.finetune import FinetuneConfig
 log = logging.getLogger(__name__)
 
 NAMESPACE = "hpsearch"
-
-PROCESS_BYTES = 700 * 2**20
-"""A device process with torch and transformers, before any model."""
 
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the record is in SQL
@@ -91,22 +89,20 @@ def drive(
     _wait_for_workers(should_stop)
     if should_stop():
         return True
-    share, room, sensible = _placement(search, model)
+    placement = place_trials(search, model, config_of, place.cache, should_stop)
+    if placement is None:
+        return True
 
-    def at_once() -> int:
-        wanted = search.spec.parallelism.max_concurrent_trials  # people may change it meanwhile
-        return sensible if wanted == "auto" else wanted
-
-    bridge = Bridge(search, config_of, place, should_stop, at_once)
+    bridge = Bridge(search, config_of, place, should_stop, placement)
     folder = Path(tempfile.mkdtemp(prefix="hpsearch-tune-"))
     try:
         tuner = tune.Tuner(
-            tune.with_resources(FinetuneTrial, share),
+            tune.with_resources(FinetuneTrial, placement.resources),
             tune_config=tune.TuneConfig(
                 search_alg=AskSearcher(bridge),
                 scheduler=ReportScheduler(bridge),
                 num_samples=-1,
-                max_concurrent_trials=room,
+                max_concurrent_trials=placement.room,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
@@ -140,18 +136,3 @@ def _wait_for_workers(should_stop: ShouldStop) -> None:
             log.warning("waiting for workers: the Ray cluster has neither a GPU nor a CPU yet")
             told = True
         time.sleep(1)
-
-
-def _placement(search: Search, model: BaseModel) -> tuple[dict[str, float], int, int]:
-    """The resources of one trial, how many trials there is room for, and how many of them are sensible."""
-    parallelism = search.spec.parallelism
-    cluster = ray.cluster_resources()
-    gpus, cores = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
-    per_device = parallelism.trials_per_device
-    room = (gpus or cores) * per_device
-    if gpus:
-        return {"CPU": min(1.0, cores / (gpus * per_device)), "GPU": 1 / per_device}, room, room
-    # Each core's process holds a float32 copy of the model; a full fine-tune five more for AdamW.
-    copies = 6 if search.spec.model.method == "full" else 2
-    fitting = int(cluster.get("memory", 0)) // (PROCESS_BYTES + 4 * model.parameters * copies)
-    return {"CPU": 1 / per_device}, room, min(room, max(1, fitting))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from hpsearch.results import Failure, Report
 
@@ -22,6 +22,17 @@ class Reported:
     contract: str
     warnings: tuple[str, ...] = ()
     """What a person should know of the data; with the baseline only."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """The trial's first steps were made again alone."""
+
+    steps: int
+    company: int
+    """Trials in the largest pass of these steps, itself included."""
+    deviation: float
+    """The largest relative one of a step's training loss."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,10 @@ class Removed:
     """The device was told to drop the trial while somebody still waited for its next message."""
 
 
-Message = Reported | Finished | Failed | Released | Lost | Removed
+Message = Reported | Replayed | Finished | Failed | Released | Lost | Removed
+
+
+_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def encode(message: Message) -> str:
@@ -74,15 +88,12 @@ def encode(message: Message) -> str:
 def decode(text: str) -> Message:
     """The message that was encoded."""
     fields = json.loads(text)
-    kind = fields.pop("kind")
-    if kind == "Reported":
-        return Reported(Report(**fields["report"]), fields["contract"], tuple(fields["warnings"]))
-    if kind == "Finished":
-        return Finished(Report(**fields["best"]), fields["contract"], fields["adapter"])
-    if kind == "Failed":
-        return Failed(Failure(fields["failure"]), fields["text"])
-    if kind == "Released":
-        return Released(fields["text"])
-    if kind == "Lost":
-        return Lost(fields["text"])
-    return Removed()
+    kind: type[Message] = _KINDS[fields.pop("kind")]
+    for name in ("report", "best"):
+        if name in fields:
+            fields[name] = Report(**fields[name])
+    if "warnings" in fields:
+        fields["warnings"] = tuple(fields["warnings"])
+    if "failure" in fields:
+        fields["failure"] = Failure(fields["failure"])
+    return kind(**fields)

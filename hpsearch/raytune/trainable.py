@@ -113,4 +113,5 @@ def _slot(config: dict[str, Any]) -> Slot:
         reported=config["reported"],
         capacity=config["capacity"],
         cache=config["cache"],
+        prove=config["prove"],
     )

@@ -101,6 +101,8 @@ class Trial:
     """The exposure that it had reached when its worker was lost."""
     pruned_at: int | None = None
     """The exposure at which it was decided to stop it."""
+    replay: dict[str, float] | None = None
+    """Its first `steps`, made in a `company` of so many trials and again alone: the largest relative `deviation`."""
     best_epoch: float | None = None
     adapter: str | None = None
     """Folder of the saved weights, on the service's disk."""

@@ -99,6 +99,7 @@ def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
         lost=attributes.get("lost", 0),
         reached=attributes.get("reached", 0),
         pruned_at=attributes.get("pruned_at"),
+        replay=attributes.get("replay"),
         best_epoch=attributes.get("best_epoch"),
         adapter=attributes.get("adapter"),
         evaluation_contract=attributes.get("evaluation_contract"),

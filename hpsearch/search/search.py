@@ -138,18 +138,20 @@ class Search:
                 self._direction,
             ),
         )
+        self.typical_params = self._points.active(default_params) if default_params else {}
+        """What the first trial tries: as good an example of a trial as any."""
         if not self._study.user_attrs.get("spec"):
-            self._begin(default_params)
+            self._begin()
         for trial in self.trials():
             if trial.state == TrialState.RUNNING:
                 self.interrupt(trial.number, "the process that drove the study ended")
 
-    def _begin(self, default_params: Params) -> None:
+    def _begin(self) -> None:
         """Line up the first trials: the defaults, then the user's own."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.set_metric_names([self._metric])
-        firsts = [("defaults", self._points.active(default_params))] if default_params else []
+        firsts = [("defaults", self.typical_params)] if self.typical_params else []
         firsts += [("first_trials", params) for params in self.spec.first_trials]
         for origin, params in [*firsts, *(("borrowed", params) for params in self._borrow())]:
             self._study.enqueue_trial(params, user_attrs={"origin": origin}, skip_if_exists=True)
@@ -338,6 +340,23 @@ class Search:
             self._event("study.baseline", figures)
             for text in warnings:
                 self._event("study.warning", {"text": text})
+
+    def placed(self, per_device: int, devices: int, reason: str) -> None:
+        """So many trials share each device."""
+        self._fence()
+        self._study.set_user_attr("parallelism", {"trials_per_device": per_device, "reason": reason})
+        text = f"{per_device} at once on each of {devices} devices: {reason}"
+        self._event("study.parallelism", {"trials_per_device": per_device, "devices": devices, "reason": text})
+
+    def replayed(self, number: int, steps: int, company: int, deviation: float) -> None:
+        """The trial's first steps were made again alone: how far apart they are is kept, and said when it is much."""
+        self._fence()
+        replay = {"steps": steps, "company": company, "deviation": deviation}
+        self._live[number].set_user_attr("replay", replay)
+        self._event("trial.replayed", {"number": number, **replay})
+        if deviation > REPEATABLE:
+            text = f"trial {number} trains differently in company: its first losses alone are {deviation:.1e} apart"
+            self._event("study.warning", {"text": text})
 
     def complete(self, number: int, best: Report, contract: str, adapter: str) -> None:
         """The trial ran to its end: its value is its best report's, whose weights lie in `adapter`."""

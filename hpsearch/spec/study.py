@@ -62,8 +62,8 @@ class ParallelismSpec(Closed):
 
     max_concurrent_trials: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """`auto` is one per device (GPU, or CPU core when there is no GPU), times `trials_per_device`."""
-    trials_per_device: int = Field(1, ge=1, le=64)
-    """Trials that share a device and its copy of the base model."""
+    trials_per_device: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
+    """Trials that share a device and its copy of the base model; `auto` is as many as it trains quicker together."""
 
 
 class StudySpec(Closed):
@@ -92,6 +92,8 @@ class StudySpec(Closed):
     """Learn from earlier studies."""
     priority: int = Field(0, ge=-100, le=100)
     """Queued studies start highest first."""
+    verify: int = Field(0, ge=0, le=100_000)
+    """So many trials, the first ones, make their first steps again alone: how far their losses are apart is kept."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Makes the search and every fine-tune repeatable."""
     tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=16)
