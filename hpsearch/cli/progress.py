@@ -29,6 +29,13 @@ SHORT_NAMES = {
 """So that the ranking fits a terminal of 80 columns."""
 
 
+SENTENCES = {
+    "study.warning": "warning: {text}",
+    "trial.replayed": "trial {number}: {steps} steps in a company of {company} and alone differ by {deviation:.0e}",
+}
+"""Of events that say all themselves."""
+
+
 class Progress:
     """What is known of a study from its events."""
 
@@ -48,18 +55,14 @@ class Progress:
         if kind == "study.baseline":
             self.baseline = event[self.metric]
             return f"baseline (the untouched base model): {self.metric} {self.baseline:.4f}"
-        if kind == "study.warning":
-            return f"warning: {event['text']}"
+        if kind in SENTENCES:
+            return SENTENCES[kind].format(**event)
         if kind == "study.borrowed":
             return f"{event['trials']} trials of {', '.join(event['studies']) or 'no study'} teach the sampler"
         if kind.startswith("study."):
             return self._take_study(kind, event)
         if kind == "trial.stop_requested":
             return f"trial {event['number']} is to stop{_by(event)}"
-        if kind == "trial.replayed":
-            return "trial {number}: {steps} steps in a company of {company} and alone differ by {deviation:.0e}".format(
-                **event
-            )
         trial = self.trials.setdefault(event["number"], {"state": "RUNNING", "params": {}, "value": None, "epoch": 0.0})
         return self._take_trial(trial, kind, event)
 
@@ -131,7 +134,9 @@ class Progress:
             table.add_row(str(number), state, f"{trial['epoch']:g}", value, outline(trial["params"]))
         total = self.wanted or max(len(self.trials), 1)
         bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total, min(self.ended, total), width=40), f"{self.ended}/{self.wanted or '?'} trials")
+        training = sum(trial["state"] == "RUNNING" for trial in self.trials.values())
+        told = f"{self.ended}/{self.wanted or '?'} trials, {training} training"
+        bar.add_row(ProgressBar(total, min(self.ended, total), width=40), told)
         return Group(head, bar, table)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpsearch.finetune import snapshot
+from hpsearch.finetune import memory, snapshot
 from hpsearch.finetune.member import Member
 from hpsearch.finetune.prepare import Prepared, prepare
 from hpsearch.results import Report
@@ -60,6 +60,7 @@ def finetune(
     member = Member(config, prepared, metric)
     tell = on_report or (lambda _report: None)
     if saved is None:
+        memory.limit_tokens(member, share=1.0)
         tell(prepared.baseline)
     else:
         member.restore(saved)

@@ -15,7 +15,7 @@ from hpsearch.finetune.prepare import Prepared
 from hpsearch.finetune.step import gradients, in_less_memory
 from hpsearch.spec.finetune import FinetuneConfig
 
-WORTH = 1.1
+WORTH = 1.2
 """Twice the company must train so many times the tokens: the fewer at once, the more is known when each is chosen."""
 
 ROUNDS = 5

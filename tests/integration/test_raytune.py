@@ -122,7 +122,10 @@ def test_a_study_ends_with_values_curves_configs_and_adapters(
 def test_trials_that_share_a_device_have_the_curves_that_they_have_alone(
     data: dict[str, str], storage: Any, tmp_path: Path
 ) -> None:
-    """Eight trials, four at a time in one pass: each is trained again by itself, from its stored config."""
+    """Eight trials, four at a time in one pass: each is trained again by itself, from its stored config.
+
+    The service's own proof of it, by the first steps of two of them, is kept on those.
+    """
     from hpsearch.finetune import finetune, prepare
     from hpsearch.spec.finetune import FinetuneConfig
 
@@ -138,10 +141,15 @@ def test_trials_that_share_a_device_have_the_curves_that_they_have_alone(
         },
         budget={"trials": 8},
         parallelism={"trials_per_device": 4, "max_concurrent_trials": 4},
+        verify=2,
     )
     study = Study(spec, storage, tmp_path)
     study.drive()
     trials = study.search.trials()
+    replays = [trial.replay for trial in trials if trial.replay is not None]
+    assert replays == [trials[0].replay, trials[1].replay]
+    assert max(replay["company"] for replay in replays) > 1
+    assert all(replay["steps"] == 8 and replay["deviation"] < 1e-5 for replay in replays)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 8
     prepared = None
     for trial in trials:
@@ -151,6 +159,24 @@ def test_trials_that_share_a_device_have_the_curves_that_they_have_alone(
         assert [report.exposure for report in trial.reports] == [report.exposure for report in alone]
         losses = [report.validation_loss for report in trial.reports]
         assert losses == pytest.approx([report.validation_loss for report in alone], rel=1e-4)
+
+
+def test_how_many_trials_share_a_device_is_measured_and_said(
+    data: dict[str, str], storage: Any, tmp_path: Path
+) -> None:
+    spec = spec_of(
+        data,
+        "measured",
+        search_space={"epochs": 1, "batch_size": 1, "learning_rate_multiplier": {"low": 0.3, "high": 3, "log": True}},
+        sampler={"type": "random"},
+        budget={"trials": 4},
+    )
+    study = Study(spec, storage, tmp_path)
+    study.drive()
+    (placed,) = [details for kind, details in study.events if kind == "study.parallelism"]
+    assert placed["trials_per_device"] in (1, 2)
+    assert "tokens per second at batch size 1, by trials on the device: 1: " in placed["reason"]
+    assert [trial.state for trial in study.search.trials()] == [TrialState.COMPLETE] * 4
 
 
 def test_a_pruned_trial_is_pruned_in_sql_and_keeps_its_last_report(
