@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Iterable
 
-from hpsearch.spec.expression import holds
+from hpsearch.spec.expression import holds, names_in
 from hpsearch.spec.finetune import FinetuneConfig, Hyperparameters
 from hpsearch.spec.sampler import GridSpec
 from hpsearch.spec.space import Params, Value, Varying
@@ -110,9 +110,15 @@ def hyperparameters(spec: StudySpec, params: Params, examples: int) -> Hyperpara
 
 
 def epochs_are_free(spec: StudySpec, chosen: Hyperparameters, examples: int) -> bool:
-    """Whether one trial of the most epochs answers for all: nothing in its curve depends on where it ends."""
-    condition = spec.search_space.conditions().get("epochs")
-    varies = "epochs" in spec.search_space.varying() and meets((condition,) if condition else (), chosen, examples)
+    """Whether one trial of the most epochs answers for all: nothing in its curve depends on where it ends.
+
+    Epochs that another parameter's `when` depends on are never free.
+    """
+    space, conditions = spec.search_space, spec.search_space.conditions()
+    if "epochs" not in space.varying() or any("epochs" in names_in(condition) for condition in conditions.values()):
+        return False
+    own = conditions.get("epochs")
+    varies = own is None or meets([own], chosen, examples)
     return varies and chosen.lr_schedule == "constant" and chosen.warmup_fraction == 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Mapping
@@ -62,16 +63,19 @@ _ORDERS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 def holds(condition: str, names: Names) -> bool:
     """Whether a checked condition is true of these values; what divides by zero is not."""
     try:
-        return bool(_value(ast.parse(condition.strip(), mode="eval").body, names))
+        return bool(_value(_parsed(condition), names))
     except ZeroDivisionError:
         return False
 
 
 def names_in(condition: str) -> frozenset[str]:
     """The names that a checked condition depends on."""
-    return frozenset(
-        node.id for node in ast.walk(ast.parse(condition.strip(), mode="eval")) if isinstance(node, ast.Name)
-    )
+    return frozenset(node.id for node in ast.walk(_parsed(condition)) if isinstance(node, ast.Name))
+
+
+@functools.lru_cache(256)
+def _parsed(condition: str) -> ast.expr:
+    return ast.parse(condition.strip(), mode="eval").body
 
 
 def check(condition: str) -> str:

@@ -221,6 +221,13 @@ class TestEpochsNearlyFree:
             assert chosen.epochs == one.params.get("epochs", 4)
         assert {one.params["lr_schedule"] for one in asked} == {"constant", "linear"}
 
+    def test_epochs_that_a_condition_depends_on_are_drawn(self) -> None:
+        space = {**SPACE, "lr_schedule": "constant", "dropout": {"low": 0.1, "high": 0.5, "when": "epochs > 2"}}
+        driven = Driven(memory(), spec_of(12, search_space=space))
+        asked = [driven.must_ask().params for _ in range(12)]
+        assert [int(params["epochs"]) > 2 for params in asked] == ["dropout" in params for params in asked]
+        assert len({params["epochs"] for params in asked}) > 1
+
     def test_the_most_epochs_are_the_most_that_the_requirements_allow(self) -> None:
         space = {**SPACE, "lr_schedule": "constant", "batch_size": {"choices": [1, 4]}}
         driven = Driven(memory(), spec_of(6, search_space=space, require=["epochs * steps <= 200"]))
