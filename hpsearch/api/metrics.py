@@ -5,7 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +27,7 @@ class Metrics:
     """The registry of one application."""
 
     def __init__(self, database: Database) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # nobody asks when a series began
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "hpsearch_http_requests", "Requests by method, route and status.", ["method", "route", "status"],

@@ -133,5 +133,5 @@ def _say(study: dict[str, Any], as_json: bool, more: str = "") -> None:
     if as_json:
         typer.echo(json.dumps(study))
         return
-    coming = f"; its runner makes it {study['requested']} now" if study["requested"] else ""
+    coming = f"; it will be {study['requested']} in a moment" if study["requested"] else ""
     typer.echo(f"study '{study['name']}' is {study['state']}{coming}" + (f"; {more}" if more else ""))

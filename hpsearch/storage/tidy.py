@@ -14,7 +14,8 @@ import sqlalchemy as sa
 
 from hpsearch.settings import Settings
 from hpsearch.storage.database import Database
-from hpsearch.storage.tables import datasets, studies
+from hpsearch.storage.events import DELETED
+from hpsearch.storage.tables import datasets, events, studies
 
 DAY = 24 * 3600.0
 
@@ -48,11 +49,13 @@ def tidy(database: Database, settings: Settings, temporary: Path, days: float, d
 
 
 def _of_deleted_studies(database: Database, settings: Settings) -> Iterator[Leftover]:
+    """Only what this database knows to be deleted: a folder that it knows nothing of may be another database's."""
     folders = [path for path in settings.artifacts_folder.iterdir() if path.is_dir()]  # before the studies are read:
     with database.read() as connection:  # one that begins meanwhile has its row first
-        known = set(connection.execute(sa.select(studies.c.name)).scalars())
+        there = set(connection.execute(sa.select(studies.c.name)).scalars())
+        deleted = set(connection.execute(sa.select(events.c.study).where(events.c.kind == DELETED)).scalars())
     for folder in folders:
-        if folder.name not in known:
+        if folder.name in deleted - there:
             yield Leftover(folder, _size(folder), "its study was deleted")
 
 

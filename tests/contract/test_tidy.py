@@ -13,7 +13,7 @@ import pytest
 from hpsearch.errors import DiskFull, UnknownDataset
 from hpsearch.raytune.adapter import Place
 from hpsearch.settings import Settings
-from hpsearch.storage import Database, Datasets, Studies
+from hpsearch.storage import Acting, Acts, Database, Datasets, Studies
 from hpsearch.storage.tidy import DAY, tidy
 from tests.builders import a_spec
 
@@ -52,10 +52,18 @@ def test_what_nobody_needs_goes_and_the_rest_stays(home_with_tables: Settings, t
     fresh, fresh_file = upload("b", DAYS - 1)
     unused, unused_file = upload("c", DAYS + 1)
     Studies(database).create(a_spec(data={"train": str(used_file)}))
+    acts, alice = Acts(database), Acting("alice")
+    for name in ("deleted", "born-again"):
+        Studies(database).create(a_spec(name=name))
+        acts.cancel(name, alice)
+        acts.delete(name, alice)
+    Studies(database).create(a_spec(name="born-again"))
     stays = [
         used_file,
         fresh_file,
         put(settings.artifacts_folder / "tickets/0/adapter.safetensors", 100),
+        put(settings.artifacts_folder / "born-again/0/adapter.safetensors", 100),
+        put(settings.artifacts_folder / "of-another-database/0/adapter.safetensors", 100),
         put(settings.artifacts_folder / "tickets/.1.abc/adapter.safetensors"),
         put(settings.datasets_folder / "upload-new.part"),
         put(temporary / "hpsearch-tune-new/state"),
