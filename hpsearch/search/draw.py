@@ -9,14 +9,14 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.samplers import BaseSampler, QMCSampler, RandomSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
 
 from hpsearch.search.distributions import distributions
 from hpsearch.search.samplers import sampler, seed_of
 from hpsearch.search.taught import Taught, lesson
 from hpsearch.spec.points import Key, active, all_points, key, may_be_left_out, params_of, unmet
-from hpsearch.spec.sampler import GridSpec
+from hpsearch.spec.sampler import CurvesSamplerSpec, GridSpec, QMCSpec
 from hpsearch.spec.space import Params, Value
 from hpsearch.spec.study import StudySpec
 
@@ -133,7 +133,8 @@ class Draw(BaseSampler):
     def _drawn(self, study: Any, trial: FrozenTrial, place: int, attempt: int) -> Params:
         spec = self._points.spec
         inner = sampler(spec.sampler, spec.seed, place, attempt, conditional=bool(self._points.sometimes))
-        if isinstance(inner, QMCSampler):  # it would wait for a first trial to learn the space from
+        if isinstance(spec.sampler, QMCSpec | CurvesSamplerSpec):
+            # They would wait for a first trial to learn the space from.
             space = self._points.distributions
         else:
             inner.before_trial(study, trial)

@@ -22,6 +22,7 @@ from optuna.pruners import (
 
 from hpsearch.spec.objective import Direction
 from hpsearch.spec.pruner import (
+    CurvesPrunerSpec,
     HyperbandSpec,
     MedianSpec,
     NoPrunerSpec,
@@ -53,6 +54,10 @@ def pruner(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return PatientPruner(wrapped, patience=spec.patience, min_delta=spec.min_delta)
+    if isinstance(spec, CurvesPrunerSpec):
+        from hpsearch.search.curve_policy import CurvePruner  # loads scipy, which the API does without
+
+        return CurvePruner(spec.chance, spec.min_reports / reports_per_epoch)
     if isinstance(spec, SuccessiveHalvingSpec | HyperbandSpec):
         return _halving(spec, math.ceil(spec.min_reports / reports_per_epoch) * examples, most_epochs * examples)
     if isinstance(spec, PercentileSpec | MedianSpec | ThresholdSpec):

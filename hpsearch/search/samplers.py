@@ -8,7 +8,7 @@ import warnings
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 
-from hpsearch.spec.sampler import CmaEsSpec, GPSpec, QMCSpec, SamplerSpec, TPESpec
+from hpsearch.spec.sampler import CmaEsSpec, CurvesSamplerSpec, GPSpec, QMCSpec, SamplerSpec, TPESpec
 
 
 def seed_of(study_seed: int, number: int, attempt: int = 0) -> int:
@@ -30,6 +30,10 @@ def sampler(
         conditional: Whether some trials have parameters that others don't.
     """
     seed = seed_of(study_seed, number, attempt)
+    if isinstance(spec, CurvesSamplerSpec):
+        from hpsearch.search.curve_policy import CurveSampler  # loads scipy, which the API does without
+
+        return CurveSampler(spec.startup_trials, study_seed, seed, is_repeated=attempt > 0)
     with warnings.catch_warnings():  # of what Optuna calls experimental
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if isinstance(spec, QMCSpec):  # one sequence for the whole study: its place in it is kept in SQL

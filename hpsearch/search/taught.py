@@ -20,7 +20,7 @@ from hpsearch.results import Failure
 TEACHES = frozenset({Failure.DIVERGED, Failure.OUT_OF_MEMORY, Failure.INFEASIBLE})
 """Failures through the params' own fault."""
 
-NOTES = ("cma:",)
+NOTES = ("cma:", "curves:")
 """What samplers keep on a trial begins so."""
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hpsearch.spec.pruner import AutoPrunerSpec, PrunerSpec, SuccessiveHalvingSpec
-from hpsearch.spec.sampler import MOST_POINTS, AutoSamplerSpec, GridSpec, SamplerSpec, TPESpec
+from hpsearch.spec.pruner import AutoPrunerSpec, CurvesPrunerSpec, PrunerSpec
+from hpsearch.spec.sampler import MOST_POINTS, AutoSamplerSpec, CurvesSamplerSpec, GridSpec, SamplerSpec
 from hpsearch.spec.study import StudySpec
 
 
@@ -13,13 +13,13 @@ def with_search_resolved(spec: StudySpec) -> StudySpec:
 
 
 def resolved_sampler(spec: StudySpec) -> SamplerSpec:
-    """The sampler that searches: every point where the budget has room for all, else TPE."""
+    """The sampler that searches: every point where the budget has room for all, else by curves."""
     if not isinstance(spec.sampler, AutoSamplerSpec):
         return spec.sampler
     fits = spec.budget.trials is not None and spec.search_space.size() <= min(spec.budget.trials, MOST_POINTS)
-    return GridSpec() if fits else TPESpec()
+    return GridSpec() if fits else CurvesSamplerSpec()
 
 
 def resolved_pruner(spec: StudySpec) -> PrunerSpec:
     """The rule that stops trials."""
-    return SuccessiveHalvingSpec() if isinstance(spec.pruner, AutoPrunerSpec) else spec.pruner
+    return CurvesPrunerSpec() if isinstance(spec.pruner, AutoPrunerSpec) else spec.pruner

@@ -24,6 +24,16 @@ class NoPrunerSpec(Closed):
     type: Literal["none"] = "none"
 
 
+class CurvesPrunerSpec(Closed):
+    """A trial stops when no later report of it is likely to beat the best one so far, by a model of all curves."""
+
+    type: Literal["curves"] = "curves"
+    chance: float = Field(0.1, gt=0, lt=1)
+    """A trial stops when its chance is below this."""
+    min_reports: int = Field(1, ge=1, le=1000)
+    """Report intervals that every trial gets."""
+
+
 class SuccessiveHalvingSpec(Closed):
     """Asynchronous successive halving (Li et al. 2018, https://arxiv.org/abs/1810.05934).
 
@@ -99,6 +109,7 @@ class PatientSpec(Closed):
 
 PrunerSpec = Annotated[
     AutoPrunerSpec
+    | CurvesPrunerSpec
     | NoPrunerSpec
     | SuccessiveHalvingSpec
     | HyperbandSpec

@@ -13,9 +13,17 @@ MOST_POINTS = 10_000
 
 
 class AutoSamplerSpec(Closed):
-    """What suits the study: a grid where the budget has room for every point, else a Parzen estimator."""
+    """What suits the study: a grid where the budget has room for every point, else `curves`."""
 
     type: Literal["auto"] = "auto"
+
+
+class CurvesSamplerSpec(Closed):
+    """A Gaussian process over params and learning curves: draws where the predicted end promises most for its cost."""
+
+    type: Literal["curves"] = "curves"
+    startup_trials: int = Field(6, ge=1, le=64)
+    """First trials, evenly spread, before the model is used."""
 
 
 class TPESpec(Closed):
@@ -67,5 +75,6 @@ class GridSpec(Closed):
 
 
 SamplerSpec = Annotated[
-    AutoSamplerSpec | TPESpec | GPSpec | CmaEsSpec | QMCSpec | RandomSpec | GridSpec, Field(discriminator="type")
+    AutoSamplerSpec | CurvesSamplerSpec | TPESpec | GPSpec | CmaEsSpec | QMCSpec | RandomSpec | GridSpec,
+    Field(discriminator="type"),
 ]

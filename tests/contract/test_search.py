@@ -31,8 +31,9 @@ EXAMPLES = 100
 CONTRACT = "contract"
 Storage = optuna.storages.BaseStorage
 
-SAMPLERS = ["tpe", "random", "qmc", "gp", "cmaes"]
+SAMPLERS = ["curves", "tpe", "random", "qmc", "gp", "cmaes"]
 PRUNERS: list[dict[str, Any]] = [
+    {"type": "curves"},
     {"type": "none"},
     {"type": "successive_halving"},
     {"type": "hyperband"},

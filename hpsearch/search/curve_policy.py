@@ -1,0 +1,216 @@
+"""A sampler and a pruner that know what a fine-tune's learning curve looks like.
+
+Both ask one model of all curves of the study (`curves.py`) where a trial will end. The sampler draws the params whose
+end promises the largest improvement. The pruner stops a trial as soon as it will hardly beat the best report so far.
+All they know is in the study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.random import Generator
+from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial
+from scipy.special import ndtr
+from scipy.stats import qmc
+
+from hpsearch.search.curves import Array, Curves, Points, fit, prior
+from hpsearch.search.evidence import Curve, Evidence, curve_of, number, progress, values_at
+from hpsearch.spec.space import Params
+
+FITTED = "curves:fitted"
+"""Trial attribute: what the model was fitted to when the trial was drawn (so many reports), and its hyperparameters."""
+
+GROWN = 1.15
+"""The model is fitted again when there are so many times more reports; in between, only its data are renewed."""
+
+TINY = 1e-6
+"""Of an epoch."""
+
+FEWEST_CURVES = 3
+"""Before so many trials have reported, nothing is predicted."""
+
+EVENLY, LOCALLY, REFINED = 256, 24, 24
+"""Candidates: spread over the space; around each of the best trials; around each of the best candidates."""
+
+
+class CurveSampler(BaseSampler):
+    """Draws where the end of the curve promises most.
+
+    Args:
+        startup_trials: Trials before the model is used, spread evenly.
+        study_seed: For the sequence of the first trials.
+        seed: For this one draw.
+        is_repeated: The first draw for this trial could not be used.
+    """
+
+    def __init__(self, startup_trials: int, study_seed: int, seed: int, is_repeated: bool = False) -> None:
+        self._startup_trials, self._study_seed, self._is_repeated = startup_trials, study_seed, is_repeated
+        self._dice = np.random.default_rng(seed)
+        self._chance = RandomSampler(seed=seed)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """What completed trials have in common; `Draw` knows the space before there is one."""
+        del trial
+        return optuna.search_space.intersection_search_space(study.get_trials(deepcopy=False))
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The params of one trial."""
+        curves, baseline = _known(study, trial.number)
+        if trial.number < self._startup_trials or sum(bool(curve.losses) for curve in curves) < FEWEST_CURVES:
+            return self._first(trial.number, search_space)
+        evidence = Evidence(curves, search_space, baseline)
+        reports, fitted = _fitted(study, evidence.points.x.shape[1])
+        if len(evidence.y) >= GROWN * reports:
+            fitted = fit(evidence.points, evidence.y)
+            study._storage.set_trial_system_attr(trial._trial_id, FITTED, [len(evidence.y), *fitted.tolist()])
+        model = _with_ends_of_running(Curves(evidence.points, evidence.y, fitted), evidence, curves)
+        return self._most_promising(model, evidence)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """By chance; only for a parameter that the joint draw was not asked for."""
+        return self._chance.sample_independent(study, trial, param_name, param_distribution)
+
+    def _first(self, place: int, space: Mapping[str, BaseDistribution]) -> Params:
+        if self._is_repeated:
+            point = self._dice.random(len(space))
+        else:
+            point = qmc.Sobol(len(space), rng=self._study_seed).random(2 ** place.bit_length())[place]
+        return {
+            name: values_at(distribution, np.array([part]))[0]
+            for part, (name, distribution) in zip(point, space.items(), strict=True)
+        }
+
+    def _most_promising(self, model: Curves, evidence: Evidence) -> Params:
+        space, dice = evidence.distributions, self._dice
+        best = sorted(evidence.curves, key=lambda curve: (curve.best, curve.number))[:4]
+        around = [[number(space[name], curve.params.get(name)) for name in space] for curve in best]
+        points = np.vstack(
+            [qmc.Sobol(len(space), rng=dice).random(EVENLY), _near(np.array(around), LOCALLY, 0.12, dice)]
+        )
+        promises = _promises(model, evidence, points)
+        refined = _near(points[np.argsort(-promises, kind="stable")[:5]], REFINED, 0.06, dice)
+        points = np.vstack([points, refined])
+        promises = np.concatenate([promises, _promises(model, evidence, refined)])
+        return _params(space, points[int(np.argmax(promises))])
+
+
+class CurvePruner(BasePruner):
+    """Stops a trial that will hardly beat the best report of the study.
+
+    A trial that made this best report goes on. The chance is the largest over the trial's future reports, so that one
+    whose learning rate has yet to fall is judged by where it will be then.
+
+    Args:
+        chance: Below it, the trial stops.
+        min_epochs: Of training that every trial gets.
+    """
+
+    def __init__(self, chance: float, min_epochs: float) -> None:
+        self._chance, self._min_epochs = chance, min_epochs
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial, which has just reported, stops."""
+        curves, baseline = _known(study)
+        own = next((curve for curve in curves if curve.number == trial.number), None)
+        if own is None or not own.losses or sum(bool(curve.losses) for curve in curves) <= FEWEST_CURVES:
+            return False
+        if not self._min_epochs - TINY <= own.reached[-1] < own.epochs - TINY:
+            return False
+        if own.best <= min(curve.best for curve in curves):
+            return False
+        evidence = Evidence(curves, _space(study), baseline)
+        _, fitted = _fitted(study, evidence.points.x.shape[1])
+        model = Curves(evidence.points, evidence.y, fitted)
+        ahead = np.linspace(own.reached[-1], own.epochs, 5)[1:]
+        place = np.repeat(evidence.place([own.params]), len(ahead), axis=0)
+        mean, spread = model.predict(
+            Points(place, progress(ahead, np.full(len(ahead), own.epochs)), np.full(len(ahead), own.number))
+        )
+        return bool(ndtr((evidence.target - mean) / spread).max() < self._chance)
+
+
+def _known(study: optuna.Study, besides: int | None = None) -> tuple[list[Curve], float]:
+    """The curves of a study, and the baseline's loss; what was lent by a study that evaluates otherwise is not read."""
+    maximise = study.direction == optuna.study.StudyDirection.MAXIMIZE
+    contract = study.user_attrs.get("baseline", {}).get("evaluation_contract")
+    trials = [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.number != besides and trial.user_attrs.get("evaluation_contract", contract) == contract
+    ]
+    curves = [curve for curve in (curve_of(trial, maximise) for trial in trials) if curve is not None]
+    baselines = [trial.intermediate_values[0] for trial in trials if 0 in trial.intermediate_values]
+    sign = -1 if maximise else 1
+    return curves, max((sign * value for value in baselines), default=float("inf"))
+
+
+def _fitted(study: optuna.Study, dimensions: int) -> tuple[int, Array]:
+    """The newest fit for this space, and to how many reports; before there is one, the prior and none."""
+    start = prior(dimensions)
+    for trial in reversed(study.get_trials(deepcopy=False)):
+        found = trial.system_attrs.get(FITTED, ())
+        if len(found) == 1 + len(start):
+            return int(found[0]), np.array(found[1:])
+    return 0, start
+
+
+def _space(study: optuna.Study) -> dict[str, BaseDistribution]:
+    """Every parameter that any trial has."""
+    found: dict[str, BaseDistribution] = {}
+    for trial in study.get_trials(deepcopy=False):
+        found.update(trial.distributions)
+    return found
+
+
+def _with_ends_of_running(model: Curves, evidence: Evidence, curves: Sequence[Curve]) -> Curves:
+    """The model told that running trials end where it predicts: so parallel trials keep apart."""
+    running = [curve for curve in curves if curve.is_running]
+    if not running:
+        return model
+    epochs = np.array([curve.epochs for curve in running])
+    ends = Points(
+        evidence.place([curve.params for curve in running]),
+        progress(epochs, epochs),
+        np.array([curve.number for curve in running]),
+    )
+    mean, _ = model.predict(ends)
+    return model.told(ends, mean)
+
+
+def _promises(model: Curves, evidence: Evidence, points: Array) -> Array:
+    """Expected improvement at the end of a new trial, [n]."""
+    columns = [values_at(each, points[:, place]) for place, each in enumerate(evidence.distributions.values())]
+    params = [dict(zip(evidence.distributions, values, strict=True)) for values in zip(*columns, strict=True)]
+    usual = max((curve.epochs for curve in evidence.curves), default=1.0)
+    epochs = np.array([float(each.get("epochs", usual)) for each in params])
+    place = evidence.place(params)
+    mean, spread = model.predict(Points(place, progress(epochs, epochs), np.full(len(params), -1)))
+    gain = (evidence.target - mean) / spread
+    density = np.exp(-0.5 * gain * gain) / np.sqrt(2 * np.pi)
+    promises: Array = spread * (gain * ndtr(gain) + density)
+    return promises
+
+
+def _params(space: Mapping[str, BaseDistribution], point: Array) -> Params:
+    return {
+        name: values_at(distribution, np.array([part]))[0]
+        for part, (name, distribution) in zip(point, space.items(), strict=True)
+    }
+
+
+def _near(centers: Array, count: int, spread: float, dice: Generator) -> Array:
+    """Points around each center, most of whose coordinates are moved: [len(centers) * count, d]."""
+    points = np.repeat(centers, count, axis=0)
+    moved = dice.random(points.shape) < 0.7
+    return np.clip(points + spread * dice.standard_normal(points.shape) * moved, 0.0, 1.0)

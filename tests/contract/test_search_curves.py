@@ -1,0 +1,142 @@
+"""The model of learning curves beside a Gaussian process written out, and what is decided by it on made-up curves."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from numpy.typing import NDArray
+from scipy.optimize import approx_fprime
+
+from hpsearch.search import Decision
+from hpsearch.search.curves import Curves, Points, fit, prior
+from tests.builders import a_report
+from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, spec_of
+
+SPACE: dict[str, Any] = {
+    "epochs": {"low": 1, "high": 8},
+    "learning_rate_multiplier": {"low": 0.01, "high": 10, "log": True},
+}
+
+
+def some_points(count: int, seed: int, trials: int) -> Points:
+    dice = np.random.default_rng(seed)
+    places = dice.random((trials, 3))
+    trial = np.arange(count) % trials
+    return Points(places[trial], dice.random((count, 2)), trial)
+
+
+def covariance(one: Points, two: Points, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The module's formula, a pair at a time."""
+    lengths, (a, b, c, own, _) = np.exp(theta[:5]), np.exp(theta[5:])
+    rows = []
+    for i in range(len(one.x)):
+        row = []
+        for j in range(len(two.x)):
+            r = math.sqrt(5 * sum(((one.x[i] - two.x[j]) / lengths[:3]) ** 2))
+            x = (1 + r + r * r / 3) * math.exp(-r)
+            t = math.exp(-0.5 * sum(((one.t[i] - two.t[j]) / lengths[3:]) ** 2))
+            row.append(a * t + x * (b + c * t) + own * (one.trial[i] == two.trial[j] >= 0))
+        rows.append(row)
+    return np.array(rows)
+
+
+class TestTheModel:
+    def test_it_predicts_as_a_gaussian_process_written_out_does(self) -> None:
+        known, asked, theta = some_points(14, 0, 5), some_points(7, 1, 5), prior(3) + 0.1
+        y = np.random.default_rng(2).standard_normal(14)
+        mean, spread = Curves(known, y, theta).predict(asked)
+        inverse = np.linalg.inv(covariance(known, known, theta) + (math.exp(theta[-1]) + 1e-8) * np.eye(14))
+        across = covariance(known, asked, theta)
+        assert mean == pytest.approx(across.T @ inverse @ y, abs=1e-9)
+        variance = np.diag(covariance(asked, asked, theta) - across.T @ inverse @ across)
+        assert spread**2 == pytest.approx(variance, abs=1e-9)
+
+    def test_it_is_fitted_to_the_top_of_its_posterior(self) -> None:
+        known = some_points(10, 3, 4)
+        y = np.sin(5 * known.x[:, 0]) + known.t[:, 1]
+        y = (y - y.mean()) / y.std()
+        spreads = np.array([0.8] * 5 + [1.0] * 5)
+
+        def unlikeliness(theta: NDArray[np.float64]) -> float:
+            k = covariance(known, known, theta) + (math.exp(theta[-1]) + 1e-8) * np.eye(10)
+            gap = (theta - prior(3)) / spreads
+            return float(0.5 * y @ np.linalg.solve(k, y) + 0.5 * np.linalg.slogdet(k)[1] + 0.5 * gap @ gap)
+
+        fitted = fit(known, y, iterations=200)
+        assert unlikeliness(fitted) < unlikeliness(prior(3)) - 1
+        assert np.abs(approx_fprime(fitted, unlikeliness, 1e-6)).max() < 0.02
+
+
+def loss_of(params: dict[str, Any], epoch: float) -> float:
+    """Longer is better; a part of the loss goes only when the learning rate falls, at the end of a trial's schedule."""
+    rate, epochs = float(params["learning_rate_multiplier"]), int(params["epochs"])
+    floor = 1.0 + 0.5 * math.log10(rate) ** 2 - 0.05 * epochs
+    return floor + 0.6 * math.exp(-epoch) + 0.8 * (1 - epoch / epochs)
+
+
+PAST = [
+    {"epochs": epochs, "learning_rate_multiplier": rate}
+    for epochs, rate in ((1, 0.05), (2, 0.2), (2, 3), (1, 4), (2, 0.7), (4, 2.5), (1, 0.3), (2, 1.2), (2, 6), (4, 0.4))
+]
+"""Enough to know what falls at the end of a schedule."""
+
+
+def after_the_past(pruner: str, then: dict[str, Any], **changes: Any) -> Driven:
+    """A search whose next trial has the params `then`."""
+    past = spec_of(99, search_space=SPACE, pruner={"type": pruner}, first_trials=[*PAST, then], **changes)
+    driven = Driven(optuna.storages.InMemoryStorage(), past)
+    for _ in range(1 + len(PAST)):  # and the defaults
+        train(driven)
+    return driven
+
+
+def train(driven: Driven) -> float:
+    """The next trial, a report for each half epoch; the epoch where it ended, 0 when there was none."""
+    asked = driven.ask()
+    if asked is None:
+        return 0.0
+    epochs = int(asked.params["epochs"])
+    best = None
+    for half in range(2 * epochs + 1):
+        report = a_report(half * EXAMPLES // 2, 4.0 if half == 0 else loss_of(asked.params, half / 2))
+        best = report if half and (best is None or report.validation_loss < best.validation_loss) else best
+        if driven.search.report(asked.number, report, CONTRACT) == Decision.PRUNE:
+            driven.search.prune(asked.number)
+            return half / 2
+    assert best is not None
+    driven.search.complete(asked.number, best, CONTRACT, "artifacts")
+    return float(epochs)
+
+
+class TestTheRule:
+    def test_a_decaying_trial_is_not_judged_by_those_that_have_decayed(self) -> None:
+        winner = {"epochs": 8, "learning_rate_multiplier": 1.1}
+        assert loss_of(winner, 2) > max(loss_of(PAST[place], 2) for place in (2, 4, 7))  # far behind at epoch 2
+        assert train(after_the_past("successive_halving", winner)) < 8
+        assert train(after_the_past("curves", winner)) == 8
+
+    def test_a_hopeless_trial_is_stopped_early_even_with_its_decay_to_come(self) -> None:
+        assert train(after_the_past("curves", {"epochs": 8, "learning_rate_multiplier": 0.011})) <= 1
+
+    def test_the_decisions_are_the_same_for_a_metric_that_is_maximised(self) -> None:
+        accuracy = {"objective": {"metric": "validation_token_accuracy"}}
+        assert train(after_the_past("curves", {"epochs": 8, "learning_rate_multiplier": 1.1}, **accuracy)) == 8
+        assert train(after_the_past("curves", {"epochs": 8, "learning_rate_multiplier": 0.011}, **accuracy)) <= 2
+
+
+class TestTheSearch:
+    def test_it_finds_more_for_the_same_tokens_than_chance_and_halving(self) -> None:
+        found: dict[str, list[float]] = {"auto": [], "random": []}
+        for seed in range(4):
+            for sampler, pruner in (("auto", "auto"), ("random", "successive_halving")):
+                rules = {"sampler": {"type": sampler}, "pruner": {"type": pruner}, "budget": {"tokens": 30_000}}
+                spec = spec_of(99, search_space=SPACE, seed=seed, **rules)
+                driven = Driven(optuna.storages.InMemoryStorage(), spec)
+                while train(driven):
+                    pass
+                found[sampler].append(min(trial.value for trial in driven.trials() if trial.value is not None))
+        assert sum(found["auto"]) < sum(found["random"]) - 0.1
