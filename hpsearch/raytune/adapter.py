@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.tune import Stopper
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 from ray.tune.search import Searcher
 
-from hpsearch.errors import DiskFull
+from hpsearch.errors import DiskFull, WorkerLost
 from hpsearch.raytune.device import release_everywhere
 from hpsearch.raytune.messages import KEY, Failed, Finished, Lost, Released, Replayed, Reported, decode
 from hpsearch.raytune.placement import Placement
@@ -33,6 +34,9 @@ HANDOVER_SECONDS = 12
 """Trials that are to stop in order get so long to come to the end of a step and to be kept."""
 
 ASKED_AGAIN_SECONDS = 1.0
+
+LOOK_SECONDS = 5.0
+"""Between two looks at the node on which the driver runs: Tune would wait for ever for one that died."""
 
 Resolve = Callable[[Asked], FinetuneConfig]
 
@@ -114,6 +118,7 @@ class Bridge:
         self._should_stop, self._placement = should_stop, placement
         self._stopping_since: float | None = None
         self._told_at = 0.0
+        self._looked_at = time.monotonic()
         self._numbers: dict[str, int] = {}
         self._pruned: set[int] = set()
         self.error: Exception | None = None
@@ -125,12 +130,16 @@ class Bridge:
 
     def stops(self) -> bool:
         """Whether every trial must end now. Those that are to stop in order are told here."""
+        now = time.monotonic()
+        if self.error is None and now - self._looked_at > LOOK_SECONDS:
+            self._looked_at = now
+            if not _own_node_lives():
+                self.error = WorkerLost("the runner's own Ray node died")
         wish = self._should_stop()
         if wish is Stop.NOW or not (self.error is None or isinstance(self.error, DiskFull)):
             return True
         if wish is None and self.error is None and not self.is_stopping:
             return False
-        now = time.monotonic()
         self._stopping_since = self._stopping_since or now
         if now - self._told_at > ASKED_AGAIN_SECONDS:  # again and again: a trial may be on its way to a device
             self._told_at = now
@@ -231,6 +240,13 @@ class Bridge:
             self._forget(number)
         except Exception as error:  # driving ends, and whoever drives decides
             self.error = self.error or error
+
+
+def _own_node_lives() -> bool:
+    own = ray.get_runtime_context().get_node_id()
+    with contextlib.suppress(Exception):  # without an answer nothing is known; without a head this process ends itself
+        return any(node["NodeID"] == own and node["Alive"] for node in ray.nodes())
+    return True
 
 
 class AskSearcher(Searcher):  # type: ignore[misc]

@@ -78,6 +78,7 @@ def drive(
 
     Raises:
         LeaseLost: Another runner has taken the study over.
+        WorkerLost: The Ray node of this process died; only another process can join the cluster anew.
         DiskFull: There is no room for a trial's files. All trials were stopped in order.
         Exception: Whatever else `search` raised, such as for a database that is away. All trials were stopped.
     """

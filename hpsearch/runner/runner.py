@@ -14,7 +14,7 @@ from typing import Any
 from hpsearch.basemodel import describe
 from hpsearch.dataset.fingerprint import fingerprint
 from hpsearch.dataset.load import load
-from hpsearch.errors import DiskFull, HpsearchError, InvalidInput, LeaseLost
+from hpsearch.errors import DiskFull, HpsearchError, InvalidInput, LeaseLost, WorkerLost
 from hpsearch.lifecycle import StudyState
 from hpsearch.raytune.adapter import Place, Stop
 from hpsearch.raytune.driver import drive
@@ -177,6 +177,10 @@ class Runner:
             stopped = drive(search, model, examples, place, should_stop)
         except (LeaseLost, *DATABASE_AWAY):
             raise
+        except WorkerLost as error:
+            search.release(str(error))
+            self.stop.set()  # whoever started this process starts it again, with a Ray that lives
+            return StudyState.QUEUED, f"{error}; the next runner goes on", None
         except DiskFull as error:
             return StudyState.PAUSED, f"{error.code}: {error}", None
         except Exception:
