@@ -109,6 +109,8 @@ class TrialView(View):
     failure: str | None
     failure_text: str | None
     best_epoch: float | None
+    cut_short: bool
+    """Whether the budget ended it before its last epoch: its value is of where it stood."""
     replay: dict[str, float] | None
     """Its first `steps`, made in a `company` of so many trials and again alone: the largest relative `deviation`."""
     exposure: int
@@ -138,6 +140,7 @@ class TrialView(View):
             "failure": trial.failure,
             "failure_text": trial.failure_text,
             "best_epoch": trial.best_epoch,
+            "cut_short": trial.cut_short,
             "replay": trial.replay,
             "exposure": last.exposure if last else 0,
             "last_value": last.validation_loss if last else None,
@@ -181,6 +184,8 @@ class RankedTrialView(View):
     hyperparameters: dict[str, int | float | str] | None
     """All ten parameters, resolved."""
     best_epoch: float | None
+    cut_short: bool
+    """Whether the budget ended it before its last epoch."""
     origin: str
     reused_from: dict[str, str | int] | None
     """Study and number of the same trial in an earlier study, whose result was taken over at no cost."""

@@ -185,7 +185,8 @@ def ranking_table(ranking: dict[str, Any]) -> Table:
     for row in rows:
         params = [brief(row["params"].get(name, "")) for name in names]
         value = Text(f"{row['value']:.4f}", "green" if row["rank"] == 1 else "")
-        table.add_row(str(row["rank"]), str(row["number"]), value, f"ep {row['best_epoch']:g}", *params)
+        place = f"ep {row['best_epoch']:g}" + (" (cut short)" if row.get("cut_short") else "")
+        table.add_row(str(row["rank"]), str(row["number"]), value, place, *params)
     if ranking["baseline"] is not None:
         table.add_row()
         table.add_row("", "baseline", f"{ranking['baseline'][metric]:.4f}", "", *[""] * len(names), style="dim")

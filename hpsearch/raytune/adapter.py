@@ -23,7 +23,7 @@ from ray.tune.schedulers.trial_scheduler import TrialScheduler
 from ray.tune.search import Searcher
 
 from hpsearch.errors import DiskFull, WorkerLost
-from hpsearch.raytune.device import release_everywhere
+from hpsearch.raytune.device import finish_everywhere, release_everywhere
 from hpsearch.raytune.messages import KEY, Failed, Finished, Lost, Released, Replayed, Reported, decode
 from hpsearch.raytune.placement import Placement
 from hpsearch.results import Failure
@@ -192,6 +192,9 @@ class Bridge:
         try:
             if isinstance(message, Reported):
                 decision = self.search.report(number, message.report, message.contract, message.warnings)
+                if decision is Decision.FINISH:  # what the device says then is its last message
+                    finish_everywhere(f"{self.search.spec.name}/{number}")
+                    return True
                 if decision is Decision.GO_ON:
                     return True
                 if decision is Decision.REUSE:

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,10 +126,21 @@ def open_device(address: DeviceAddress) -> Any:
 
 def release_everywhere(study: str) -> None:
     """Ask every device of the cluster to let go of a study's trials, without waiting for it."""
+    for device in _all_devices():
+        device.release.remote(study)
+
+
+def finish_everywhere(trial: str) -> None:
+    """Ask whichever device trains a trial (`study/number`) to end it with its best report, without waiting for it."""
+    for device in _all_devices():
+        device.finish.remote(trial)
+
+
+def _all_devices() -> Iterator[Any]:
     for actor in ray.util.list_named_actors(all_namespaces=False):
         if actor.startswith(NAME_PREFIX):
             with contextlib.suppress(ValueError):  # it ended just now
-                ray.get_actor(actor).release.remote(study)
+                yield ray.get_actor(actor)
 
 
 class Device:
@@ -148,6 +159,7 @@ class Device:
         self._joining: list[str] = []
         self._errands: list[Callable[[], None]] = []
         self._leaving: set[str] = set()
+        self._finishing: set[str] = set()
         self._outdated: set[str] = set()
         self._is_ending = False
         self._outbox: dict[str, queue.Queue[str]] = {}
@@ -186,6 +198,12 @@ class Device:
         """Let go of a study's trials between two steps; each gets that as its last message."""
         with self._changed:
             self._leaving |= {key for key in self._slots if key.startswith(f"{study}/")}
+            self._changed.notify_all()
+
+    def finish(self, trial: str) -> None:
+        """End a trial that has reported between two steps, as if that were all of its epochs."""
+        with self._changed:
+            self._finishing |= {key for key in self._slots if _trial_of(key) == trial}
             self._changed.notify_all()
 
     def _end(self) -> None:
@@ -294,6 +312,7 @@ class Device:
                 joining, self._joining = self._joining, []
                 errands, self._errands = self._errands, []
                 leaving, self._leaving = self._leaving, set()
+                finishing, self._finishing = self._finishing, set()
                 slots = dict(self._slots)
                 waiting = {key for key, outbox in self._outbox.items() if not outbox.empty()}
             for key in [key for key in self._cohort if key not in slots]:
@@ -310,6 +329,8 @@ class Device:
             for key in leaving & slots.keys():
                 self._let_go(key)
                 self._send(key, Released("the device let go of it"))
+            for key in finishing & slots.keys():
+                self._finish(key, slots[key])
             for key, event in self._cohort.tick(waiting | leaving):
                 self._send(key, self._message(key, slots[key], event))
 
@@ -321,7 +342,7 @@ class Device:
 
     def _has_work(self) -> bool:
         """A trial to take on, one to drop, or one whose last message was dealt with."""
-        if self._joining or self._leaving or self._errands:
+        if self._joining or self._leaving or self._finishing or self._errands:
             return True
         return any(key not in self._outbox or self._outbox[key].empty() for key in self._cohort)
 
@@ -372,6 +393,15 @@ class Device:
                 self._attempts[key].keep(member)
             except Exception:  # the last snapshot is whole: what was trained since is trained again
                 log.warning("snapshot not written", exc_info=True, extra={"trial": key})
+
+    def _finish(self, key: str, slot: Slot) -> None:
+        """The trial's end, where it stands."""
+        from hpsearch.finetune.cohort import Finished as Done
+
+        if key in self._cohort:
+            member = self._cohort.remove(key)
+            assert member.best is not None  # it is asked of trials that have reported
+            self._send(key, self._message(key, slot, Done(member.best, member)))
 
     def _prepare(self, config: FinetuneConfig, cache: str | None) -> Prepared:
         """The base model with its data, loaded once for all trials that share it."""

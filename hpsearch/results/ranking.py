@@ -41,6 +41,7 @@ class Ranking:
                     "params": trial.params,
                     "hyperparameters": (trial.config or {}).get("hyperparameters"),
                     "best_epoch": trial.best_epoch,
+                    "cut_short": trial.cut_short,
                     "origin": trial.origin,
                     "reused_from": trial.reused_from,
                     "adapter": trial.adapter is not None,

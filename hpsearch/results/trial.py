@@ -101,6 +101,8 @@ class Trial:
     """The exposure that it had reached when its worker was lost."""
     pruned_at: int | None = None
     """The exposure at which it was decided to stop it."""
+    cut_short: bool = False
+    """The budget was spent before its last epoch, and no trial had come to its end: its value is of where it stood."""
     replay: dict[str, float] | None = None
     """Its first `steps`, made in a `company` of so many trials and again alone: the largest relative `deviation`."""
     best_epoch: float | None = None

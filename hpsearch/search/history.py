@@ -99,6 +99,7 @@ def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
         lost=attributes.get("lost", 0),
         reached=attributes.get("reached", 0),
         pruned_at=attributes.get("pruned_at"),
+        cut_short=attributes.get("cut_short", False),
         replay=attributes.get("replay"),
         best_epoch=attributes.get("best_epoch"),
         adapter=attributes.get("adapter"),

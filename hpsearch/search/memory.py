@@ -215,6 +215,8 @@ class Memory:
             if same_objective and is_relative(Lineage(**known)):
                 complete = (TrialState.COMPLETE,)
                 for trial in self._storage.get_all_trials(study._study_id, deepcopy=False, states=complete):
+                    if trial.user_attrs.get("cut_short"):
+                        continue
                     with contextlib.suppress(ValidationError):  # a version of other fields trained otherwise
                         config = FinetuneConfig.model_validate(trial.user_attrs.get("config"))
                         yield Remembered(study.study_name, trial, config)

@@ -53,6 +53,8 @@ class Decision(enum.Enum):
 
     GO_ON = "go_on"
     PRUNE = "prune"
+    FINISH = "finish"
+    """The budget is spent and no trial has come to its end: this one ends here, with its best report."""
     ENDED = "ended"
     """The trial was closed: its curve can't be continued."""
     REUSE = "reuse"
@@ -302,6 +304,8 @@ class Search:
             self._event("trial.reported", {"number": number, "value": value, **_outline(report)})
         self._heed()
         decision = self._decide(number, report)
+        if decision is Decision.FINISH:
+            trial.set_user_attr("cut_short", True)
         if decision is Decision.PRUNE:  # kept: after a crash, a halving pruner asked again would let the trial pass
             trial.set_user_attr("pruned_at", report.exposure)
         return decision
@@ -318,8 +322,11 @@ class Search:
         if report.epoch >= self._epochs[number] or has_turned(values, self._direction, patience):
             trial.should_prune()  # so that it counts where later trials are compared; it has nothing left to save
             return Decision.GO_ON
-        if report.exposure > 0 and spent(self.spec.budget, self.trials(), self._elapsed()) is not None:
-            return Decision.PRUNE
+        trials = self.trials()
+        if report.exposure > 0 and spent(self.spec.budget, trials, self._elapsed()) is not None:
+            # Half a training says little of its params. But who has nothing else gets it, and is told what it is.
+            has_better = any(trial.state == TrialState.COMPLETE and not trial.cut_short for trial in trials)
+            return Decision.PRUNE if has_better else Decision.FINISH
         # Asked in any case: Optuna's halving notes a trial's rungs when it is asked, and must not note them late.
         poor = trial.should_prune()
         if number in self._stops:

@@ -373,7 +373,7 @@ class TestPruning:
         driven = Driven(sqlite, spec_of(9, budget={"wall_clock": "1m"}, search_space=space), elapsed=lambda: now)
         asked = driven.must_ask()
         now = 60.0
-        assert driven.search.report(asked.number, a_report(50), CONTRACT) is Decision.PRUNE
+        assert driven.search.report(asked.number, a_report(50), CONTRACT) is Decision.FINISH
 
     def test_stopping_in_order_costs_a_trial_nothing_however_often(self, sqlite: Storage) -> None:
         spec = spec_of(2)
@@ -387,7 +387,7 @@ class TestPruning:
 
     @pytest.mark.parametrize(
         ("exposure", "decision"),
-        [(0, Decision.GO_ON), (100, Decision.PRUNE), (400, Decision.GO_ON)],
+        [(0, Decision.GO_ON), (100, Decision.FINISH), (400, Decision.GO_ON)],
         ids=["baseline", "midway", "last"],
     )
     def test_a_budget_that_is_spent_stops_running_trials_too(
@@ -401,6 +401,23 @@ class TestPruning:
         now = 60.0
         assert driven.search.report(asked.number, a_report(exposure), CONTRACT) == decision
         assert driven.ask() is None
+
+    def test_a_spent_budget_leaves_something_in_hand_and_prunes_what_is_not_needed_for_that(
+        self, sqlite: Storage
+    ) -> None:
+        now = 0.0
+        driven = Driven(sqlite, spec_of(9, budget={"wall_clock": "1m"}), elapsed=lambda: now)
+        one, two, three = driven.must_ask(), driven.must_ask(), driven.must_ask()
+        now = 60.0
+        for asked in (one, two):  # nobody has come to an end
+            assert driven.search.report(asked.number, a_report(50, 2.0), CONTRACT) is Decision.FINISH
+            driven.search.complete(asked.number, a_report(50, 2.0), CONTRACT, "folder")
+        trials = driven.search.trials()
+        assert [(trial.state, trial.cut_short) for trial in trials[:2]] == [(TrialState.COMPLETE, True)] * 2
+        driven.search.report(three.number, a_report(400, 1.0), CONTRACT)
+        driven.search.complete(three.number, a_report(400, 1.0), CONTRACT, "folder")
+        assert not driven.search.trials()[2].cut_short
+        assert driven.search.verdict() == (True, "the wall-clock budget of 60 s was used")
 
 
 class TestEnding:

@@ -204,6 +204,23 @@ def test_a_pruned_trial_is_pruned_in_sql_and_keeps_its_last_report(
     assert [report.exposure for report in bad.reports] == [0, 20]
 
 
+def test_a_budget_that_ends_before_any_trial_leaves_the_best_weights_so_far(
+    data: dict[str, str], storage: Any, tmp_path: Path
+) -> None:
+    space = {**_long_space(), "epochs": 100}
+    study = Study(spec_of(data, "short", search_space=space, budget={"tokens": 1000}), storage, tmp_path)
+    study.drive()
+    assert study.search.verdict() == (True, "the budget of 1,000 training tokens was used")
+    complete = [trial for trial in study.search.trials() if trial.state == TrialState.COMPLETE]
+    assert complete
+    for trial in complete:
+        assert trial.cut_short
+        assert trial.reports[-1].epoch < 10
+        assert trial.value == min(report.validation_loss for report in trial.reports[1:])
+        assert trial.adapter is not None
+        assert (Path(trial.adapter) / "adapter_model.safetensors").is_file()
+
+
 def test_a_diverging_trial_fails_as_such_and_the_study_goes_on(
     data: dict[str, str], storage: Any, tmp_path: Path
 ) -> None:
