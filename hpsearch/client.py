@@ -18,6 +18,10 @@ from hpsearch import errors
 DEFAULT_URL = "http://127.0.0.1:8000"
 RETRIES = 4
 """Of requests that may be repeated: reads, and creations with an idempotency key or a content hash."""
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 60.0
+LONG = httpx.Timeout(3600.0, connect=CONNECT_SECONDS)
+"""For what reads or writes whole files: a million examples are checked for minutes."""
 
 
 class Client:
@@ -35,21 +39,23 @@ class Client:
         self.url = (url or os.environ.get("HPSEARCH_URL") or DEFAULT_URL).rstrip("/")
         token = token or os.environ.get("HPSEARCH_TOKEN")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(60, connect=5))
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+        )
 
     def submit(self, spec: dict[str, Any], idempotency_key: str | None = None) -> tuple[dict[str, Any], bool]:
         """Queue a study; the answer is the study and whether it is new. Submitting the same spec twice is once."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        answer = self._request("POST", "/v1/studies", json=spec, headers=headers)
+        answer = self._request("POST", "/v1/studies", json=spec, headers=headers, timeout=LONG)
         return answer.json(), answer.status_code == 201
 
     def check(self, spec: dict[str, Any]) -> dict[str, Any]:
         """What the service says of a spec, without queueing it."""
-        return self._json("POST", "/v1/studies:check", json=spec)
+        return self._json("POST", "/v1/studies:check", json=spec, timeout=LONG)
 
     def upload(self, path: Path) -> dict[str, Any]:
         """Upload a data file; name it in a spec as `dataset:<id>`."""
-        return self._json("POST", "/v1/datasets", content=path.read_bytes())
+        return self._json("POST", "/v1/datasets", content=path.read_bytes(), timeout=LONG)
 
     def studies(self, limit: int = 20, after: str | None = None) -> dict[str, Any]:
         """A page of studies, newest first."""
@@ -113,12 +119,12 @@ class Client:
         """Change a study that is not over."""
         parallelism = _given(max_concurrent_trials=max_concurrent_trials) or None
         changes = _given(priority=priority, parallelism=parallelism)
-        return self._json("PATCH", f"/v1/studies/{name}", json=changes, headers=_if_match(version))
+        return self._json("PATCH", f"/v1/studies/{name}", json=changes, headers=_once(version))
 
     def clone(self, name: str, new_name: str, changes: dict[str, Any] | None = None) -> tuple[dict[str, Any], bool]:
         """Queue a study like this one with changes laid over its spec; the answer says whether it is new."""
         body = {"name": new_name, "changes": changes or {}}
-        answer = self._request("POST", f"/v1/studies/{name}/clone", json=body)
+        answer = self._request("POST", f"/v1/studies/{name}/clone", json=body, timeout=LONG)
         return answer.json(), answer.status_code == 201
 
     def add_trial(self, name: str, params: dict[str, Any], version: str | None = None) -> dict[str, Any]:
@@ -135,22 +141,24 @@ class Client:
 
     def delete(self, name: str, version: str | None = None) -> None:
         """Forget a study that is over."""
-        self._request("DELETE", f"/v1/studies/{name}", headers=_if_match(version))
+        self._request("DELETE", f"/v1/studies/{name}", headers=_if_match(version), timeout=LONG)
 
     def _act(self, name: str, act: str, version: str | None, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        # A key, so that a repeated request does the thing once: adding twice is not adding once.
-        headers = {**_if_match(version), "Idempotency-Key": str(uuid.uuid4())}
-        return self._json("POST", f"/v1/studies/{name}/{act}", json=body, headers=headers)
+        return self._json("POST", f"/v1/studies/{name}/{act}", json=body, headers=_once(version))
 
     def download_adapter(self, name: str, number: int, target: Path) -> None:
         """Write a trial's weights to `target`, as a tar file."""
-        with self._http.stream("GET", f"/v1/studies/{name}/trials/{number}/adapter") as answer:
-            if answer.is_error:
-                answer.read()
-                raise _error_of(answer)
-            with target.open("wb") as file:
-                for chunk in answer.iter_bytes():
-                    file.write(chunk)
+        path = f"/v1/studies/{name}/trials/{number}/adapter"
+        try:
+            with self._http.stream("GET", path, timeout=LONG) as answer:  # whole models are packed for minutes
+                if answer.is_error:
+                    answer.read()
+                    raise _error_of(answer)
+                with target.open("wb") as file:
+                    for chunk in answer.iter_bytes():
+                        file.write(chunk)
+        except httpx.TransportError as error:
+            raise errors.ServiceUnavailable(self._unreachable(error)) from error
 
     def events(self, name: str, after: int = 0) -> Iterator[dict[str, Any]]:
         """What happens to a study, live, until it is over; goes on by itself when the connection breaks."""
@@ -205,6 +213,11 @@ class Client:
 def _if_match(version: str | None) -> dict[str, str]:
     """Of an act that counts only while the study has this `version`; ChangedMeanwhile otherwise."""
     return {} if version is None else {"If-Match": f'"{version}"'}
+
+
+def _once(version: str | None) -> dict[str, str]:
+    """Of an act, with a key, so that a repeated request does the thing once: adding twice is not adding once."""
+    return {**_if_match(version), "Idempotency-Key": str(uuid.uuid4())}
 
 
 def _given(**params: Any) -> dict[str, Any]:

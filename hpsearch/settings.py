@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(1 << 30, ge=1024)
     """Largest dataset file that may be uploaded, or written from the hub."""
     hub_timeout_seconds: float = Field(50, ge=1, le=3600)
-    """Longest download of a study's hub datasets; a client waits a minute for an answer."""
+    """Longest download of a study's hub datasets."""
 
     @field_validator("allowed_roots", mode="before")
     @classmethod

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Body, Depends, Header, Response
 from hpsearch.api.auth import Who
 from hpsearch.api.preflight import Preflight
 from hpsearch.api.state import Door
-from hpsearch.api.studies import Key, Name, admin, answer_created, submit, tagged
+from hpsearch.api.studies import Key, Name, admin, answer_created, check_warm_start, submit, tagged
 from hpsearch.api.trials import Number
 from hpsearch.api.views import StudyView
 from hpsearch.errors import InvalidInput, TrialFinished
@@ -34,7 +34,7 @@ IfMatch = Annotated[
 def _acting(who: Who, if_match: IfMatch = None, idempotency_key: Key = None) -> Acting:
     if if_match is None or if_match.strip() == "*":
         return Acting(who, (), idempotency_key)
-    tags = re.findall(r'(?<!W/)"([^"]*)"', if_match)
+    tags = [tag for weak, tag in re.findall(r'(W/)?"([^"]*)"', if_match) if not weak]
     if not tags:
         raise InvalidInput('If-Match is an ETag in double quotes, such as "19a2b3c4d5e-3", or *', "If-Match")
     return Acting(who, frozenset(tags), idempotency_key)
@@ -72,7 +72,9 @@ def clone_study(name: Name, wanted: CloneSpec, service: Door, acting: Condition,
     """Queue a study like this one under another name, with changes. It begins anew: trials are not copied."""
     source = service.studies.get(name)
     acting.check(source)
-    checked = Preflight(clone(source.spec, wanted), service.settings, service.datasets, origins=source.spec.data)
+    spec = clone(source.spec, wanted)
+    check_warm_start(spec, service)
+    checked = Preflight(spec, service.settings, service.datasets, origins=source.spec.data)
     created = service.studies.create(checked.spec, acting.key, checked.fingerprint, acting.by, clone_of=name)
     return answer_created(response, *created)
 

@@ -23,6 +23,9 @@ HELD_SECONDS = 10.0
 """Figures of the domain are at most so old: several scrapers together cost no more than one."""
 
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
 class Metrics:
     """The registry of one application."""
 
@@ -83,7 +86,7 @@ def _gauge(name: str, text: str, label: str, values: dict[str, float]) -> GaugeM
 
 
 class Measured:
-    """Counts requests by the route that answered: a path of a client's invention makes no new series."""
+    """Counts requests by the route that answered: a path or a method of a client's invention makes no new series."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -92,13 +95,24 @@ class Measured:
         """Pass on, and note the answer's status."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        began = time.monotonic()
+        began, is_noted = time.monotonic(), False
 
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "other")
-                self._metrics.requests.labels(scope["method"], route, message["status"]).inc()
-                self._metrics.seconds.labels(scope["method"], route).observe(time.monotonic() - began)
+                note(message["status"])
             await send(message)
 
-        await self._app(scope, receive, noted)
+        def note(status: int) -> None:
+            nonlocal is_noted
+            is_noted = True
+            route = getattr(scope.get("route"), "path", "other")
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self._metrics.requests.labels(method, route, status).inc()
+            self._metrics.seconds.labels(method, route).observe(time.monotonic() - began)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception:
+            if not is_noted:  # its answer, a 500, is made further out
+                note(500)
+            raise

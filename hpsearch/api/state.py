@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from hpsearch.results import Ranking, Trial, TrialState, rank
 from hpsearch.search import history
 from hpsearch.settings import Settings
 from hpsearch.storage import Acting, Acts, Database, Datasets, Studies, StudyRow, last_event
+from hpsearch.storage.tidy import put_aside, remove
 
 OUTLINED_STUDIES = 16
 
@@ -62,6 +62,7 @@ class Service:
     datasets: Datasets
     optuna_storage: optuna.storages.BaseStorage
     outlines: Outlines = field(default_factory=lambda: Outlines(OUTLINED_STUDIES))
+    deleting: threading.Lock = field(default_factory=threading.Lock)
 
     def trials(self, study: str) -> list[Trial]:
         """All trials of a study that exists."""
@@ -104,10 +105,13 @@ class Service:
 
     def delete(self, study: str, acting: Acting) -> None:
         """Forget a study that is over: our rows, Optuna's trials, the weights."""
-        self.acts.check_deletable(study, acting)
-        history.delete(self.optuna_storage, study)
-        shutil.rmtree(self.settings.artifacts_folder / study, ignore_errors=True)
-        self.acts.delete(study, acting)  # last, so that a deletion that breaks off can be repeated
+        with self.deleting:  # one that is repeated meanwhile must not meet a new study of this name
+            self.acts.begin_deletion(study, acting)
+            history.delete(self.optuna_storage, study)
+            weights = put_aside(self.settings.artifacts_folder / study)
+            self.acts.delete(study, acting)  # behind the rest, so that a deletion that breaks off can be repeated
+        if weights is not None:
+            remove(weights)
 
 
 def _service(request: Request) -> Any:

@@ -36,13 +36,13 @@ def create_study(
     spec: StudySpec, service: Door, who: Who, response: Response, idempotency_key: Key = None
 ) -> StudyView:
     """Queue a study. The same name with the same spec answers 200 with the study that is there."""
-    _check_warm_start(spec, service)
+    check_warm_start(spec, service)
     checked = Preflight(spec, service.settings, service.datasets)
     row, created = service.studies.create(checked.spec, idempotency_key, checked.fingerprint, who)
     return answer_created(response, row, created)
 
 
-def _check_warm_start(spec: StudySpec, service: Door) -> None:
+def check_warm_start(spec: StudySpec, service: Door) -> None:
     """Raise InvalidSpec when a study that should teach is not there."""
     named = () if spec.warm_start is None or spec.warm_start.studies == "similar" else spec.warm_start.studies
     for name in named:
@@ -68,7 +68,7 @@ def tagged(response: Response, row: StudyRow) -> StudyView:
 @router.post("/studies:check", dependencies=[read])
 def check_study(spec: StudySpec, service: Door) -> CheckView:
     """Everything that creating would check, and what `auto` would mean; nothing is queued."""
-    _check_warm_start(spec, service)
+    check_warm_start(spec, service)
     checked = Preflight(spec, service.settings, service.datasets, keep=False)
     model = checked.model
     return CheckView(

@@ -114,14 +114,18 @@ class Sender:
             except DATABASE_AWAY:
                 log.warning("database away", exc_info=True, extra={"webhook": name})
                 self._ended.wait(POLL_SECONDS)
+            except Exception:  # whatever it is: nobody would miss a thread that ended
+                log.exception("webhook failed", extra={"webhook": name})
+                self._ended.wait(POLL_SECONDS)
 
     def _deliver(self, delivery: Delivery, webhook: Webhook) -> None:
         fields = {"webhook": delivery.webhook, "study": delivery.event.study, "event": delivery.event.id}
         try:
             content, headers = request(delivery.event, webhook.secret, time.time())
-            answer = httpx.post(webhook.url, content=content, headers=headers, timeout=TIMEOUT_SECONDS)
-            said = None if answer.is_success else f"it answered {answer.status_code}"
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            # The answer's body is not read: it may be without end.
+            with httpx.stream("POST", webhook.url, content=content, headers=headers, timeout=TIMEOUT_SECONDS) as answer:
+                said = None if answer.is_success else f"it answered {answer.status_code}"
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:  # also names and certificates
             said = f"{type(error).__name__}"
         if said is None:
             self._outbox.done(delivery)

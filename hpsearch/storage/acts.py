@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -59,7 +59,7 @@ class Acts:
     def resume(self, name: str, acting: Acting) -> StudyRow:
         """Let a paused or failed study go on, or take a wish to pause back. Resuming what runs changes nothing."""
         with self._act(name, Act.RESUME, acting) as act:
-            if act.target != act.study.state or act.study.requested is not None:
+            if act.is_new and (act.target != act.study.state or act.study.requested is not None):
                 act.change("study.resumed", {"requested": None})
         return self._get(name)
 
@@ -78,9 +78,9 @@ class Acts:
 
     def change(self, name: str, changes: dict[str, Any], acting: Acting) -> StudyRow:
         """Give a study another `priority` or other fields of its `parallelism`."""
-        with self._act(name, Act.CHANGE, acting) as act:
+        with self._act(name, Act.CHANGE, acting, json.dumps(changes, sort_keys=True)) as act:
             values = _kept(act.study.spec, changes)
-            if values["spec"] != act.study.spec.model_dump_json():
+            if act.is_new and values["spec"] != act.study.spec.model_dump_json():
                 act.change("study.changed", {**values, "priority": json.loads(values["spec"])["priority"]}, **changes)
         return self._get(name)
 
@@ -105,21 +105,28 @@ class Acts:
 
     def stop_trial(self, name: str, number: int, acting: Acting) -> StudyRow:
         """Ask the runner to end one trial at its next report; a waiting one is not begun. Asking twice is once."""
-        with self._act(name, Act.STOP_TRIAL, acting) as act:
+        with self._act(name, Act.STOP_TRIAL, acting, str(number)) as act:
             asked = sa.and_(wishes.c.study == name, wishes.c.kind == WishKind.STOP, wishes.c.number == number)
-            if act.connection.execute(sa.select(wishes.c.id).where(asked)).first() is None:
+            if act.is_new and act.connection.execute(sa.select(wishes.c.id).where(asked)).first() is None:
                 act.wish({"kind": WishKind.STOP, "number": number})
                 act.change("trial.stop_requested", {}, number=number)
         return self._get(name)
 
-    def check_deletable(self, name: str, acting: Acting) -> None:
-        """Raise what `delete` would."""
-        with self._act(name, Act.DELETE, acting):
-            pass
+    def begin_deletion(self, name: str, acting: Acting) -> None:
+        """Raise what `delete` would; from here on nobody can queue the study again, while its trials and weights go.
+
+        A deletion that broke off leaves it so: the only act that is legal then is to delete it.
+        """
+        with self._act(name, Act.DELETE, replace(acting, key=None)) as act:
+            requested = studies.update().where(studies.c.name == name).values(requested=StudyState.CANCELLED)
+            act.connection.execute(requested)  # the version stays: whoever repeats the deletion has seen this one
 
     def delete(self, name: str, acting: Acting) -> None:
-        """Forget a study that is over. All that stays is the event that says so."""
-        with self._act(name, Act.DELETE, acting) as act:
+        """Forget a study that is over. All that stays is the event that says so.
+
+        Keys don't count here: deleting twice is once, and what a key would let pass may be alive again.
+        """
+        with self._act(name, Act.DELETE, replace(acting, key=None)) as act:
             connection = act.connection
             connection.execute(studies.delete().where(studies.c.name == name))
             for table in (events, wishes, idempotency_keys):
@@ -134,7 +141,7 @@ class Acts:
     def _stop(self, name: str, act_kind: Act, wanted: StudyState, acting: Acting) -> StudyRow:
         with self._act(name, act_kind, acting) as act:
             study = act.study
-            if wanted in (study.state, study.requested):
+            if not act.is_new or wanted in (study.state, study.requested):
                 pass
             elif study.state == StudyState.RUNNING:
                 act.ask(f"study.{act_kind}_requested", wanted)
@@ -229,7 +236,11 @@ def _raised(budget: BudgetSpec, more: BudgetExtension) -> BudgetSpec:
 
 
 def _checked(spec: StudySpec, params: Params) -> Params:
-    numbers = spec.search_space.as_numbers(params)
-    for fault in spec.search_space.faults(numbers):
-        raise InvalidInput(f"params: {fault}", "params")
+    try:
+        numbers = spec.search_space.as_numbers(params)
+        fault = next(iter(spec.search_space.faults(numbers)), None)
+    except OverflowError as error:
+        raise InvalidInput("params: one of the numbers is too large for any search space", "params") from error
+    if fault is not None:
+        raise InvalidInput(f"params: {str(fault)[:300]}", "params")
     return numbers

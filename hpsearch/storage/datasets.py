@@ -36,8 +36,8 @@ class Datasets:
         """Keep a checked upload; the file is moved into the folder. Adding the same content again changes nothing."""
         identifier = f"ds-{sha256[:32]}"
         size = upload.stat().st_size
-        upload.replace(self.path(identifier))
         with self._database.write() as connection:
+            upload.replace(self.path(identifier))  # in the turn in which the row is written: `tidy` removes both in one
             if connection.execute(sa.select(datasets.c.id).where(datasets.c.id == identifier)).first() is None:
                 connection.execute(
                     datasets.insert().values(

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from hpsearch.lifecycle import StudyState
 from hpsearch.storage.database import Database
 from hpsearch.storage.studies import count_by_state
-from hpsearch.storage.tables import studies, webhooks
+from hpsearch.storage.tables import events, studies, webhooks
 
 # Optuna's tables, as far as they are read here.
 TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("state"))
@@ -40,9 +40,11 @@ def figures(database: Database) -> Figures:
     by_state = count_by_state(database)
     with database.read() as connection:
         now = database.now(connection)
-        since = sa.func.min(sa.func.coalesce(studies.c.resumed_at, studies.c.created_at))
-        waiting = sa.select(since).where(studies.c.state == StudyState.QUEUED)
-        oldest = connection.execute(waiting).scalar_one()
+        of_study = sa.and_(events.c.study == studies.c.name, events.c.kind.in_(("study.queued", "study.resumed")))
+        queued_at = sa.select(sa.func.max(events.c.at)).where(of_study).scalar_subquery()
+        waiting = sa.select(studies.c.created_at, studies.c.resumed_at, queued_at)
+        queued = connection.execute(waiting.where(studies.c.state == StudyState.QUEUED)).all()
+        oldest = min((max(at for at in times if at is not None) for times in queued), default=None)
         driven = sa.select(studies.c.name, studies.c.driven_at).where(studies.c.state == StudyState.RUNNING)
         heard = [(name, at) for name, at in connection.execute(driven).all() if at is not None]
         counted = sa.select(TRIALS.c.state, sa.func.count()).group_by(TRIALS.c.state)

@@ -59,13 +59,15 @@ class Outbox:
             wanted = sa.and_(events.c.id > place["last_event"], events.c.kind.in_(kinds))
             joined = events.outerjoin(studies, studies.c.name == events.c.study)
             query = sa.select(events, studies.c.spec).select_from(joined).where(wanted).order_by(events.c.id)
-            for row in connection.execute(query).mappings():
+            rows = connection.execute(query.limit(FAR_BEHIND)).mappings().all()  # no more: others wait for their turn
+            for row in rows:
                 if every_study or webhook in json.loads(row["spec"] or "{}").get("notify", ()):
                     attempt = place["attempts"] + 1
                     self._set(connection, webhook, attempts=attempt, next_at=now + seconds)
                     event = Event(row["id"], row["study"], row["kind"], row["at"], json.loads(row["details"]))
                     return Delivery(webhook, event, attempt)
-            self._set(connection, webhook, last_event=newest, attempts=0)
+            passed = rows[-1]["id"] if len(rows) == FAR_BEHIND else newest
+            self._set(connection, webhook, last_event=passed, attempts=0)
             return None
 
     def _is_due(self, webhook: str, kinds: Collection[str]) -> bool:
@@ -92,7 +94,13 @@ class Outbox:
     def again(self, delivery: Delivery, seconds: float) -> None:
         """It could not be told: try again after so many seconds."""
         with self._database.write() as connection:
-            self._set(connection, delivery.webhook, next_at=self._database.now(connection) + seconds)
+            mine = sa.and_(
+                webhooks.c.name == delivery.webhook,
+                webhooks.c.last_event < delivery.event.id,
+                webhooks.c.attempts == delivery.attempt,  # else it was too slow, and is another's by now
+            )
+            later = {"next_at": self._database.now(connection) + seconds}
+            connection.execute(webhooks.update().where(mine).values(later))
 
     @staticmethod
     def _set(connection: sa.Connection, webhook: str, **values: float) -> None:

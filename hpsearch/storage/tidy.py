@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from hpsearch.storage.events import DELETED
 from hpsearch.storage.tables import datasets, events, studies
 
 DAY = 24 * 3600.0
+ASIDE = ".deleted-"
+"""How the folder of a study begins that is being removed; no study's name begins so."""
 
 
 @dataclass(frozen=True)
@@ -39,31 +42,58 @@ def tidy(database: Database, settings: Settings, temporary: Path, days: float, d
         days: Uploads that no study names, and Ray's sessions of processes that are gone, stay so long.
         dry: Only say what would go.
     """
-    found = [*_of_deleted_studies(database, settings), *_half_written(settings, temporary), *_ray(temporary, days)]
+    found = [*_half_written(settings, temporary), *_ray(temporary, days)]
     for leftover in () if dry else found:
-        if leftover.path.is_dir() and not leftover.path.is_symlink():
-            shutil.rmtree(leftover.path, ignore_errors=True)
-        else:
-            leftover.path.unlink(missing_ok=True)
-    return [*found, *_unused_uploads(database, settings, days, dry)]
+        remove(leftover.path)
+    return [*_of_deleted_studies(database, settings, dry), *found, *_unused_uploads(database, settings, days, dry)]
 
 
-def _of_deleted_studies(database: Database, settings: Settings) -> Iterator[Leftover]:
+def put_aside(folder: Path) -> Path | None:
+    """Give a study's weights a name that no study has, at once, however large they are; None when there are none.
+
+    What then breaks off is found by `tidy`.
+    """
+    aside = folder.with_name(f"{ASIDE}{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        folder.rename(aside)
+    except FileNotFoundError:
+        return None
+    return aside
+
+
+def remove(path: Path) -> None:
+    """A file, a folder with all that is in it, or a link but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _of_deleted_studies(database: Database, settings: Settings, dry: bool) -> list[Leftover]:
     """Only what this database knows to be deleted: a folder that it knows nothing of may be another database's."""
-    folders = [path for path in settings.artifacts_folder.iterdir() if path.is_dir()]  # before the studies are read:
-    with database.read() as connection:  # one that begins meanwhile has its row first
-        there = set(connection.execute(sa.select(studies.c.name)).scalars())
+    folders = [path for path in settings.artifacts_folder.iterdir() if path.is_dir()]
+    with database.read() as connection:
         deleted = set(connection.execute(sa.select(events.c.study).where(events.c.kind == DELETED)).scalars())
+    found = []
     for folder in folders:
-        if folder.name in deleted - there:
-            yield Leftover(folder, _size(folder), "its study was deleted")
+        if folder.name not in deleted:
+            continue
+        leftover = Leftover(folder, _size(folder), "its study was deleted")
+        with database.write() as connection:  # while no namesake can begin: what is removed is the deleted one's
+            if connection.execute(sa.select(studies.c.name).where(studies.c.name == folder.name)).first() is not None:
+                continue
+            aside = None if dry else put_aside(folder)
+        if aside is not None:
+            remove(aside)
+        found.append(leftover)
+    return found
 
 
 def _half_written(settings: Settings, temporary: Path) -> Iterator[Leftover]:
     """What a process that was killed was writing; a day old, for one that lives may still be at it."""
     places = (
         (settings.datasets_folder, ("upload-*.part", "hub-*")),
-        (settings.artifacts_folder, ("*/.*",)),
+        (settings.artifacts_folder, (f"{ASIDE}*", "[!.]*/.*")),
         (temporary, ("hpsearch-tune-*", "hpsearch-adapter-*.tar")),
     )
     for folder, patterns in places:
@@ -81,7 +111,7 @@ def _ray(temporary: Path, days: float) -> Iterator[Leftover]:
         process = path.name.rpartition("_")[2]
         if path.is_symlink() or path == newest or not process.isdigit() or not _is_ours(path):
             continue
-        if not _lives(int(process)) and min(_idle_days(path), _idle_days(path / "logs")) > days:
+        if not _lives(int(process)) and _idle_days(path) > days:
             yield Leftover(path, _size(path), "a Ray session that has ended")
 
 
@@ -110,9 +140,9 @@ def _size(path: Path) -> int:
 
 
 def _idle_days(path: Path) -> float:
-    """Days since the file, or something directly in the folder, was written; very many when it is not there."""
+    """Days since the file, or anything in the folder, was written; very many when it is not there."""
     try:
-        newest: float = max(each.lstat().st_mtime for each in (path, *(path.iterdir() if path.is_dir() else ())))
+        newest: float = max(each.lstat().st_mtime for each in (path, *(path.rglob("*") if path.is_dir() else ())))
     except OSError:
         return float("inf") if not path.exists() else 0.0
     return (time.time() - newest) / DAY

@@ -65,6 +65,8 @@ def test_what_nobody_needs_goes_and_the_rest_stays(home_with_tables: Settings, t
         put(settings.artifacts_folder / "born-again/0/adapter.safetensors", 100),
         put(settings.artifacts_folder / "of-another-database/0/adapter.safetensors", 100),
         put(settings.artifacts_folder / "tickets/.1.abc/adapter.safetensors"),
+        put(settings.artifacts_folder / "tickets/progress/3/1/snapshot.safetensors", 100),
+        put(settings.artifacts_folder / ".deleted-now-1/0/adapter.safetensors"),
         put(settings.datasets_folder / "upload-new.part"),
         put(temporary / "hpsearch-tune-new/state"),
         put(temporary / "somebody-else/file", 100),
@@ -77,6 +79,7 @@ def test_what_nobody_needs_goes_and_the_rest_stays(home_with_tables: Settings, t
         unused_file,
         put(settings.artifacts_folder / "deleted/0/adapter.safetensors"),
         put(settings.artifacts_folder / "tickets/.2.abc/adapter.safetensors", 2),
+        put(settings.artifacts_folder / ".deleted-old-1/adapter.safetensors", 2),
         put(settings.datasets_folder / "upload-old.part", 2),
         put(temporary / "hpsearch-tune-old/state", 2),
         put(temporary / "hpsearch-adapter-old.tar", 2),
@@ -92,11 +95,31 @@ def test_what_nobody_needs_goes_and_the_rest_stays(home_with_tables: Settings, t
     assert [path for path in stays if not path.exists()] == []
     assert [path for path in goes if path.exists()] == []
     assert sum(leftover.bytes for leftover in told) == 100 * len(goes)
+    assert not list(settings.artifacts_folder.glob(".deleted-deleted-*"))
     assert uploads.get(used)
     assert uploads.get(fresh)
     with pytest.raises(UnknownDataset):
         uploads.get(unused)
     assert tidy(database, settings, temporary, DAYS) == []
+    database.close()
+
+
+def test_weights_of_a_namesake_that_begins_meanwhile_stay(
+    home_with_tables: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(home_with_tables.sql_url)
+    Studies(database).create(a_spec(name="again"))
+    Acts(database).cancel("again", Acting("alice"))
+    Acts(database).delete("again", Acting("alice"))
+    weights = put(home_with_tables.artifacts_folder / "again/0/adapter.safetensors")
+
+    def begins_while_sizes_are_summed(_: Path) -> int:
+        Studies(database).create(a_spec(name="again"))
+        return 0
+
+    monkeypatch.setattr("hpsearch.storage.tidy._size", begins_while_sizes_are_summed)
+    assert tidy(database, home_with_tables, tmp_path / "tmp", DAYS) == []
+    assert weights.exists()
     database.close()
 
 

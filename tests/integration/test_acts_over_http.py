@@ -18,6 +18,7 @@ from hpsearch.cli.app import app as commands
 from hpsearch.client import Client
 from hpsearch.lifecycle import StudyState
 from hpsearch.settings import Settings
+from hpsearch.storage import Acting
 from tests.builders import spec_fields
 from tests.conftest import served
 
@@ -57,7 +58,7 @@ def test_a_study_is_acted_on_through_its_whole_life(home_with_tables: Settings) 
         assert [(wish.by, wish.params) for wish in orders.wishes] == [
             ("alice", {"epochs": 3, "learning_rate_multiplier": 0.1})
         ]
-        for params in ({"epochs": 99}, {"epochs": True}, {"unknown": 1}):
+        for params in ({"epochs": 99}, {"epochs": True}, {"unknown": 1}, {"epochs": 10**400}):
             with pytest.raises(errors.InvalidInput):
                 client.add_trial("tickets", params)
         with pytest.raises(errors.TrialNotFound):
@@ -93,6 +94,8 @@ def test_a_clone_differs_in_its_changes_only(service_url: str) -> None:
     assert (clone["spec"]["budget"]["trials"], clone["spec"]["search_space"]["epochs"]) == (40, 2)
     assert clone["spec"]["data"] == first["spec"]["data"]
     assert client.clone("tickets", "wider", {"budget": {"trials": 40}, "search_space": {"epochs": 2}})[1] is False
+    with pytest.raises(errors.InvalidSpec, match=r"warm_start.studies"):
+        client.clone("tickets", "taught", {"warm_start": {"studies": ["nowhere"]}})
     with pytest.raises(errors.InvalidSpec, match="trails"):
         client.clone("tickets", "odd", {"budget": {"trails": 40}})
 
@@ -107,6 +110,62 @@ def test_a_repeated_request_acts_once(api: TestClient) -> None:
     assert (other.status_code, other.json()["code"]) == (409, "idempotency_mismatch")
 
 
+def test_a_late_repetition_does_not_undo_what_others_did_since(api: TestClient) -> None:
+    api.post("/v1/studies", json=spec_fields())
+    study = "/v1/studies/tickets"
+    service: Service = api.app.state.service  # type: ignore[attr-defined]
+    requests: list[tuple[str, str, Any]] = [
+        ("POST", f"{study}/pause", None),
+        ("POST", f"{study}/resume", None),
+        ("PATCH", study, {"priority": 3}),
+        ("PATCH", study, {"priority": 5}),
+    ]
+
+    def send(number: int) -> None:
+        method, path, body = requests[number]
+        assert api.request(method, path, json=body, headers={"Idempotency-Key": f"key-{number}"}).is_success
+
+    for number in range(len(requests)):
+        send(number)
+    service.studies.claim("runner", 60)
+    service.acts.pause("tickets", Acting("bob"))
+    before = service.studies.get("tickets")
+    for number in range(len(requests)):
+        send(number)
+    assert service.studies.get("tickets") == before
+    other = api.patch(study, json={"priority": 4}, headers={"Idempotency-Key": "key-2"})
+    assert (other.status_code, other.json()["code"]) == (409, "idempotency_mismatch")
+
+
+def test_a_study_that_is_being_deleted_is_not_queued_again(
+    home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its runner would search on while its trials and weights go, with a key even without a refusal."""
+    app = create_app(home_with_tables)
+    service: Service = app.state.service
+    api = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False)
+    api.post("/v1/studies", json=spec_fields())
+    _, lease = service.studies.claim("runner", 60) or pytest.fail("nothing to claim")
+    service.studies.end(lease, StudyState.FINISHED, "done")
+    version = api.get("/v1/studies/tickets").headers["ETag"]
+    weights = home_with_tables.artifacts_folder / "tickets/0/adapter.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("x")
+    headers = {"If-Match": version, "Idempotency-Key": "once"}
+    with monkeypatch.context() as broken:
+        broken.setattr("hpsearch.api.state.history.delete", lambda *_: 1 / 0)  # the process dies here
+        assert api.delete("/v1/studies/tickets", headers=headers).status_code == 500
+    assert weights.exists()
+    for act, body in (("extend", {"trials": 1}), ("trials", {"params": {}}), ("resume", None)):
+        refused = api.post(f"/v1/studies/tickets/{act}", json=body)
+        assert (refused.status_code, refused.json()["code"]) == (409, "illegal_move")
+    assert service.studies.claim("runner", 60) is None
+    assert api.delete("/v1/studies/tickets", headers=headers).status_code == 204
+    assert list(home_with_tables.artifacts_folder.iterdir()) == []
+    assert api.post("/v1/studies", json=spec_fields()).status_code == 201
+    assert api.delete("/v1/studies/tickets", headers={"Idempotency-Key": "once"}).status_code == 409
+
+
 @pytest.mark.parametrize(
     ("value", "status"), [("*", 202), ('"never"', 412), ("never", 422), ('W/"never"', 422)], ids=str
 )
@@ -115,7 +174,7 @@ def test_if_match_is_an_etag(api: TestClient, value: str, status: int) -> None:
     assert tag == api.get("/v1/studies/tickets").headers["ETag"]
     assert api.post("/v1/studies/tickets/pause", headers={"If-Match": value}).status_code == status
     if status != 202:
-        listed = f'"other", {tag}'
+        listed = f'W/"other", {tag}'
         assert api.post("/v1/studies/tickets/pause", headers={"If-Match": listed}).status_code == 202
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pytest
 from starlette.testclient import TestClient
 
 from hpsearch.api.metrics import Metrics
-from hpsearch.storage import Acting, Acts, Database, Outbox, Studies, optuna_storage
+from hpsearch.storage import Acting, Acts, Database, Outbox, Studies, optuna_storage, tables
 from hpsearch.storage.figures import figures
 from tests.builders import a_spec, spec_fields
 
@@ -50,6 +51,14 @@ def test_the_figures_are_those_of_the_tables(migrated_url: str) -> None:
     assert found.failures == {"diverged": 1}
     assert (found.tokens, found.device_seconds) == (6000, 4.5)
     assert 0 < found.queue_age < 60
+    with database.write() as connection:
+        for table in (tables.studies.c.created_at, tables.events.c.at):
+            connection.execute(table.table.update().values({table: table - 1000}))
+    assert figures(database).queue_age > 1000
+    Acts(database).pause("waits", Acting("alice"))
+    assert figures(database).queue_age == 0
+    Acts(database).resume("waits", Acting("alice"))
+    assert 0 < figures(database).queue_age < 60  # paused, it did not wait for a runner
     assert found.lease_ages.keys() == {"runs"}
     assert found.webhooks == {"team": 0}
     text = Metrics(database).text().decode()
@@ -61,6 +70,7 @@ def test_the_figures_are_those_of_the_tables(migrated_url: str) -> None:
 
 def test_requests_are_counted_by_route_and_never_by_path(api: TestClient) -> None:
     api.post("/v1/studies", json=spec_fields())
+    api.request("INVENTED", "/v1/studies/tickets")
     for path in ("/v1/studies/tickets", "/v1/studies/missing", "/v1/studies/other", "/nothing/here"):
         api.get(path)
     answer = api.get("/metrics")
@@ -72,6 +82,16 @@ def test_requests_are_counted_by_route_and_never_by_path(api: TestClient) -> Non
     assert counted['hpsearch_studies{state="queued"}'] == 1
     assert "missing" not in answer.text
     assert "nothing" not in answer.text
+    assert "INVENTED" not in answer.text
+
+
+def test_a_request_that_fails_unexpectedly_is_counted_too(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Studies, "get", lambda *_: 1 / 0)
+    assert (
+        TestClient(api.app, "http://127.0.0.1", raise_server_exceptions=False).get("/v1/studies/x").status_code == 500
+    )
+    counted = values(api.get("/metrics").text)
+    assert counted['hpsearch_http_requests_total{method="GET",route="/v1/studies/{name}",status="500"}'] == 1
 
 
 def test_the_grafana_dashboard_asks_for_what_there_is(api: TestClient) -> None:

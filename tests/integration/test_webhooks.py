@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -125,6 +126,9 @@ def test_one_event_is_claimed_by_one_process_and_a_dead_one_s_turn_passes(migrat
     outboxes[0].again(last, 0)
     assert claim(0).attempt == 2
     assert ATTEMPTS > 2
+    outboxes[1].again(last, 3600)  # the first attempt ends late: the second's is another's turn
+    outboxes[0].again(replace(last, attempt=2), 0)
+    assert claim(0).attempt == 3
     outboxes[0].done(last)
     assert claim(0) is None
     database.close()

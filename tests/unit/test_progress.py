@@ -95,7 +95,9 @@ def test_the_picture_has_every_trial_and_the_budget(trials: int | None) -> None:
     progress = a_progress(trials=trials)
     told(progress, {"kind": "study.baseline", "validation_loss": 3.25}, started(0), completed(0, 1.5), started(1))
     told(progress, {"kind": "trial.failed", "number": 1, "failure": "error", "text": "x"})
+    told(progress, started(2), {"kind": "trial.interrupted", "number": 2, "exposure": 40, "text": "paused"})
     text = shown(progress.picture())
+    assert "WAITING" in text
     assert "baseline 3.2500" in text
     assert "best 1.5000 (trial 0)" in text
     assert "COMPLETE" in text
