@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,11 +36,14 @@ def create_app(settings: Settings) -> FastAPI:
     database = Database(settings.sql_url)
     # Wrapped once: Optuna then keeps finished trials in memory instead of reading them at every request.
     storage = optuna.storages.get_storage(optuna_storage(settings.sql_url))
+    uploads = Datasets(database, settings.datasets_folder)
+    service = Service(settings, database, Studies(database), Acts(database), uploads, storage)
     sender = webhooks.Sender(Outbox(database), webhooks.load(settings.webhooks_path))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         sender.start()
+        threading.Thread(target=service.read_ahead, name="read-ahead", daemon=True).start()
         yield
         sender.stop()
 
@@ -53,8 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url="/v1/openapi.json",
         responses=PROBLEMS,
     )
-    datasets_table = Datasets(database, settings.datasets_folder)
-    app.state.service = Service(settings, database, Studies(database), Acts(database), datasets_table, storage)
+    app.state.service = service
     app.state.tokens = Tokens.load(settings.tokens_path)
     app.state.metrics = Metrics(database)
     if not app.state.tokens:

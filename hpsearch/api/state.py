@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from hpsearch.lifecycle import StudyState
 from hpsearch.results import Ranking, Trial, TrialState, rank
 from hpsearch.search import history
 from hpsearch.settings import Settings
-from hpsearch.storage import Acting, Acts, Database, Datasets, Studies, StudyRow, last_event
+from hpsearch.storage import DATABASE_AWAY, Acting, Acts, Database, Datasets, Studies, StudyRow, last_event
 from hpsearch.storage.tidy import put_aside, remove
+
+log = logging.getLogger(__name__)
 
 OUTLINED_STUDIES = 16
 
@@ -86,6 +89,14 @@ class Service:
             return rank(study.name, study.state, study.spec.objective, baseline, trials)
 
         return replace(self.outlines.get(study.name, last, read), state=study.state)
+
+    def read_ahead(self) -> None:
+        """Read the trials of running studies before somebody looks at them: ten thousand take many seconds."""
+        try:
+            for row in self.studies.page(OUTLINED_STUDIES, state=StudyState.RUNNING).rows:
+                self.ranking(row)
+        except DATABASE_AWAY:
+            log.warning("not read ahead: the database is away", exc_info=True)
 
     def adapter(self, study: str, number: int) -> str:
         """The folder of a trial's weights; AdapterNotFound without."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import optuna
 import pytest
 from starlette.testclient import TestClient
 
+from hpsearch.api.app import create_app
 from hpsearch.api.metrics import Metrics
+from hpsearch.api.state import Service
+from hpsearch.settings import Settings
 from hpsearch.storage import Acting, Acts, Database, Outbox, Studies, optuna_storage, tables
 from hpsearch.storage.figures import figures
 from tests.builders import a_spec, spec_fields
@@ -92,6 +96,22 @@ def test_a_request_that_fails_unexpectedly_is_counted_too(api: TestClient, monke
     )
     counted = values(api.get("/metrics").text)
     assert counted['hpsearch_http_requests_total{method="GET",route="/v1/studies/{name}",status="500"}'] == 1
+
+
+def test_what_runs_is_read_before_somebody_looks(home_with_tables: Settings) -> None:
+    app = create_app(home_with_tables)
+    service: Service = app.state.service
+    service.studies.create(a_spec())
+    service.studies.claim("runner", 60)
+    read: list[str] = []
+    asked = service.optuna_storage.get_study_id_from_name
+    service.optuna_storage.get_study_id_from_name = lambda name: (read.append(name), asked(name))[1]  # type: ignore[func-returns-value, method-assign]
+    with TestClient(app, "http://127.0.0.1") as api:
+        deadline = time.monotonic() + 60
+        while not read and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert api.get("/v1/studies/tickets").json()["state"] == "running"
+    assert read == ["tickets"]
 
 
 def test_the_grafana_dashboard_asks_for_what_there_is(api: TestClient) -> None:
