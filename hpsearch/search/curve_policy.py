@@ -7,7 +7,7 @@ All they know is in the study.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,10 +48,20 @@ class CurveSampler(BaseSampler):
         study_seed: For the sequence of the first trials.
         seed: For this one draw.
         is_repeated: The first draw for this trial could not be used.
+        is_new: Whether params may be tried and were not yet. In a space of choices, what promises most was mostly
+            tried already; then the next best is drawn.
     """
 
-    def __init__(self, startup_trials: int, study_seed: int, seed: int, is_repeated: bool = False) -> None:
+    def __init__(
+        self,
+        startup_trials: int,
+        study_seed: int,
+        seed: int,
+        is_repeated: bool = False,
+        is_new: Callable[[Params], bool] = lambda _params: True,
+    ) -> None:
         self._startup_trials, self._study_seed, self._is_repeated = startup_trials, study_seed, is_repeated
+        self._is_new = is_new
         self._dice = np.random.default_rng(seed)
         self._chance = RandomSampler(seed=seed)
 
@@ -102,14 +112,16 @@ class CurveSampler(BaseSampler):
         refined = _near(points[np.argsort(-promises, kind="stable")[:5]], REFINED, 0.06, dice)
         points = np.vstack([points, refined])
         promises = np.concatenate([promises, _promises(model, evidence, refined)])
-        return _params(space, points[int(np.argmax(promises))])
+        ordered = [_params(space, points[place]) for place in np.argsort(-promises, kind="stable")]
+        return next(filter(self._is_new, ordered), ordered[0])
 
 
 class CurvePruner(BasePruner):
     """Stops a trial that will hardly beat the best report of the study.
 
-    A trial that made this best report goes on. The chance is the largest over the trial's future reports, so that one
-    whose learning rate has yet to fall is judged by where it will be then.
+    Reports of trials that have ended without a value are not to be beaten. A trial that made this best report goes on.
+    The chance is the largest over the trial's future reports, so that one whose learning rate has yet to fall is judged
+    by where it will be then.
 
     Args:
         chance: Below it, the trial stops.
@@ -127,9 +139,9 @@ class CurvePruner(BasePruner):
             return False
         if not self._min_epochs - TINY <= own.reached[-1] < own.epochs - TINY:
             return False
-        if own.best <= min(curve.best for curve in curves):
-            return False
         evidence = Evidence(curves, _space(study), baseline)
+        if own.best <= evidence.best:
+            return False
         _, fitted = _fitted(study, evidence.points.x.shape[1])
         model = Curves(evidence.points, evidence.y, fitted)
         ahead = np.linspace(own.reached[-1], own.epochs, 5)[1:]

@@ -102,7 +102,7 @@ class Draw(BaseSampler):
             return listed
         params: Params = {}
         for attempt in range(SAMPLER_ATTEMPTS):
-            params = {**self._drawn(shown, seen, place, attempt), **given}
+            params = {**self._drawn(shown, seen, place, attempt, given), **given}
             if self._is_new(params):
                 return params
         if listed is not None:
@@ -130,9 +130,16 @@ class Draw(BaseSampler):
         chosen = self._points.active(params)
         return key(chosen) not in self._tried and self._points.unmet(chosen) is None
 
-    def _drawn(self, study: Any, trial: FrozenTrial, place: int, attempt: int) -> Params:
+    def _drawn(self, study: Any, trial: FrozenTrial, place: int, attempt: int, given: Params) -> Params:
         spec = self._points.spec
-        inner = sampler(spec.sampler, spec.seed, place, attempt, conditional=bool(self._points.sometimes))
+        inner = sampler(
+            spec.sampler,
+            spec.seed,
+            place,
+            attempt,
+            conditional=bool(self._points.sometimes),
+            is_new=lambda params: self._is_new({**params, **given}),
+        )
         if isinstance(spec.sampler, QMCSpec | CurvesSamplerSpec):
             # They would wait for a first trial to learn the space from.
             space = self._points.distributions

@@ -39,6 +39,8 @@ class Curve:
     is_running: bool
     has_failed: bool
     """Through its params' own fault."""
+    has_value: bool
+    """Or may still get one."""
 
     @property
     def best(self) -> float:
@@ -65,6 +67,7 @@ def curve_of(trial: FrozenTrial, maximise: bool) -> Curve | None:
         tuple((-1 if maximise else 1) * trial.intermediate_values[step] for step in steps),
         trial.state == TrialState.RUNNING,
         failure is not None,
+        failure is None and trial.state in (TrialState.RUNNING, TrialState.COMPLETE),
     )
 
 
@@ -82,7 +85,8 @@ class Evidence:
     ) -> None:
         self.distributions = dict(sorted(distributions.items()))  # in whatever order they come
         self.curves = _seen(curves)
-        self.best = min(curve.best for curve in curves)
+        valued = [curve.best for curve in curves if curve.has_value and curve.losses]
+        self.best = min(valued or (curve.best for curve in curves))
         rows = [row for curve in self.curves for row in _rows(curve, baseline)]
         numbers, reached, epochs, losses = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
         places = dict(zip([c.number for c in self.curves], self.place([c.params for c in self.curves]), strict=True))
@@ -97,7 +101,7 @@ class Evidence:
         self._center, self._scale = float(bent.mean()), float(bent.std()) or 1.0
         self.y = (bent - self._center) / self._scale
         self.target = self.scaled(self.best)
-        """The best loss of any report, as the model sees it."""
+        """The best loss of the trials that have or may get a value, as the model sees it."""
 
     def scaled(self, loss: float) -> float:
         """A loss as the model sees it.

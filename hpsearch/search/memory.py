@@ -160,7 +160,8 @@ class Memory:
             trial.report(float(getattr(report, self._metric)), step=report.exposure)
             trial.should_prune()
         trial.set_user_attr("curve", [report.as_json() for report in curve])
-        best = next(report for report in curve[1:] if float(getattr(report, self._metric)) == found.value)
+        # Not the equal one: what a continued trial repeated may differ in its last digits from its curve.
+        best = min(curve[1:], key=lambda report: abs(float(getattr(report, self._metric)) - found.value))
         return best, found.contract
 
     def _identical(self, config: FinetuneConfig, contract: str) -> Remembered | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable
 
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 
 from hpsearch.spec.sampler import CmaEsSpec, CurvesSamplerSpec, GPSpec, QMCSpec, SamplerSpec, TPESpec
+from hpsearch.spec.space import Params
 
 
 def seed_of(study_seed: int, number: int, attempt: int = 0) -> int:
@@ -18,7 +20,13 @@ def seed_of(study_seed: int, number: int, attempt: int = 0) -> int:
 
 
 def sampler(
-    spec: SamplerSpec, study_seed: int, number: int, attempt: int = 0, conditional: bool = False
+    spec: SamplerSpec,
+    study_seed: int,
+    number: int,
+    attempt: int = 0,
+    *,
+    conditional: bool = False,
+    is_new: Callable[[Params], bool] = lambda _params: True,
 ) -> BaseSampler:
     """The sampler that draws the params of a trial; all it knows of the past is in the study.
 
@@ -28,12 +36,13 @@ def sampler(
         number: The trial's.
         attempt: The number of draws for it before, none of which could be used.
         conditional: Whether some trials have parameters that others don't.
+        is_new: Whether params may be tried and were not yet; asked by samplers that can choose the next best.
     """
     seed = seed_of(study_seed, number, attempt)
     if isinstance(spec, CurvesSamplerSpec):
         from hpsearch.search.curve_policy import CurveSampler  # loads scipy, which the API does without
 
-        return CurveSampler(spec.startup_trials, study_seed, seed, is_repeated=attempt > 0)
+        return CurveSampler(spec.startup_trials, study_seed, seed, is_repeated=attempt > 0, is_new=is_new)
     with warnings.catch_warnings():  # of what Optuna calls experimental
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if isinstance(spec, QMCSpec):  # one sequence for the whole study: its place in it is kept in SQL

@@ -104,9 +104,9 @@ def hyperparameters(spec: StudySpec, params: Params, examples: int) -> Hyperpara
     if "epochs" in params or not epochs_are_free(spec, chosen, examples):
         return chosen
     values = spec.search_space.varying()["epochs"].values() or (chosen.epochs,)
-    longest = [chosen.model_copy(update={"epochs": epochs}) for epochs in sorted(values, reverse=True)]
+    longest = (chosen.model_copy(update={"epochs": epochs}) for epochs in sorted(values, reverse=True))
     allowed = (candidate for candidate in longest if meets(spec.require, candidate, examples))
-    return next(allowed, longest[0])
+    return next(allowed, chosen.model_copy(update={"epochs": max(values)}))
 
 
 def epochs_are_free(spec: StudySpec, chosen: Hyperparameters, examples: int) -> bool:

@@ -2,7 +2,7 @@
 
 Numbers, texts, names, `+ - * / // %`, comparisons, `in`, `and`, `or`, `not`. It is parsed by Python's `ast` and read
 here, node by node; nothing is ever evaluated by Python. A condition ends in yes or no, and kinds are checked when it
-is written, so reading it never fails but for a division by zero.
+is written, so reading it never fails but for a division by zero and for numbers that no float can hold.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ NAMES: dict[str, Kind] = {
 
 LONGEST = 500
 LARGEST_NUMBER = 1e15
+DEEPEST = 64
+"""Pieces inside each other. Python's own limit depends on who asks, so a spec could pass here and fail elsewhere."""
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -61,10 +63,10 @@ _ORDERS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 
 
 def holds(condition: str, names: Names) -> bool:
-    """Whether a checked condition is true of these values; what divides by zero is not."""
+    """Whether a checked condition is true of these values; what divides by zero or grows beyond any float is not."""
     try:
         return bool(_value(_parsed(condition), names))
-    except ZeroDivisionError:
+    except (ZeroDivisionError, OverflowError):
         return False
 
 
@@ -87,11 +89,13 @@ def check(condition: str) -> str:
     text = condition.strip()
     try:
         parsed = ast.parse(text, mode="eval").body
+        if _is_deeper(parsed, DEEPEST):
+            raise RecursionError
         kind = _kind(parsed, text)
     except SyntaxError as error:
         raise ValueError(f"column {max(error.offset or 1, 1)}: this can't be read ({error.msg})") from None
     except (MemoryError, RecursionError):
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError(f"it is nested too deeply: {DEEPEST} pieces inside each other are the most") from None
     if kind != "yes or no":
         raise ValueError(f"it gives a {kind}, not yes or no: compare it with something (<=, ==, in, ...)")
     return text
@@ -99,6 +103,13 @@ def check(condition: str) -> str:
 
 Condition = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST), AfterValidator(check)]
 """A condition that was checked."""
+
+
+def _is_deeper(parsed: ast.expr, limit: int) -> bool:
+    level: list[ast.AST] = [parsed]
+    for _ in range(limit):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return bool(level)
 
 
 def _value(node: ast.expr, names: Names) -> Any:  # noqa: PLR0911 - one per kind of node

@@ -73,8 +73,8 @@ def all_points(spec: StudySpec, examples: int) -> tuple[Params, ...] | None:
         return None
     combinations = itertools.product(*values.values())
     points = (active(spec, dict(zip(values, chosen, strict=True)), examples) for chosen in combinations)
-    found = {key(point): point for point in points if unmet(spec, point, examples) is None}
-    return tuple(found.values())
+    found = {key(point): point for point in points}  # where epochs are free, many are one
+    return tuple(point for point in found.values() if unmet(spec, point, examples) is None)
 
 
 def _rounded(value: Value) -> Value:

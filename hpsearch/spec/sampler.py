@@ -19,7 +19,7 @@ class AutoSamplerSpec(Closed):
 
 
 class CurvesSamplerSpec(Closed):
-    """A Gaussian process over params and learning curves: draws where the predicted end promises most for its cost."""
+    """A Gaussian process over params and learning curves: draws where the predicted end promises most."""
 
     type: Literal["curves"] = "curves"
     startup_trials: int = Field(6, ge=1, le=64)

@@ -112,6 +112,10 @@ def train(driven: Driven) -> float:
     return float(epochs)
 
 
+def best_of(driven: Driven) -> float:
+    return min(trial.value for trial in driven.trials() if trial.value is not None)
+
+
 class TestTheRule:
     def test_a_decaying_trial_is_not_judged_by_those_that_have_decayed(self) -> None:
         winner = {"epochs": 8, "learning_rate_multiplier": 1.1}
@@ -127,8 +131,32 @@ class TestTheRule:
         assert train(after_the_past("curves", {"epochs": 8, "learning_rate_multiplier": 1.1}, **accuracy)) == 8
         assert train(after_the_past("curves", {"epochs": 8, "learning_rate_multiplier": 0.011}, **accuracy)) <= 2
 
+    def test_a_trial_that_was_stopped_by_hand_is_not_to_be_beaten(self) -> None:
+        driven = after_the_past("curves", {"epochs": 4, "learning_rate_multiplier": 1.3})
+        star = driven.must_ask()
+        for half, loss in enumerate((4.0, 1.0, 0.5, 0.3)):
+            assert driven.search.report(star.number, a_report(half * EXAMPLES // 2, loss), CONTRACT) == Decision.GO_ON
+        driven.search.prune(star.number)
+        assert best_of(driven) > 0.5
+        driven.search._study.enqueue_trial({"epochs": 4, "learning_rate_multiplier": 1.0})
+        assert train(driven) == 4
+
 
 class TestTheSearch:
+    def test_among_choices_it_draws_the_good_ones_and_none_twice(self) -> None:
+        space = {"epochs": {"choices": [1, 2, 4]}, "batch_size": {"choices": [1, 2, 4, 8, 16]}}
+        space["learning_rate_multiplier"] = {"choices": [0.01, 0.1, 0.4, 1.0, 3.0, 10.0]}
+        found = []
+        for seed in range(2):
+            spec = spec_of(30, search_space=space, sampler={"type": "auto"}, seed=seed)
+            driven = Driven(optuna.storages.InMemoryStorage(), spec)
+            while train(driven):
+                pass
+            found += [trial.value for trial in driven.trials() if trial.value is not None]
+        assert len(found) == 60
+        good = sorted(loss_of({"epochs": e, "learning_rate_multiplier": r}, e) for e in (2, 4) for r in (0.4, 1.0))[-1]
+        assert sum(value <= good + 1e-9 for value in found) >= 30  # 20 of the 90 points are; chance finds 13
+
     def test_it_finds_more_for_the_same_tokens_than_chance_and_halving(self) -> None:
         found: dict[str, list[float]] = {"auto": [], "random": []}
         for seed in range(4):
@@ -138,5 +166,5 @@ class TestTheSearch:
                 driven = Driven(optuna.storages.InMemoryStorage(), spec)
                 while train(driven):
                     pass
-                found[sampler].append(min(trial.value for trial in driven.trials() if trial.value is not None))
+                found[sampler].append(best_of(driven))
         assert sum(found["auto"]) < sum(found["random"]) - 0.1

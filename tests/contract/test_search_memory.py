@@ -117,6 +117,18 @@ class TestTheSameAgain:
         other.run_all()
         assert [trial.reused_from for trial in other.trials()] == [None, None]
 
+    def test_a_value_that_was_repeated_with_other_last_digits_is_taken_over(self, storage: Any, tmp_path: Path) -> None:
+        first = Learning(storage, a_study(1), tmp_path)
+        asked = first.must_ask()
+        for exposure in (0, EXAMPLES // 2):
+            first.search.report(asked.number, a_report(exposure, 1.5), CONTRACT)
+        (first.folder / "0").mkdir(parents=True)
+        repeated = a_report(EXAMPLES // 2, 1.5 * (1 + 1e-7))  # a GPU's sums depend on a trial's company
+        first.search.complete(asked.number, repeated, CONTRACT, str(first.folder / "0"))
+        again = Learning(storage, a_study(1, "again"), tmp_path)
+        assert again.run(again.must_ask()) is Decision.REUSE
+        assert again.trial(0).value == 1.5
+
     def test_weights_that_are_gone_are_trained_again(self, storage: Any, tmp_path: Path) -> None:
         first = Learning(storage, a_study(2), tmp_path)
         first.run_all()

@@ -100,6 +100,19 @@ def test_whatever_is_accepted_can_be_read(text: str) -> None:
     assert holds(condition, dict.fromkeys(NAMES, 1)) in (True, False)
 
 
+def test_numbers_beyond_any_float_do_not_hold() -> None:
+    huge = "*".join(["999999999999999"] * 25)
+    for condition in (f"{huge} / 2 > 1", f"{huge} * learning_rate_multiplier > 1", f"{huge} * dropout < 1"):
+        assert not holds(check(condition), dict.fromkeys(NAMES, 0.5))
+
+
+def test_the_same_nesting_is_refused_wherever_it_is_checked() -> None:
+    assert holds(check("-" * 60 + "epochs > 0"), {"epochs": 1})
+    for deep in ("-" * 70 + "epochs > 0", "+".join(["epochs"] * 70) + " > 0"):
+        with pytest.raises(ValueError, match="nested too deeply: 64"):
+            check(deep)
+
+
 def test_a_parameter_may_not_wait_for_one_that_waits_itself() -> None:
     space = {
         "dropout": {"low": 0, "high": 0.5, "when": "weight_decay > 0.1"},

@@ -91,6 +91,20 @@ def test_a_parameter_that_decides_is_told_from_one_that_does_not() -> None:
     assert {effect.is_measurable for effect in few.effects} == {None}
 
 
+@pytest.mark.parametrize("kinds", [2, 3, 4, 99])
+def test_many_trials_say_what_shuffling_them_would_say(monkeypatch: pytest.MonkeyPatch, kinds: int) -> None:
+    dice = random.Random(kinds)
+    space = {"dropout": {"low": 0.0, "high": 0.5}}
+    for strength in (0.0, 0.1, 0.2):
+        drawn = [dice.randrange(kinds) / 200 for _ in range(210)]
+        ranked = sorted(drawn, key=lambda value: strength * value * 200 / kinds + dice.random())
+        trials = [{"dropout": value} for value in ranked]
+        limit = looked_at(space, *trials).effects[0].chance
+        with monkeypatch.context() as shuffled:
+            shuffled.setattr("hpsearch.results.insight.MOST_SHUFFLED", 1000)
+            assert limit == pytest.approx(looked_at(space, *trials).effects[0].chance, abs=0.08)
+
+
 def test_chance_alone_is_seldom_taken_for_an_effect() -> None:
     dice = random.Random(1)
     wrong = 0
