@@ -89,13 +89,13 @@ def check(condition: str) -> str:
     text = condition.strip()
     try:
         parsed = ast.parse(text, mode="eval").body
-        if _is_deeper(parsed, DEEPEST):
-            raise RecursionError
-        kind = _kind(parsed, text)
+        kind = None if _is_deeper(parsed, DEEPEST) else _kind(parsed, text)
     except SyntaxError as error:
         raise ValueError(f"column {max(error.offset or 1, 1)}: this can't be read ({error.msg})") from None
-    except (MemoryError, RecursionError):
-        raise ValueError(f"it is nested too deeply: {DEEPEST} pieces inside each other are the most") from None
+    except (MemoryError, RecursionError):  # Python's own parser gave up
+        kind = None
+    if kind is None:
+        raise ValueError(f"it is nested too deeply: {DEEPEST} pieces inside each other are the most")
     if kind != "yes or no":
         raise ValueError(f"it gives a {kind}, not yes or no: compare it with something (<=, ==, in, ...)")
     return text
