@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Console, Group
@@ -29,9 +29,19 @@ SHORT_NAMES = {
 """So that the ranking fits a terminal of 80 columns."""
 
 
-SENTENCES = {
-    "study.warning": "warning: {text}",
-    "trial.replayed": "trial {number}: {steps} steps in a company of {company} and alone differ by {deviation:.0e}",
+def _replayed(event: dict[str, Any]) -> str:
+    apart = f"differ by {event['deviation']:.0e}" if event["deviation"] else "are the same to the last bit"
+    return f"trial {event['number']}: {event['steps']} steps in a company of {event['company']} and alone {apart}"
+
+
+def _borrowed(event: dict[str, Any]) -> str:
+    return f"{event['trials']} trials of {', '.join(event['studies']) or 'no study'} teach the sampler"
+
+
+SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "study.warning": lambda event: f"warning: {event['text']}",
+    "study.borrowed": _borrowed,
+    "trial.replayed": _replayed,
 }
 """Of events that say all themselves."""
 
@@ -56,9 +66,7 @@ class Progress:
             self.baseline = event[self.metric]
             return f"baseline (the untouched base model): {self.metric} {self.baseline:.4f}"
         if kind in SENTENCES:
-            return SENTENCES[kind].format(**event)
-        if kind == "study.borrowed":
-            return f"{event['trials']} trials of {', '.join(event['studies']) or 'no study'} teach the sampler"
+            return SENTENCES[kind](event)
         if kind.startswith("study."):
             return self._take_study(kind, event)
         if kind == "trial.stop_requested":

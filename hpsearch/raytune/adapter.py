@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -76,7 +77,7 @@ class Place:
         """Forget the snapshots of trials that have ended."""
         kept = self.artifacts / "progress"
         for folder in kept.iterdir() if kept.is_dir() else ():
-            if has_ended(int(folder.name)):
+            if folder.name.isdecimal() and has_ended(int(folder.name)):
                 shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty, or not there
             kept.rmdir()
@@ -93,12 +94,23 @@ class Place:
             )
         if self.most_bytes is None:
             return
-        used = sum(path.stat().st_size for path in self.artifacts.rglob("*.safetensors"))
+        used = _bytes_of_weights(self.artifacts)
         if used >= self.most_bytes:
             raise DiskFull(
                 f"the study's weights and snapshots take {used / 2**20:,.0f} MiB, and no trial starts above "
                 f"{self.most_bytes / 2**20:,.0f} MiB (HPSEARCH_STUDY_BYTES): raise it, then resume the study"
             )
+
+
+def _bytes_of_weights(folder: Path) -> int:
+    """Of all files of tensors below a folder. Devices write, rename and remove some while this looks."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(".safetensors"):
+                with contextlib.suppress(FileNotFoundError):
+                    total += (Path(place) / name).stat().st_size
+    return total
 
 
 class Bridge:

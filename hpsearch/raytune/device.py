@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import threading
 import time
 from collections import OrderedDict
@@ -24,13 +25,14 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hpsearch import __version__
-from hpsearch.errors import DiskFull, HpsearchError, InvalidInput, TrialFailure
-from hpsearch.raytune.messages import Failed, Finished, Message, Released, Removed, Replayed, Reported, encode
+from hpsearch.errors import DiskFull, HpsearchError, InvalidInput, TrialFailure, WorkerLost
+from hpsearch.raytune.messages import Failed, Finished, Lost, Message, Released, Removed, Replayed, Reported, encode
 from hpsearch.results import Failure
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.objective import Metric
 
 if TYPE_CHECKING:
+    from hpsearch.finetune import cohort
     from hpsearch.finetune.attempts import Attempt
     from hpsearch.finetune.cohort import Event
     from hpsearch.finetune.member import Member
@@ -49,6 +51,9 @@ IDLE_SECONDS = 15 * 60
 
 SILENT_SECONDS = 10
 """A trial whose own process was not heard of for so long is dropped: the process died with its driver."""
+
+SHARED_SECONDS = 3
+"""A folder that the runner made may be seen so much later on another node."""
 
 FAREWELL_SECONDS = 5
 """A device that was asked to end waits so long for its trials to hear of it."""
@@ -166,11 +171,12 @@ class Device:
         _when_terminated(self._end)
         threading.Thread(target=self._train_or_die, name="train", daemon=True).start()
 
-    def admit(self, key: str, slot: Slot) -> bool:
-        """Take a trial on; False when the device is full. Its messages can be waited for at once."""
+    def admit(self, key: str, slot: Slot, crowd: bool = False) -> bool:
+        """Take a trial on; False when the device is full, unless it may be crowded. Its messages can be waited for."""
         with self._changed:
             earlier = {other for other in self._slots if _trial_of(other) == _trial_of(key)}
-            if self._is_ending or (len(self._slots) - len(earlier) >= slot.capacity and not self._is_gpu):
+            is_full = len(self._slots) - len(earlier) >= slot.capacity and not self._is_gpu
+            if self._is_ending or (is_full and not crowd):
                 return False
             self._outdated |= earlier  # their processes are gone, and nobody has missed them yet
             self._slots[key] = slot
@@ -231,6 +237,8 @@ class Device:
         """Load what trials like this one will need, without making anybody wait; what fails now fails again then."""
 
         def load() -> None:
+            if len(self._cohort):  # what trains here would wait
+                return
             try:
                 self._prepare(FinetuneConfig.model_validate_json(config), cache)
             except Exception:  # the trial that needs it will say so
@@ -306,7 +314,7 @@ class Device:
                 self._let_go(key)
                 self.remove(key)
             with self._changed:
-                idle_since = time.monotonic() if self._slots else idle_since
+                idle_since = time.monotonic() if self._slots or self._errands else idle_since
                 if time.monotonic() - idle_since > IDLE_SECONDS:
                     os._exit(0)  # ends the actor; the next trial that needs the device starts a new one
                 joining, self._joining = self._joining, []
@@ -322,6 +330,7 @@ class Device:
             self._attempts = {key: attempt for key, attempt in self._attempts.items() if key in slots}
             for errand in errands:
                 errand()
+                idle_since = time.monotonic()  # loading a large model may have taken longer than an idle device lives
             delayed, self._delayed = self._delayed, []
             for key in [*delayed, *joining]:
                 if key in slots and key not in leaving:
@@ -352,6 +361,7 @@ class Device:
         from hpsearch.finetune.member import Member
 
         try:
+            _check_shared(Path(slot.adapter).parent)
             config = FinetuneConfig.model_validate_json(slot.config)
             prepared = self._prepare(config, slot.cache)
             self._contracts[key] = prepared.evaluation_contract
@@ -430,18 +440,12 @@ class Device:
 
     def _message(self, key: str, slot: Slot, event: Event) -> Message:
         from hpsearch.finetune import cohort
-        from hpsearch.finetune.attempts import telling_disk_full
         from hpsearch.finetune.replay import Replay
 
         if isinstance(event, cohort.Failed):
             return failed(event.error)
         if isinstance(event, cohort.Finished):
-            try:
-                with telling_disk_full():
-                    event.member.save_best(Path(slot.adapter))
-            except Exception as error:  # this trial's weights are not kept; the device goes on
-                return failed(error)
-            return Finished(event.best, self._contracts[key], slot.adapter)
+            return self._end_of(key, slot, event)
         if isinstance(event, Replay):
             return Replayed(event.steps, event.company, event.deviation)
         if key in self._cohort and event.exposure > 0:  # before anybody knows of the report: never behind it
@@ -455,12 +459,49 @@ class Device:
         warnings = self._in_use[key].warnings if event.exposure == 0 else ()
         return Reported(event, self._contracts[key], warnings)
 
+    def _end_of(self, key: str, slot: Slot, event: cohort.Finished) -> Message:
+        """Its best weights are on the disk before anybody knows of it."""
+        from hpsearch.finetune.attempts import telling_disk_full
+
+        try:
+            with telling_disk_full():
+                event.member.save_best(Path(slot.adapter))
+        except DiskFull as error:
+            return failed(error)
+        except Exception as error:  # the disk's fault: the trial goes on from its snapshot, and ends once more
+            log.warning("best weights not written", exc_info=True, extra={"trial": key})
+            return Lost(f"the best weights could not be written: {error}"[:500])
+        return Finished(event.best, self._contracts[key], slot.adapter)
+
     def _send(self, key: str, message: Message) -> None:
         if isinstance(message, Failed):
+            if self._is_gpu and not _gpu_works():
+                # After an illegal access every call fails in this process, whoever's trial it is; not in the next one.
+                log.error("device ended: its GPU refuses every call", extra={"trial": key, "text": message.text})
+                os._exit(1)  # the trials on it see a lost worker, and go on from their snapshots
             log.warning("trial failed", extra={"trial": key, "failure": message.failure, "text": message.text})
         outbox = self._outbox.get(key)
         if outbox is not None:
             outbox.put(encode(message))
+
+
+def _check_shared(artifacts: Path) -> None:
+    """Raise WorkerLost where the study's folder is missing: its weights would be written to a disk nobody looks at."""
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not artifacts.is_dir():
+        if time.monotonic() > deadline:
+            raise WorkerLost(f"{socket.gethostname()} has no {artifacts}: HPSEARCH_HOME must be shared by all nodes")
+        time.sleep(0.1)
+
+
+def _gpu_works() -> bool:
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except Exception:  # torch's own kinds of errors differ by version
+        return False
+    return True
 
 
 def _trial_of(key: str) -> str:

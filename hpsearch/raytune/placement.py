@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hpsearch.basemodel import BaseModel
 from hpsearch.raytune.device import DeviceAddress, devices_of, open_device
@@ -27,6 +32,12 @@ MOST_MEASURED = 32
 
 WAVES = 2
 """A sampler that learns has this many rounds of trials at least: the more at once, the less each is chosen knowing."""
+
+FREE_SECONDS = 30.0
+"""Measuring waits so long for a device that is free, and no longer: other studies may keep all of them busy."""
+
+RESOLUTION = 10_000
+"""Ray counts a resource in parts of this size, and rounds: 32 times its 1/32 would be more than a whole device."""
 
 LEARNS_NOTHING = {"random", "qmc", "grid"}
 """Samplers whose trials don't depend on the others."""
@@ -72,7 +83,8 @@ def place_trials(
     typical = config_of(Asked(0, search.typical_params, "defaults")).model_dump_json()
     wanted = spec.parallelism.max_concurrent_trials
     if not gpus:
-        for address in _cores(sensible if wanted == "auto" else min(sensible, wanted)):
+        at_once = min(limit for limit in (sensible, wanted, spec.budget.trials) if isinstance(limit, int))
+        for address in _cores(at_once):
             open_device(address).get_ready.remote(typical, None if cache is None else str(cache))
     per_device, reason = spec.parallelism.trials_per_device, ""
     if per_device == "auto":
@@ -81,15 +93,32 @@ def place_trials(
             return None
         per_device, reason = found
         search.placed(per_device, devices, reason)
-    share = 1 / per_device
-    resources = {"CPU": min(1.0, cores / gpus) * share, "GPU": share} if gpus else {"CPU": share}
+    resources = {"CPU": share_of(per_device)}
+    if gpus:
+        resources = {"CPU": share_of(per_device, min(1.0, _cores_per_gpu())), "GPU": share_of(per_device)}
     return Placement(resources, per_device, devices * per_device, sensible * per_device)
 
 
+def share_of(per_device: int, whole: float = 1.0) -> float:
+    """What each of so many trials takes of a resource, so that all of them fit."""
+    return math.floor(whole * RESOLUTION / per_device) / RESOLUTION
+
+
+def _nodes_with(resource: str) -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(resource, 0) >= 1]
+
+
+def _cores_per_gpu() -> float:
+    """Where they are scarcest: a trial that took more would leave a GPU empty there."""
+    ratios = [node["Resources"].get("CPU", 0) / node["Resources"]["GPU"] for node in _nodes_with("GPU")]
+    return float(min(ratios, default=0.0))
+
+
 def _cores(count: int) -> list[DeviceAddress]:
-    """The first devices on which trials without a GPU will train."""
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    return [address for node in nodes for address in devices_of(node, [])][:count]
+    """Devices on which trials without a GPU will train, from all nodes in turn: no node's memory holds them all."""
+    nodes = [devices_of(node["NodeID"], []) for node in _nodes_with("CPU")]
+    turns = zip_longest(*nodes)
+    return [address for turn in turns for address in turn if address is not None][:count]
 
 
 def _measured(
@@ -101,8 +130,26 @@ def _measured(
     most = _most(spec, devices)
     if most == 1:
         return 1, "more at once would be chosen knowing too little"
-    resources = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {"num_cpus": 1}
-    asked = _measure.options(**resources).remote(config, None if cache is None else str(cache), most)
+    kind = "GPU" if ray.cluster_resources().get("GPU", 0) >= 1 else "CPU"
+    group = placement_group([{kind: 1}])
+    try:
+        deadline = time.monotonic() + FREE_SECONDS
+        while not group.wait(0.5):
+            if should_stop():
+                return None
+            if time.monotonic() > deadline:
+                return 1, f"no device was free within {FREE_SECONDS:.0f} s to measure more"
+        return _measured_in(group, kind, (config, None if cache is None else str(cache), most), should_stop)
+    finally:
+        remove_placement_group(group)
+
+
+def _measured_in(
+    group: PlacementGroup, kind: str, asking: tuple[str, str | None, int], should_stop: Callable[[], object]
+) -> tuple[int, str] | None:
+    """The answer of a device that is held."""
+    held = {"num_cpus": int(kind == "CPU"), "num_gpus": int(kind == "GPU")}
+    asked = _measure.options(**held, scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote(*asking)
     while not ray.wait([asked], timeout=0.5)[0]:
         if should_stop():
             ray.cancel(asked, force=True)
@@ -110,7 +157,7 @@ def _measured(
     try:
         found: tuple[int, str] = ray.get(asked)
     except RayError as error:  # the first trial will say what is wrong, if it is not over by then
-        log.warning("not measured: one trial on each device", exc_info=True, extra={"study": spec.name})
+        log.warning("not measured: one trial on each device", exc_info=True)
         return 1, f"it could not be measured ({type(error).__name__})"
     return found
 
@@ -130,5 +177,7 @@ def _most(spec: StudySpec, devices: int) -> int:
 def _measure(config: str, cache: str | None, most: int) -> Any:
     """Runs where it holds a whole device, so that nobody else trains there."""
     context = ray.get_runtime_context()
-    address, *_ = devices_of(context.get_node_id(), [str(gpu) for gpu in ray.get_gpu_ids()])
+    addresses = devices_of(context.get_node_id(), [str(gpu) for gpu in ray.get_gpu_ids()])
+    idle = (address for address in addresses if not ray.get(open_device(address).trials.remote()))
+    address = next(idle, addresses[0])  # of the cores, the one held has no number
     return ray.get(open_device(address).measure.remote(config, cache, most))

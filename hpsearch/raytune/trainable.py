@@ -15,12 +15,14 @@ from ray import tune
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from hpsearch.errors import WorkerLost
-from hpsearch.raytune.device import Slot, devices_of, failed, open_device
+from hpsearch.raytune.device import SILENT_SECONDS, Slot, devices_of, failed, open_device
 from hpsearch.raytune.messages import KEY, Failed, Lost, encode
 
 log = logging.getLogger(__name__)
 
 ADMISSION_SECONDS = 120
+CROWD_SECONDS = 1.5 * SILENT_SECONDS
+"""By then the places of trials whose processes died are free."""
 TOUCH_SECONDS = 2
 
 
@@ -35,7 +37,7 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
         try:
             self._device = self._admitted(_slot(config))
         except Exception as error:  # Tune would end the trial without its reason
-            is_lost = isinstance(error, WorkerLost | RayActorError)
+            is_lost = isinstance(error, WorkerLost | RayActorError | GetTimeoutError)
             self._not_started = Lost(str(error)[:500]) if is_lost else failed(error)
             return
         self._gone = threading.Event()
@@ -46,13 +48,15 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
         """The device that has taken the trial."""
         node = ray.get_runtime_context().get_node_id()
         addresses = devices_of(node, [str(gpu) for gpu in ray.get_gpu_ids()])
-        deadline = time.monotonic() + ADMISSION_SECONDS
-        while time.monotonic() < deadline:
+        began = time.monotonic()
+        while (waited := time.monotonic() - began) < ADMISSION_SECONDS:
+            # Ray has granted the share. Where studies with other shares left no device whole, one is crowded.
+            crowd = waited > CROWD_SECONDS
             for address in addresses:
-                device = open_device(address)
                 # One that died just now: the next look makes a new one.
-                with contextlib.suppress(RayActorError):
-                    if ray.get(device.admit.remote(self._key, slot)):
+                with contextlib.suppress(RayActorError, ValueError):
+                    device = open_device(address)
+                    if ray.get(device.admit.remote(self._key, slot, crowd), timeout=ADMISSION_SECONDS):
                         return device
             time.sleep(0.2)
         raise WorkerLost(f"no device of this node took the trial within {ADMISSION_SECONDS} s")
@@ -75,9 +79,9 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
     def cleanup(self) -> None:
         """Let the device drop the trial, whether it has ended or not."""
         if self._device is not None:
-            self._gone.set()
             with contextlib.suppress(RayActorError):  # a dead device holds nothing
                 ray.get(self._device.remove.remote(self._key))
+            self._gone.set()  # not before: it is what ends a device that does not answer
             self._device = None
 
 

@@ -16,7 +16,7 @@ log = logging.getLogger("hpsearch.runner")  # __name__ is "__main__" here, which
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT: trials then stop, and the study goes back to the queue."""
+    """Run until SIGTERM or SIGINT: trials then stop, and the study goes back to the queue; 1 when Ray's node died."""
     os.environ["TZ"] = "UTC"
     configure_logging()
     end_with_parent()
@@ -28,7 +28,7 @@ def main() -> None:
         signal.signal(number, lambda *_: runner.stop.set())
     log.info("runner ready", extra={"home": str(settings.home)})
     runner.run()
-    sys.exit(0)
+    sys.exit(1 if runner.has_lost_its_node else 0)  # service managers start again what failed
 
 
 if __name__ == "__main__":

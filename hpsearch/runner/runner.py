@@ -22,7 +22,7 @@ from hpsearch.results import Failure
 from hpsearch.search import Lineage, Search, history
 from hpsearch.settings import Settings
 from hpsearch.spec.defaults import default_params
-from hpsearch.storage import DATABASE_AWAY, Database, Lease, Studies, StudyRow, optuna_storage
+from hpsearch.storage import DATABASE_AWAY, Database, Lease, Studies, StudyRow, fenced, optuna_storage
 from hpsearch.storage.tidy import tidy
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ class Runner:
         self._storage = optuna_storage(settings.sql_url)
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self.stop = threading.Event()
+        self.has_lost_its_node = False
+        """Whether it ended because Ray's node on this machine died: only a new process can join the cluster anew."""
 
     def run(self) -> None:
         """Drive one study after another; tidy up now and then, in between."""
@@ -116,7 +118,8 @@ class Runner:
         """Drive a claimed study to its end, and write how it ended. Whatever happens, the runner goes on."""
         try:
             with Heartbeat(self._studies, lease, self._settings.lease_seconds) as heartbeat:
-                state, reason, version = self._search(study, lease, heartbeat)
+                with fenced(self._storage, lambda connection: self._studies.check_within(connection, lease)):
+                    state, reason, version = self._search(study, lease, heartbeat)
                 state = self._studies.end(lease, state, reason, version)
             if state == StudyState.CANCELLED:  # perhaps only as the study was laid down
                 history.close_open(self._storage, study.name, "the study was cancelled")
@@ -179,6 +182,7 @@ class Runner:
             raise
         except WorkerLost as error:
             search.release(str(error))
+            self.has_lost_its_node = True
             self.stop.set()  # whoever started this process starts it again, with a Ray that lives
             return StudyState.QUEUED, f"{error}; the next runner goes on", None
         except DiskFull as error:

@@ -4,7 +4,7 @@ from hpsearch.storage.acts import Acting, Acts
 from hpsearch.storage.database import Database
 from hpsearch.storage.datasets import DatasetRow, Datasets
 from hpsearch.storage.events import Event, events_after, last_event
-from hpsearch.storage.optuna_storage import DATABASE_AWAY, optuna_storage
+from hpsearch.storage.optuna_storage import DATABASE_AWAY, fenced, optuna_storage
 from hpsearch.storage.outbox import Delivery, Outbox
 from hpsearch.storage.studies import Lease, Page, Studies, StudyRow, count_by_state
 
@@ -24,6 +24,7 @@ __all__ = [
     "StudyRow",
     "count_by_state",
     "events_after",
+    "fenced",
     "last_event",
     "optuna_storage",
 ]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import optuna
+import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, ProgrammingError
 
@@ -27,6 +30,17 @@ def optuna_storage(url: str) -> optuna.storages.BaseStorage:
         event.listen(storage.engine, "connect", set_pragmas)
         storage.engine.dispose()  # connections opened before the listener lack the pragmas
     return storage
+
+
+@contextmanager
+def fenced(storage: optuna.storages.BaseStorage, check: Callable[[sa.Connection], None]) -> Iterator[None]:
+    """Call `check` at the end of every transaction within the block; what it raises takes the transaction back."""
+    assert isinstance(storage, optuna.storages.RDBStorage)
+    event.listen(storage.engine, "commit", check)
+    try:
+        yield
+    finally:
+        event.remove(storage.engine, "commit", check)
 
 
 def _open(url: str, arguments: dict[str, Any]) -> optuna.storages.RDBStorage:

@@ -198,6 +198,16 @@ class Studies:
             if connection.execute(sa.select(studies.c.name).where(self._holds(lease))).first() is None:
                 raise LeaseLost(f"the lease on study '{lease.study}' has passed to another runner")
 
+    def check_within(self, connection: sa.Connection, lease: Lease) -> None:
+        """Raise LeaseLost unless the lease holds until this transaction has ended.
+
+        PostgreSQL keeps whoever claims the study waiting that long. SQLite has one writer at a time, which this
+        transaction is if it has written.
+        """
+        query = sa.select(studies.c.name).where(self._holds(lease)).with_for_update(read=True)
+        if connection.execute(query).first() is None:
+            raise LeaseLost(f"the lease on study '{lease.study}' has passed to another runner")
+
     def end(self, lease: Lease, state: StudyState, reason: str, version: int | None = None) -> StudyState:
         """Write how the study ended (or QUEUED to hand it over) and give the lease up, in one transaction.
 

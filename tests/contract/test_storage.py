@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy as sa
 
@@ -27,6 +28,7 @@ from hpsearch.storage import (
     StudyRow,
     count_by_state,
     events_after,
+    fenced,
     optuna_storage,
 )
 from hpsearch.storage.tables import metadata
@@ -227,6 +229,45 @@ class TestClaiming:
         studies.claim("two", LONG)
         with pytest.raises(LeaseLost):
             studies.check(lease)
+
+    def test_what_optuna_writes_under_a_lease_that_has_passed_on_is_taken_back(
+        self, studies: Studies, database: Database
+    ) -> None:
+        """The lease is looked at within Optuna's own transaction: nothing fits between the look and the write."""
+        create(studies, "tickets")
+        _, lease = studies.claim("one", SHORT) or pytest.fail("nothing claimed")
+        storage = optuna_storage(database.url)
+        with fenced(storage, lambda connection: studies.check_within(connection, lease)):
+            trials = optuna.create_study(study_name="tickets", storage=storage)
+            trial = trials.ask()
+            time.sleep(2 * SHORT)
+            assert studies.claim("two", LONG) is not None
+            with pytest.raises(LeaseLost):
+                trial.set_user_attr("curve", [1])
+            with pytest.raises(LeaseLost):
+                trials.tell(trial, 1.0)
+        (kept,) = optuna.load_study(study_name="tickets", storage=optuna_storage(database.url)).trials
+        assert (kept.state, kept.user_attrs) == (optuna.trial.TrialState.RUNNING, {})
+        storage.set_trial_user_attr(kept._trial_id, "curve", [1])  # unfenced, as the next holder's is
+
+    def test_a_claim_waits_for_a_write_under_the_lease(self, studies: Studies, database: Database) -> None:
+        create(studies, "tickets")
+        _, lease = studies.claim("one", SHORT) or pytest.fail("nothing claimed")
+        time.sleep(2 * SHORT)
+        storage, claimed = optuna_storage(database.url), []
+        trials = optuna.create_study(study_name="tickets", storage=storage)
+        rival = threading.Thread(target=lambda: claimed.append(studies.claim("two", LONG)))
+
+        def check(connection: sa.Connection) -> None:
+            studies.check_within(connection, lease)
+            rival.start()
+            rival.join(0.3)
+            assert [row for row in claimed if row] == []  # SQLite: it waits; PostgreSQL: it passes over a locked row
+
+        with fenced(storage, check):
+            storage.set_study_user_attr(trials._study_id, "spec", {})
+        rival.join()
+        assert any(claimed) == database.is_sqlite
 
     def test_a_renewed_lease_is_not_taken_over(self, studies: Studies) -> None:
         create(studies, "tickets")
