@@ -130,10 +130,11 @@ class CurvePruner(BasePruner):
 
     def __init__(self, chance: float, min_epochs: float) -> None:
         self._chance, self._min_epochs = chance, min_epochs
+        self._ended: dict[int, Curve | None] = {}
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial, which has just reported, stops."""
-        curves, baseline = _known(study)
+        curves, baseline = _known(study, ended=self._ended)
         own = next((curve for curve in curves if curve.number == trial.number), None)
         if own is None or not own.losses or sum(bool(curve.losses) for curve in curves) <= FEWEST_CURVES:
             return False
@@ -152,8 +153,17 @@ class CurvePruner(BasePruner):
         return bool(ndtr((evidence.target - mean) / spread).max() < self._chance)
 
 
-def _known(study: optuna.Study, besides: int | None = None) -> tuple[list[Curve], float]:
-    """The curves of a study, and the baseline's loss; what was lent by a study that evaluates otherwise is not read."""
+def _known(
+    study: optuna.Study, besides: int | None = None, ended: dict[int, Curve | None] | None = None
+) -> tuple[list[Curve], float]:
+    """The curves of a study, and the baseline's loss; what was lent by a study that evaluates otherwise is not read.
+
+    Args:
+        study: Of the trials.
+        besides: The number of a trial that is left out.
+        ended: Curves of trials that have ended, by number: read before, and change no more. It is added to.
+    """
+    ended = {} if ended is None else ended
     maximise = study.direction == optuna.study.StudyDirection.MAXIMIZE
     contract = study.user_attrs.get("baseline", {}).get("evaluation_contract")
     trials = [
@@ -161,7 +171,13 @@ def _known(study: optuna.Study, besides: int | None = None) -> tuple[list[Curve]
         for trial in study.get_trials(deepcopy=False)
         if trial.number != besides and trial.user_attrs.get("evaluation_contract", contract) == contract
     ]
-    curves = [curve for curve in (curve_of(trial, maximise) for trial in trials) if curve is not None]
+    curves = []
+    for trial in trials:
+        curve = ended[trial.number] if trial.number in ended else curve_of(trial, maximise)
+        if trial.state.is_finished():
+            ended[trial.number] = curve
+        if curve is not None:
+            curves.append(curve)
     baselines = [trial.intermediate_values[0] for trial in trials if 0 in trial.intermediate_values]
     sign = -1 if maximise else 1
     return curves, max((sign * value for value in baselines), default=float("inf"))

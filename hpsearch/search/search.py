@@ -122,6 +122,7 @@ class Search:
         if lineage is not None:
             self._memory = Memory(storage, spec.name, lineage, self._direction, self._metric)
         self._live: dict[int, optuna.Trial] = {}
+        self._ended: dict[int, Trial] = {}
         self._epochs: dict[int, int] = {}
         self._warmup_epochs: dict[int, float] = {}
         self._fence()
@@ -169,8 +170,14 @@ class Search:
         return [one["params"] for one in lent[: self.spec.warm_start.first_trials]]
 
     def trials(self) -> list[Trial]:
-        """All trials so far."""
-        return history.trials(self._study)
+        """All trials so far. Every report looks at them, so those that have ended, and change no more, are kept."""
+        found = []
+        for frozen in self._study.get_trials(deepcopy=False):
+            trial = self._ended.get(frozen.number) or history.as_trial(frozen)
+            if trial.state.is_finished:
+                self._ended[trial.number] = trial
+            found.append(trial)
+        return found
 
     def _heed(self) -> None:
         """Do what people asked for since the last time: another budget, trials of their own, the end of a trial."""
