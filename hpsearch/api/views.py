@@ -89,6 +89,16 @@ class ReportView(View):
     seconds: float
 
 
+class ReplayView(View):
+    """A trial's first steps, made in company and again alone."""
+
+    steps: int
+    company: int
+    """Trials in one pass, itself included."""
+    deviation: float
+    """The largest relative one of a training loss."""
+
+
 class TrialView(View):
     """One trial."""
 
@@ -111,8 +121,7 @@ class TrialView(View):
     best_epoch: float | None
     cut_short: bool
     """Whether the budget ended it before its last epoch: its value is of where it stood."""
-    replay: dict[str, float] | None
-    """Its first `steps`, made in a `company` of so many trials and again alone: the largest relative `deviation`."""
+    replay: ReplayView | None
     exposure: int
     """Training examples seen so far."""
     last_value: float | None
