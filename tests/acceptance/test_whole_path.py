@@ -27,11 +27,17 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def a_spec_file(folder: Path, name: str, epochs: int = 2, trials: int = 3) -> Path:
-    """A study of a few seconds, its data beside it."""
+def some_tickets(folder: Path) -> None:
+    """A tenth of the bundled data, under the same names."""
+    folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", 40), ("validation", 10)):
         lines = (STUDIES / f"data/tickets/{split}.jsonl").read_text().splitlines()[:count]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def a_spec_file(folder: Path, name: str, epochs: int = 2, trials: int = 3) -> Path:
+    """A study of a few seconds, its data beside it."""
+    some_tickets(folder)
     spec = {
         "name": name,
         "model": {"base": "models/pydoc-llama", "base_learning_rate": 4e-3},
@@ -260,7 +266,18 @@ def test_a_whole_study_on_postgresql(tmp_path: Path, ray_address: str, postgres_
         service.stop()
 
 
-def test_the_readme_s_curl_lines_and_the_documented_client_work_as_written(service: Service, tmp_path: Path) -> None:
+@pytest.fixture
+def service_with_less_data(tmp_path: Path, ray_address: str) -> Iterator[Service]:
+    """The bundled data's paths lead to some of it."""
+    some_tickets(tmp_path / "less/data/tickets")
+    roots = f"{tmp_path / 'less'}{os.pathsep}{STUDIES}"
+    running = Service(tmp_path / "home", HPSEARCH_RAY_ADDRESS=ray_address, HPSEARCH_ALLOWED_ROOTS=roots)
+    yield running
+    running.stop()
+
+
+def test_the_readme_s_curl_lines_and_the_documented_client_work_as_written(service_with_less_data: Service) -> None:
+    service = service_with_less_data
     readme, api = (STUDIES.parent / "README.md").read_text(), (STUDIES.parent / "docs/api.md").read_text()
     shell = readme.split("```sh\n")[1].split("```")[0]
     python = "".join(block.split("```")[0] for block in api.split("```python\n")[1:])
