@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from hpsearch.results.trial import Failure, Trial, TrialState
@@ -22,7 +23,12 @@ def counts(trial: Trial) -> bool:
 
 
 def limit_reached(
-    budget: BudgetSpec, trials: Sequence[Trial], elapsed: float, direction: Direction = "minimize"
+    budget: BudgetSpec,
+    trials: Sequence[Trial],
+    elapsed: float,
+    direction: Direction = "minimize",
+    *,
+    resumed_at: float = -math.inf,
 ) -> str | None:
     """The limit that leaves no room for another trial, in words; None while there is room.
 
@@ -31,11 +37,12 @@ def limit_reached(
         trials: All trials of the study, running ones too.
         elapsed: Seconds since the study started.
         direction: Of the objective.
+        resumed_at: When a person had an ended search go on; what had ended before leaves no trace in `until`.
     """
     if budget.trials is not None and _used(trials, budget.trials) >= budget.trials:
         return f"all {budget.trials} trials of the budget were used"
     patience = budget.until.no_improvement_in if budget.until else None
-    if patience is not None and _since_best(trials, direction) >= patience:
+    if patience is not None and _since_best(trials, direction, resumed_at) >= patience:
         return f"{patience} trials in a row were no better than the best before them"
     return spent(budget, trials, elapsed)
 
@@ -46,8 +53,8 @@ def _used(trials: Sequence[Trial], most: int) -> int:
     return sum(map(counts, trials)) + max(0, reused - most)
 
 
-def _since_best(trials: Sequence[Trial], direction: Direction) -> int:
-    """How many trials have ended since the best one did; 0 before any has completed."""
+def _since_best(trials: Sequence[Trial], direction: Direction, since: float) -> int:
+    """How many trials have ended since the best one did, and since a time; 0 before any has completed."""
     ended = sorted(
         (trial for trial in trials if trial.state.is_finished),
         key=lambda trial: (trial.finished_at or 0.0, trial.number),
@@ -61,7 +68,7 @@ def _since_best(trials: Sequence[Trial], direction: Direction) -> int:
         return 0
     sign = 1.0 if direction == "minimize" else -1.0
     best, _ = min(values, key=lambda found: (sign * found[1], found[0]))
-    return sum(map(counts, ended[best + 1 :]))
+    return sum(counts(trial) for trial in ended[best + 1 :] if (trial.finished_at or 0.0) > since)
 
 
 def spent(budget: BudgetSpec, trials: Sequence[Trial], elapsed: float) -> str | None:
@@ -76,11 +83,17 @@ def spent(budget: BudgetSpec, trials: Sequence[Trial], elapsed: float) -> str | 
     return None
 
 
-def hopeless(trials: Sequence[Trial]) -> str | None:
-    """Why the next trial would fail as well: the last ones to end all failed for the same reason. None otherwise."""
+def hopeless(trials: Sequence[Trial], resumed_at: float = -math.inf) -> str | None:
+    """Why the next trial would fail as well: the last ones to end all failed for the same reason. None otherwise.
+
+    What had ended when a person had the search go on says nothing: they may have mended the cause.
+    """
     retried = {trial.retry_of for trial in trials}  # a lost trial that gets another chance says nothing yet
     ended = [
-        trial for trial in trials if trial.state.is_finished and trial.number not in retried and not _refused(trial)
+        trial
+        for trial in trials
+        if trial.state.is_finished and trial.number not in retried and not _refused(trial)
+        if (trial.finished_at or 0.0) > resumed_at
     ]
     ended.sort(key=lambda trial: (trial.finished_at or 0.0, trial.number))
     last = ended[-SAME_FAILURES:]

@@ -164,6 +164,7 @@ class Runner:
             default_params=default_params(spec, examples),
             lineage=lineage,
             elapsed=lambda: study.driven_seconds + time.monotonic() - claimed_at,
+            resumed_at=study.resumed_at or 0.0,
             fence=lambda: self._studies.check(lease),
             event=event,
             orders=lambda: heartbeat.orders,

@@ -89,6 +89,7 @@ class Search:
         default_params: The `auto` defaults: the first trial.
         lineage: What its trials learn from; without, earlier studies are not remembered.
         elapsed: Seconds since the study started, whenever it is asked.
+        resumed_at: When a person had the ended search go on.
         fence: Raises LeaseLost when this process must not write any more; called before every write.
         event: Told what happened, in the order it happened.
         orders: What people want of the study by now: asked before every trial and at every report.
@@ -104,6 +105,7 @@ class Search:
         default_params: Params,
         lineage: Lineage | None = None,
         elapsed: Callable[[], float] = lambda: 0.0,
+        resumed_at: float = -math.inf,
         fence: Callable[[], None] = lambda: None,
         event: Event = lambda _kind, _details: None,
         orders: Callable[[], Orders | None] = lambda: None,
@@ -114,7 +116,7 @@ class Search:
         self.heeded: int | None = None
         """The version of the orders that were heeded last."""
         self._stops: dict[int, Wish] = {}
-        self._fence, self._event, self._elapsed = fence, event, elapsed
+        self._fence, self._event, self._elapsed, self._resumed_at = fence, event, elapsed, resumed_at
         resolved = with_search_resolved(spec)
         self._points = Points(resolved, examples)
         self._metric, self._direction = spec.objective.metric, spec.objective.direction
@@ -245,7 +247,11 @@ class Search:
 
     def _ends(self, trials: Sequence[Trial]) -> str | None:
         """Why no other trial is started, if so."""
-        return limit_reached(self.spec.budget, trials, self._elapsed(), self._direction) or hopeless(trials)
+        return self._limit(trials) or hopeless(trials, self._resumed_at)
+
+    def _limit(self, trials: Sequence[Trial]) -> str | None:
+        spec, resumed_at = self.spec, self._resumed_at
+        return limit_reached(spec.budget, trials, self._elapsed(), self._direction, resumed_at=resumed_at)
 
     def _handed_out(self, trial: optuna.Trial, params: Params) -> Asked:
         attributes = trial.user_attrs
@@ -495,10 +501,10 @@ class Search:
     def verdict(self) -> tuple[bool, str]:
         """Whether the search ended well, and why it ended."""
         trials = self.trials()
-        why = hopeless(trials)
+        why = hopeless(trials, self._resumed_at)
         if why is not None:
             return False, why
-        limit = limit_reached(self.spec.budget, trials, self._elapsed(), self._direction)
+        limit = self._limit(trials)
         if not any(trial.state == TrialState.COMPLETE for trial in trials):
             return False, f"no trial completed: {limit}" if limit else "no trial completed"
         return True, limit or "the search space is exhausted: every point was tried"

@@ -90,6 +90,19 @@ def test_other_params_may_do_better_than_diverged_ones(reason: Failure) -> None:
     assert hopeless([failed(number, reason) for number in range(20)]) is None
 
 
+def test_who_has_an_ended_search_go_on_starts_counting_anew() -> None:
+    trials = [failed(number, Failure.ERROR) for number in range(SAME_FAILURES)]
+    last = max(trial.finished_at or 0.0 for trial in trials)
+    assert hopeless(trials) is not None
+    assert hopeless(trials, resumed_at=last) is None
+    later = [replace(trial, number=trial.number + 50, finished_at=last + trial.number + 1) for trial in trials]
+    assert hopeless([*trials, *later], resumed_at=last) is not None
+    budget = BudgetSpec.model_validate({"trials": 100, "until": {"no_improvement_in": 3}})
+    worse = [a_trial(number, value=1.0 + number, finished_at=float(number)) for number in range(4)]
+    assert limit_reached(budget, worse, 0.0) is not None
+    assert limit_reached(budget, worse, 0.0, resumed_at=3.0) is None
+
+
 def test_lost_workers_whose_trials_are_tried_again_are_not_hopeless() -> None:
     lost = [failed(number, Failure.WORKER_LOST) for number in range(SAME_FAILURES)]
     retries = [a_trial(trial.number + 50, None, state=TrialState.WAITING, retry_of=trial.number) for trial in lost]
