@@ -34,7 +34,7 @@ TINY = 1e-6
 """Of an epoch."""
 
 FEWEST_CURVES = 3
-"""Before so many trials have reported, nothing is predicted."""
+"""Before so many trials have reported, no params are drawn by the model."""
 
 EVENLY, LOCALLY, REFINED = 256, 24, 24
 """Candidates: spread over the space; around each of the best trials; around each of the best candidates."""
@@ -119,9 +119,9 @@ class CurveSampler(BaseSampler):
 class CurvePruner(BasePruner):
     """Stops a trial that will hardly beat the best report of the study.
 
-    Reports of trials that have ended without a value are not to be beaten. A trial that made this best report goes on.
-    The chance is the largest over the trial's future reports, so that one whose learning rate has yet to fall is judged
-    by where it will be then.
+    Reports of trials that have ended without a value are not to be beaten. A trial that made this best report goes on,
+    so the first one does; the second can be stopped already. The chance is the largest over the trial's future reports,
+    so that one whose learning rate has yet to fall is judged by where it will be then.
 
     Args:
         chance: Below it, the trial stops.
@@ -136,7 +136,7 @@ class CurvePruner(BasePruner):
         """Whether the trial, which has just reported, stops."""
         curves, baseline = _known(study, ended=self._ended)
         own = next((curve for curve in curves if curve.number == trial.number), None)
-        if own is None or not own.losses or sum(bool(curve.losses) for curve in curves) <= FEWEST_CURVES:
+        if own is None or not own.losses:
             return False
         if not self._min_epochs - TINY <= own.reached[-1] < own.epochs - TINY:
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,11 +86,11 @@ PAST = [
 """Enough to know what falls at the end of a schedule."""
 
 
-def after_the_past(pruner: str, then: dict[str, Any], **changes: Any) -> Driven:
+def after_the_past(pruner: str, then: dict[str, Any], past: Sequence[dict[str, Any]] = PAST, **changes: Any) -> Driven:
     """A search whose next trial has the params `then`."""
-    past = spec_of(99, search_space=SPACE, pruner={"type": pruner}, first_trials=[*PAST, then], **changes)
-    driven = Driven(optuna.storages.InMemoryStorage(), past)
-    for _ in range(1 + len(PAST)):  # and the defaults
+    spec = spec_of(99, search_space=SPACE, pruner={"type": pruner}, first_trials=[*past, then], **changes)
+    driven = Driven(optuna.storages.InMemoryStorage(), spec)
+    for _ in range(1 + len(past)):  # and the defaults
         train(driven)
     return driven
 
@@ -125,6 +126,16 @@ class TestTheRule:
 
     def test_a_hopeless_trial_is_stopped_early_even_with_its_decay_to_come(self) -> None:
         assert train(after_the_past("curves", {"epochs": 8, "learning_rate_multiplier": 0.011})) <= 1
+
+    @pytest.mark.parametrize("rate", [0.3, 1.1, 2.0])
+    def test_a_second_trial_that_beats_the_first_goes_on_to_its_end(self, rate: float) -> None:
+        winner = {"epochs": 8, "learning_rate_multiplier": rate}
+        assert loss_of(winner, 8) < loss_of({"epochs": 4, "learning_rate_multiplier": 1}, 4)  # the defaults
+        assert train(after_the_past("curves", winner, past=())) == 8
+
+    @pytest.mark.parametrize("epochs", [2, 4, 8])
+    def test_a_hopeless_second_trial_is_stopped_with_only_the_first_to_compare(self, epochs: int) -> None:
+        assert train(after_the_past("curves", {"epochs": epochs, "learning_rate_multiplier": 0.03}, past=())) <= 1
 
     def test_the_decisions_are_the_same_for_a_metric_that_is_maximised(self) -> None:
         accuracy = {"objective": {"metric": "validation_token_accuracy"}}
