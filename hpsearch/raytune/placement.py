@@ -86,13 +86,16 @@ def place_trials(
         at_once = min(limit for limit in (sensible, wanted, spec.budget.trials) if isinstance(limit, int))
         for address in _cores(at_once):
             open_device(address).get_ready.remote(typical, None if cache is None else str(cache))
-    per_device, reason = spec.parallelism.trials_per_device, ""
+    per_device = spec.parallelism.trials_per_device
+    circumstances = {"devices": devices, "gpus": gpus > 0, "most": _most(spec, devices)}
+    if per_device == "auto" and (known := search.placed_before(circumstances)) is not None:
+        per_device = known  # the runner before this one has measured it
     if per_device == "auto":
         found = _measured(spec, devices, typical, cache, should_stop)
         if found is None:
             return None
-        per_device, reason = found
-        search.placed(per_device, devices, reason)
+        per_device, reason, is_known = found
+        search.placed(per_device, devices, reason, circumstances if is_known else None)
     resources = {"CPU": share_of(per_device)}
     if gpus:
         resources = {"CPU": share_of(per_device, min(1.0, _cores_per_gpu())), "GPU": share_of(per_device)}
@@ -123,13 +126,13 @@ def _cores(count: int) -> list[DeviceAddress]:
 
 def _measured(
     spec: StudySpec, devices: int, config: str, cache: Path | None, should_stop: Callable[[], object]
-) -> tuple[int, str] | None:
-    """How many trials share a device, and why; None when told to stop."""
+) -> tuple[int, str, bool] | None:
+    """How many trials share a device, why, and whether that is known for good; None when told to stop."""
     if spec.model.method == "full":
-        return 1, "whole models share no pass"
+        return 1, "whole models share no pass", True
     most = _most(spec, devices)
     if most == 1:
-        return 1, "more at once would be chosen knowing too little"
+        return 1, "more at once would be chosen knowing too little", True
     kind = "GPU" if ray.cluster_resources().get("GPU", 0) >= 1 else "CPU"
     group = placement_group([{kind: 1}])
     try:
@@ -138,7 +141,7 @@ def _measured(
             if should_stop():
                 return None
             if time.monotonic() > deadline:
-                return 1, f"no device was free within {FREE_SECONDS:.0f} s to measure more"
+                return 1, f"no device was free within {FREE_SECONDS:.0f} s to measure more", False
         return _measured_in(group, kind, (config, None if cache is None else str(cache), most), should_stop)
     finally:
         remove_placement_group(group)
@@ -146,7 +149,7 @@ def _measured(
 
 def _measured_in(
     group: PlacementGroup, kind: str, asking: tuple[str, str | None, int], should_stop: Callable[[], object]
-) -> tuple[int, str] | None:
+) -> tuple[int, str, bool] | None:
     """The answer of a device that is held."""
     held = {"num_cpus": int(kind == "CPU"), "num_gpus": int(kind == "GPU")}
     asked = _measure.options(**held, scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote(*asking)
@@ -155,11 +158,11 @@ def _measured_in(
             ray.cancel(asked, force=True)
             return None
     try:
-        found: tuple[int, str] = ray.get(asked)
+        per_device, reason = ray.get(asked)
     except RayError as error:  # the first trial will say what is wrong, if it is not over by then
         log.warning("not measured: one trial on each device", exc_info=True)
-        return 1, f"it could not be measured ({type(error).__name__})"
-    return found
+        return 1, f"it could not be measured ({type(error).__name__})", False
+    return per_device, reason, True
 
 
 def _most(spec: StudySpec, devices: int) -> int:

@@ -361,10 +361,17 @@ class Search:
             for text in warnings:
                 self._event("study.warning", {"text": text})
 
-    def placed(self, per_device: int, devices: int, reason: str) -> None:
-        """So many trials share each device."""
+    def placed_before(self, circumstances: dict[str, Any]) -> int | None:
+        """How many trials shared each device when it was last decided, if the circumstances were the same."""
+        known = self._study.user_attrs.get("parallelism", {})
+        found: int | None = known.get("trials_per_device")
+        return found if known.get("circumstances") == circumstances else None
+
+    def placed(self, per_device: int, devices: int, reason: str, circumstances: dict[str, Any] | None = None) -> None:
+        """So many trials share each device; under the same circumstances, that need not be found out again."""
         self._fence()
-        self._study.set_user_attr("parallelism", {"trials_per_device": per_device, "reason": reason})
+        decided = {"trials_per_device": per_device, "reason": reason, "circumstances": circumstances}
+        self._study.set_user_attr("parallelism", decided)
         text = f"{per_device} at once on each of {devices} devices: {reason}"
         self._event("study.parallelism", {"trials_per_device": per_device, "devices": devices, "reason": text})
 

@@ -178,6 +178,10 @@ def test_how_many_trials_share_a_device_is_measured_and_said(
     assert "tokens per second at batch size 1, by trials on the device: 1: " in placed["reason"]
     assert [trial.state for trial in study.search.trials()] == [TrialState.COMPLETE] * 4
 
+    again = Study(spec, storage, tmp_path)  # as the runner that takes it over does
+    again.drive()
+    assert "study.parallelism" not in again.kinds()
+
 
 def test_a_pruned_trial_is_pruned_in_sql_and_keeps_its_last_report(
     data: dict[str, str], storage: Any, tmp_path: Path
