@@ -1,5 +1,6 @@
 """`hpsearch finetune` as its users run it: real processes, Ctrl-C and kill -9."""
 
+import functools
 import json
 import shutil
 import signal
@@ -54,7 +55,9 @@ def command(config: Path, output: Path, *options: str) -> list[str]:
 
 def start(config: Path, output: Path) -> "subprocess.Popen[str]":
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command(config, output, "--json", "--device", "cpu"), **streams)
+    # A shell that runs the tests in the background has its children ignore Ctrl-C.
+    hears = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command(config, output, "--json", "--device", "cpu"), preexec_fn=hears, **streams)
 
 
 def run(config: Path, output: Path, *options: str) -> "subprocess.CompletedProcess[str]":
