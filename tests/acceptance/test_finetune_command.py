@@ -57,7 +57,8 @@ def start(config: Path, output: Path) -> "subprocess.Popen[str]":
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A shell that runs the tests in the background has its children ignore Ctrl-C.
     hears = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(command(config, output, "--json", "--device", "cpu"), preexec_fn=hears, **streams)
+    started = command(config, output, "--json", "--device", "cpu")
+    return subprocess.Popen(started, preexec_fn=hears, **streams)  # noqa: PLW1509 - it sets a handler and no more
 
 
 def run(config: Path, output: Path, *options: str) -> "subprocess.CompletedProcess[str]":
