@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import logging
 import os
 import shutil
 import time
@@ -30,6 +31,8 @@ from hpsearch.raytune.placement import Placement
 from hpsearch.results import Failure
 from hpsearch.search import Asked, Decision, Search
 from hpsearch.spec.finetune import FinetuneConfig
+
+log = logging.getLogger(__name__)
 
 HANDOVER_SECONDS = 12
 """Trials that are to stop in order get so long to come to the end of a step and to be kept."""
@@ -259,9 +262,11 @@ class Bridge:
 
 def _own_node_lives() -> bool:
     own = ray.get_runtime_context().get_node_id()
-    with contextlib.suppress(Exception):  # without an answer nothing is known; without a head this process ends itself
+    try:
         return any(node["NodeID"] == own and node["Alive"] for node in ray.nodes())
-    return True
+    except Exception:  # without an answer nothing is known; without a head this process ends itself
+        log.warning("own node not looked at: the cluster does not answer", exc_info=True)
+        return True
 
 
 class AskSearcher(Searcher):  # type: ignore[misc]

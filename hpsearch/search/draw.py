@@ -118,7 +118,8 @@ class Draw(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Never asked: the joint draw has every parameter."""
-        raise NotImplementedError
+        del study, trial, param_distribution
+        raise RuntimeError(f"{param_name} was asked for by itself, but a draw has every parameter")
 
     def _listed(self, given: Params, dice: random.Random) -> Params | None:
         """A point of a space that can be listed, which nobody has tried and which has the given values."""
