@@ -21,7 +21,7 @@ from hpsearch.errors import LeaseLost, TrialNotFound
 from hpsearch.results import Failure, Trial, TrialState
 from hpsearch.results.budget import SAME_FAILURES, counts
 from hpsearch.search import Asked, Decision, Search, history
-from hpsearch.search.search import RETRIES
+from hpsearch.search.record import RETRIES
 from hpsearch.spec import StudySpec
 from hpsearch.spec.defaults import default_params, resolve
 from hpsearch.storage import optuna_storage

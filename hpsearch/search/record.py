@@ -1,0 +1,253 @@
+"""What is written of a study's trials, and what was written before: every write is behind the fence of the lease."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+
+from hpsearch.crash import crash_point
+from hpsearch.results import Failure, Report, Trial
+from hpsearch.search import history, note
+from hpsearch.search.taught import TEACHES
+from hpsearch.spec.space import Params
+from hpsearch.spec.study import StudySpec
+
+NOTED_EVERY = 10
+"""So many trials from one note on the dashboard to the next; the last is written when the search ends."""
+
+RETRIES = 3
+"""A trial that loses its worker is handed out again so often without getting further; the last time from its start,
+under a new number."""
+
+REPEATABLE = 1e-3
+"""What a continued trial repeats may differ by so much, relatively: on a GPU sums depend on a trial's company."""
+
+Event = Callable[[str, dict[str, Any]], None]
+
+
+class Record:
+    """The trials of one study in Optuna's tables.
+
+    Args:
+        spec: The study.
+        study: The same as Optuna keeps it.
+        storage: Where Optuna keeps it.
+        fence: Raises LeaseLost when this process must not write any more; called before every write.
+        event: Told what happened, in the order it happened.
+    """
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        study: optuna.Study,
+        storage: optuna.storages.BaseStorage,
+        fence: Callable[[], None],
+        event: Event,
+    ) -> None:
+        self.spec = spec
+        self._study, self._storage = study, storage
+        self._fence, self._event = fence, event
+        self._metric = spec.objective.metric
+        self._live: dict[int, optuna.Trial] = {}
+        self._ended: dict[int, Trial] = {}
+
+    def trials(self) -> list[Trial]:
+        """All trials so far. Every report looks at them, so those that have ended, and change no more, are kept."""
+        found = []
+        for frozen in self.frozen():
+            trial = self._ended.get(frozen.number) or history.as_trial(frozen)
+            if trial.state.is_finished:
+                self._ended[trial.number] = trial
+            found.append(trial)
+        return found
+
+    def frozen(self) -> list[FrozenTrial]:
+        """The same as Optuna has them, by number."""
+        return self._study.get_trials(deepcopy=False)
+
+    def enqueue(self, params: Params, attributes: dict[str, Any]) -> None:
+        """Line up a trial behind those that wait; what the params leave out is drawn."""
+        self._fence()
+        self._study.enqueue_trial(params, user_attrs=attributes)
+
+    def _keep_baseline(self, report: Report, contract: str, warnings: Sequence[str]) -> None:
+        if history.baseline(self._study) is None:
+            figures = {name: value for name, value in report.as_json().items() if name.startswith("validation_")}
+            self._study.set_user_attr(history.BASELINE, {**figures, "evaluation_contract": contract})
+            self._event("study.baseline", figures)
+            for text in warnings:
+                self._event("study.warning", {"text": text})
+
+    def placed_before(self, circumstances: dict[str, Any]) -> int | None:
+        """How many trials shared each device when it was last decided, if the circumstances were the same."""
+        known = self._study.user_attrs.get("parallelism", {})
+        found: int | None = known.get("trials_per_device")
+        return found if known.get("circumstances") == circumstances else None
+
+    def placed(self, per_device: int, devices: int, reason: str, circumstances: dict[str, Any] | None = None) -> None:
+        """So many trials share each device; under the same circumstances, that need not be found out again."""
+        self._fence()
+        decided = {"trials_per_device": per_device, "reason": reason, "circumstances": circumstances}
+        self._study.set_user_attr("parallelism", decided)
+        text = f"{per_device} at once on each of {devices} devices: {reason}"
+        self._event("study.parallelism", {"trials_per_device": per_device, "devices": devices, "reason": text})
+
+    def replayed(self, number: int, steps: int, company: int, deviation: float) -> None:
+        """The trial's first steps were made again alone: how far apart they are is kept, and said when it is much."""
+        self._fence()
+        replay = {"steps": steps, "company": company, "deviation": deviation}
+        self._live[number].set_user_attr("replay", replay)
+        self._event("trial.replayed", {"number": number, **replay})
+        if deviation > REPEATABLE:
+            text = f"trial {number} trains differently in company: its first losses alone are {deviation:.1e} apart"
+            self._event("study.warning", {"text": text})
+
+    def complete(self, number: int, best: Report, contract: str, adapter: str) -> None:
+        """The trial ran to its end: its value is its best report's, whose weights lie in `adapter`."""
+        self._fence()
+        trial = self._live[number]
+        for name, attribute in (
+            ("best_epoch", best.epoch),
+            ("adapter", adapter),
+            ("evaluation_contract", contract),
+            ("device_seconds", _last(trial).get("seconds", 0.0)),
+            ("tokens", _last(trial).get("tokens", 0)),
+        ):
+            trial.set_user_attr(name, attribute)
+        value = float(getattr(best, self._metric))
+        self._tell(trial, value)
+        del self._live[number]
+        reused = {"reused_from": trial.user_attrs["reused_from"]} if "reused_from" in trial.user_attrs else {}
+        self._event("trial.completed", {"number": number, "value": value, **outline(best), **reused})
+        if number % NOTED_EVERY == NOTED_EVERY - 1:
+            self.note()
+
+    def stopped(self, number: int, by: str) -> None:
+        """Keep who asked to stop the trial, which is pruned next."""
+        self._fence()
+        self._trial(number).set_user_attr(history.STOPPED_BY, by)
+
+    def prune(self, number: int) -> None:
+        """The trial was stopped after its last report."""
+        self._fence()
+        trial = self._trial(number)
+        trial.set_user_attr("device_seconds", _last(trial).get("seconds", 0.0))
+        trial.set_user_attr("tokens", _last(trial).get("tokens", 0))
+        if self.frozen()[number].state == OptunaState.RUNNING:
+            self._tell(trial, state=OptunaState.PRUNED)
+        else:  # it waits to be gone on with: Optuna's `tell` is for trials that run
+            self._storage.set_trial_state_values(trial._trial_id, OptunaState.PRUNED)
+        self._live.pop(number, None)
+        self._event("trial.pruned", {"number": number, "exposure": _last(trial).get("exposure", 0)})
+
+    def interrupt(self, number: int, text: str, *, in_order: bool = False) -> None:
+        """Nobody trains the trial any more, and it has not ended: it waits to be handed out again, under its number.
+
+        Args:
+            number: Of a running trial.
+            text: Why.
+            in_order: It was stopped between two steps. Otherwise its worker was lost, and a trial that loses it again
+                and again without getting further is closed.
+        """
+        self._fence()
+        ended = history.as_trial(self.frozen()[number])
+        if ended.pruned_at is not None:  # decided, and not written any more
+            self.prune(number)
+            return
+        trial, lost = self._trial(number), 0 if in_order else 1 + self._losses(ended)
+        if lost >= RETRIES and ended.params:
+            self.fail(number, Failure.WORKER_LOST, f"{text}, {lost} times without getting further")
+            return
+        if lost:
+            trial.set_user_attr("lost", lost)
+            trial.set_user_attr("reached", exposure(ended))
+        self._storage.set_trial_state_values(trial._trial_id, OptunaState.WAITING)
+        self._live.pop(number, None)
+        self._event("trial.interrupted", {"number": number, "text": text[:2000], "exposure": exposure(ended)})
+
+    def _losses(self, trial: Trial) -> int:
+        """How often its worker was lost since it, or the trial that it retries, got further than ever before."""
+        return trial.lost if exposure(trial) <= trial.reached else 0
+
+    def _trial(self, number: int) -> optuna.Trial:
+        return self._live.get(number) or optuna.Trial(self._study, self.frozen()[number]._trial_id)
+
+    def fail(self, number: int, failure: Failure, text: str) -> None:
+        """The trial has no value. One that can't go on because its worker was lost is tried again, finitely often."""
+        self._fence()
+        trial, ended = self._trial(number), history.as_trial(self.frozen()[number])
+        trial.set_user_attr("failure", str(failure))
+        trial.set_user_attr("failure_text", text[:2000])
+        if failure in TEACHES:
+            # As a list, the older form: Optuna reads both, its dashboard only this one.
+            self._storage.set_trial_system_attr(trial._trial_id, "constraints", [1.0])
+        lost = 1 + self._losses(ended)
+        if failure == Failure.WORKER_LOST and ended.params and lost <= RETRIES:
+            # First the retry, then the end of this attempt: dying in between must not lose the params.
+            inherited = {"lost": lost, "reached": max(ended.reached, exposure(ended))}
+            origin = {"origin": "retry", "retry_of": number, **inherited}
+            self.enqueue(ended.params, origin)
+        self._tell(trial, state=OptunaState.FAIL)
+        self._live.pop(number, None)
+        self._event("trial.failed", {"number": number, "failure": str(failure), "text": text[:2000]})
+
+    def note(self) -> None:
+        """Say on the study's page of the dashboard what its trials have taught so far."""
+        self._fence()
+        note.write(self._study, self.spec)
+
+    def _tell(self, trial: optuna.Trial, value: float | None = None, state: OptunaState | None = None) -> None:
+        crash_point("before_tell")
+        self._study.tell(trial, value, state)
+        crash_point("after_tell")
+
+    def is_running(self, number: int) -> bool:
+        """Whether the trial still waits for its end."""
+        return number in self._live
+
+    def has_ended(self, number: int) -> bool:
+        """Whether there is such a trial, and nothing more will happen to it."""
+        trials = self.frozen()
+        return number < len(trials) and trials[number].state.is_finished()
+
+    def close(self, failure: Failure, text: str) -> None:
+        """End every trial that is still running: nothing stays RUNNING that isn't."""
+        for number in list(self._live):
+            self.fail(number, failure, text)
+
+    def release(self, text: str) -> None:
+        """Let go of every trial that is still running, in order: whoever drives the study next goes on with them."""
+        for number in list(self._live):
+            self.interrupt(number, text, in_order=True)
+
+    def close_waiting(self, text: str) -> None:
+        """The search is over for good: what was lined up will not be tried."""
+        for frozen in self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,)):
+            self.withdraw(frozen, Failure.CANCELLED, text)
+
+    def withdraw(self, frozen: FrozenTrial, failure: Failure, text: str) -> None:
+        """A trial that waits will not be tried."""
+        self._fence()
+        self._storage.set_trial_user_attr(frozen._trial_id, "failure", str(failure))
+        self._storage.set_trial_user_attr(frozen._trial_id, "failure_text", text[:2000])
+        self._storage.set_trial_state_values(frozen._trial_id, OptunaState.FAIL)
+        self._event("trial.failed", {"number": frozen.number, "failure": str(failure), "text": text[:2000]})
+
+
+def exposure(trial: Trial) -> int:
+    """Of its last report; 0 before any."""
+    return trial.reports[-1].exposure if trial.reports else 0
+
+
+def outline(report: Report) -> dict[str, Any]:
+    """What an event says of a report."""
+    return {"exposure": report.exposure, "epoch": report.epoch, "training_loss": report.training_loss}
+
+
+def _last(trial: optuna.Trial) -> dict[str, Any]:
+    curve = trial.user_attrs.get("curve", [])
+    return curve[-1] if curve else {}

@@ -1,0 +1,66 @@
+"""What people ask of a study's trials while it is searched: trials of their own, and the end of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from optuna.trial import TrialState as OptunaState
+
+from hpsearch.lifecycle import Orders, Wish, WishKind
+from hpsearch.results import Failure
+from hpsearch.search import history
+from hpsearch.search.record import Record
+
+
+class Wishes:
+    """Does what is asked, once: a wish is kept until `fulfilled` was told of it, so a crash repeats it.
+
+    Args:
+        record: Of the study's trials.
+        orders: What people want of the study by now.
+        fulfilled: Told of each wish that is done, or can't be done any more.
+    """
+
+    def __init__(self, record: Record, orders: Callable[[], Orders | None], fulfilled: Callable[[Wish], None]) -> None:
+        self._record, self._orders, self._fulfilled = record, orders, fulfilled
+        self.heeded: int | None = None
+        """The version of the orders that were heeded last."""
+        self._stops: dict[int, Wish] = {}
+
+    def heed(self) -> None:
+        """Do what was asked since the last time; the study has another spec when its budget was changed."""
+        orders = self._orders()
+        if orders is not None and orders.version != self.heeded:
+            self._record.spec = orders.spec
+            for wish in orders.wishes:
+                if wish.kind is WishKind.ADD:
+                    self._add(wish)
+                elif wish.number is not None:
+                    self._stops[wish.number] = wish
+            self.heeded = orders.version
+        if self._stops:
+            self._heed_stops()
+
+    def stops(self, number: int) -> str | None:
+        """Who wants the running trial to end at its next report; None when nobody does."""
+        wish = self._stops.get(number)
+        return None if wish is None else wish.by
+
+    def _heed_stops(self) -> None:
+        """A running trial ends at its next report; one that waits is not begun; the rest have ended by themselves."""
+        for frozen in self._record.frozen():
+            wish = self._stops.get(frozen.number)
+            if wish is not None and frozen.state != OptunaState.RUNNING:
+                if frozen.state == OptunaState.WAITING and frozen.user_attrs.get("curve"):
+                    self._record.stopped(frozen.number, wish.by)
+                    self._record.prune(frozen.number)  # it was interrupted: what it has learnt counts
+                elif frozen.state == OptunaState.WAITING:
+                    self._record.withdraw(frozen, Failure.CANCELLED, f"stopped by {wish.by}")
+                self._fulfilled(wish)
+                del self._stops[frozen.number]
+
+    def _add(self, wish: Wish) -> None:
+        known = {frozen.user_attrs.get(history.WISH) for frozen in self._record.frozen()}
+        if wish.id not in known:  # a process that died before this line's end has added it
+            self._record.enqueue(wish.params or {}, {"origin": "hand", history.WISH: wish.id})
+        self._fulfilled(wish)
