@@ -25,7 +25,7 @@ from ray.tune.schedulers.trial_scheduler import TrialScheduler
 from ray.tune.search import Searcher
 
 from hpsearch.errors import DiskFull, WorkerLost
-from hpsearch.raytune.device import finish_everywhere, release_everywhere
+from hpsearch.raytune.devices import finish_everywhere, release_everywhere
 from hpsearch.raytune.messages import KEY, Failed, Finished, Lost, Released, Replayed, Reported, decode
 from hpsearch.raytune.placement import Placement
 from hpsearch.results import Failure

@@ -1,4 +1,4 @@
-"""What a device tells a trial, and a trial tells the driver.
+"""What a trial tells a device to be taken on; what the device tells the trial, and the trial the driver.
 
 Tune flattens dictionaries in results, so a message travels as one JSON string under one key.
 """
@@ -9,9 +9,35 @@ import json
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from hpsearch.errors import HpsearchError, InvalidInput, TrialFailure
 from hpsearch.results import Failure, Report
+from hpsearch.spec.objective import Metric
 
 KEY = "message"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a device needs to know of a trial."""
+
+    config: str
+    """FinetuneConfig as JSON."""
+    metric: Metric
+    """What the best report is best by."""
+    adapter: str
+    """Folder for the best weights."""
+    progress: str
+    """Folder of its snapshots."""
+    attempt: int
+    """How often it was handed out, this time included."""
+    reported: int | None
+    """The exposure of its last report that is known; None before any."""
+    capacity: int
+    """Trials that may share the device."""
+    cache: str | None = None
+    """Folder of tokenised data that all workers share."""
+    prove: bool = False
+    """Whether its first steps are made again alone."""
 
 
 @dataclass(frozen=True)
@@ -97,3 +123,15 @@ def decode(text: str) -> Message:
     if "failure" in fields:
         fields["failure"] = Failure(fields["failure"])
     return kind(**fields)
+
+
+def failed(error: Exception) -> Failed:
+    """An error as the trial's end."""
+    if isinstance(error, TrialFailure):
+        return Failed(Failure(error.code), str(error))
+    if isinstance(error, InvalidInput):
+        return Failed(Failure.INVALID_DATA, str(error))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, while loading
+        return Failed(Failure.OUT_OF_MEMORY, str(error))
+    text = str(error) if isinstance(error, HpsearchError) else f"{type(error).__name__}: {error}"
+    return Failed(Failure.ERROR, text)

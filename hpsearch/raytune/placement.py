@@ -17,7 +17,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hpsearch.basemodel import BaseModel
-from hpsearch.raytune.device import DeviceAddress, devices_of, open_device
+from hpsearch.raytune.address import DeviceAddress, devices_of
+from hpsearch.raytune.devices import open_device
 from hpsearch.search import Asked, Search
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.study import StudySpec

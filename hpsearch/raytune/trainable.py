@@ -15,8 +15,10 @@ from ray import tune
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from hpsearch.errors import WorkerLost
-from hpsearch.raytune.device import SILENT_SECONDS, Slot, devices_of, failed, open_device
-from hpsearch.raytune.messages import KEY, Failed, Lost, encode
+from hpsearch.raytune.address import devices_of
+from hpsearch.raytune.devices import open_device
+from hpsearch.raytune.messages import KEY, Failed, Lost, Slot, encode, failed
+from hpsearch.raytune.roster import SILENT_SECONDS
 
 log = logging.getLogger(__name__)
 
