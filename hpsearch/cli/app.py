@@ -223,11 +223,21 @@ def export(
     name: Name,
     trial: Annotated[str, typer.Option(help="A trial's number, or `best`.")] = "best",
     output: Annotated[Path | None, typer.Option(help="Folder to write; left out, NAME-NUMBER here.")] = None,
+    to: Annotated[
+        Literal["trained", "model"],
+        typer.Option(help="`trained`: PEFT's format for LoRA, a model for full fine-tunes; `model`: always a model."),
+    ] = "trained",
+    base: Annotated[
+        str | None, typer.Option(help="With `--to model`: the base model's folder or hub id, if it is elsewhere here.")
+    ] = None,
 ) -> None:
-    """Take a trial's weights home, as they were trained: PEFT's format for LoRA, a model for full fine-tunes."""
+    """Take a trial's weights home, and beside them the trial: its config, its curve.
+
+    `--to model` folds an adapter into its base model, for servers that don't know adapters.
+    """
     from hpsearch.cli.export import export as fetch
 
-    typer.echo(str(fetch(Client(), name, trial, output)))
+    typer.echo(str(fetch(Client(), name, trial, output, to=to, base=base)))
 
 
 @app.command()

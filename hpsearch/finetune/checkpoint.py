@@ -54,7 +54,7 @@ def save_adapters(
         "fan_in_fan_out": any(is_conv1d(layers[name].frozen) for name in adapted),
         "bias": "none",
     }
-    with _replacing(folder) as fresh:
+    with replacing(folder) as fresh:
         tensors = {f"{PEFT_PREFIX}{name}": tensor.cpu().contiguous() for name, tensor in state.items()}
         save_file(tensors, fresh / "adapter_model.safetensors", metadata={"format": "pt"})
         (fresh / "adapter_config.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -88,13 +88,13 @@ def save_model(state: Mapping[str, Tensor], folder: Path, loaded: LoadedModel) -
         known = names.setdefault(id(parameter), name)
         if known in state:
             tensors[name] = state[known]
-    with _replacing(folder) as fresh:
+    with replacing(folder) as fresh:
         loaded.model.save_pretrained(fresh, state_dict=tensors, safe_serialization=True)
         loaded.tokenizer.save_pretrained(fresh)
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path) -> Iterator[Path]:
     """A fresh folder beside `folder`, which takes its place when the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

@@ -178,6 +178,13 @@ def test_a_submitted_study_is_followed_ranked_and_its_winner_taken_home(service:
     exported = service.run("export", "followed", "--output", str(tmp_path / "new/winner"))
     assert exported.returncode == 0, exported.stderr
     assert (tmp_path / "new/winner/adapter_model.safetensors").is_file()
+    kept = json.loads((tmp_path / "new/winner/hpsearch_trial.json").read_text())
+    assert (kept["number"], kept["curve"]) == (best, shown["curve"])
+    merged = service.run("export", "followed", "--to", "model", "--output", str(tmp_path / "whole"))
+    assert merged.returncode == 0, merged.stderr
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        file.name for file in (tmp_path / "whole").iterdir()
+    }
     events = list(service.client.events("followed"))
     assert events[0]["kind"] == "study.queued"
     assert events[-1]["kind"] == "study.finished"
