@@ -1,0 +1,239 @@
+"""How several studies share a cluster's devices: a pure function of what each has use for and of what it holds.
+
+- While the devices have room for one trial of each study, each study may hold at least one.
+- What is left goes, trial by trial, to the owner who would then hold least for its weight, and to that owner's study
+  that would then hold least for its own. Ten points of priority are twice the weight. What one study has no use for
+  goes to the others.
+- With more studies than that, they take turns. A turn lasts a slice, or longer where a study's part of the time is more
+  than half of it. Then whoever has waited longest for its weight is next, so everybody's turn comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+DOUBLED_BY = 10
+"""So many points of priority are twice the weight."""
+
+MOST_SLICES = 100
+"""No turn lasts longer while others wait, however large its weight."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a study has use for now."""
+
+    wanted: int
+    """Trials at once, those that it holds included."""
+    held: int
+    """Trials that were handed out and have not ended."""
+    per_device: int = 1
+    """Trials of this study that fill a device."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A study that is driven now."""
+
+    study: str
+    owner: str
+    priority: int
+    need: Need
+    since: float
+    """Seconds for which it has held something, or for which it has waited when it holds nothing."""
+
+    @property
+    def size(self) -> Fraction:
+        """The part of a device that one of its trials takes."""
+        return Fraction(1, self.need.per_device)
+
+    @property
+    def weight(self) -> float:
+        """By its priority."""
+        return float(2.0 ** (self.priority / DOUBLED_BY))
+
+    @property
+    def most(self) -> int:
+        """Trials that it has use for; what runs is of use."""
+        return max(self.need.wanted, self.need.held)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a study may hold."""
+
+    trials: int
+    """When everybody has given back what is not theirs."""
+    now: int
+    """At this moment; not more than its share, and not what others have yet to give back."""
+    release: int = 0
+    """So many of its trials should give their places to others, once they have run for a slice."""
+    studies: int = 1
+    """How many there are that share."""
+    devices: int = 1
+    """What they share."""
+
+
+def divide(
+    claims: Sequence[Claim], devices: int, slice_seconds: float, owner_weights: Mapping[str, float]
+) -> dict[str, Share]:
+    """Each study's share.
+
+    Args:
+        claims: All studies that are driven, the oldest first: ties are broken in this order.
+        devices: Of the cluster.
+        slice_seconds: The shortest turn.
+        owner_weights: By owner, more than 0; one who isn't named has 1.
+    """
+    working = [claim for claim in claims if claim.most > 0]
+    held = {claim.study: claim.need.held for claim in working}
+    turns = _turns(working, devices, slice_seconds, owner_weights)
+    firsts = {claim.study: int(claim in turns) for claim in working}
+    most = {claim.study: claim.most * firsts[claim.study] for claim in working}
+    trials = _filled(working, firsts, most, devices - _taken(working, firsts), owner_weights)
+
+    room = devices - _taken(working, held)
+    now = {study: min(held[study], share) for study, share in trials.items()}
+    for limits in ({study: min(1, share) for study, share in trials.items()}, trials):  # who has nothing comes first
+        more = _filled(working, now, limits, room, owner_weights)
+        room -= _taken(working, more) - _taken(working, now)
+        now = more
+    release = _released(working, trials, now, room)
+    return {
+        claim.study: Share(
+            trials.get(claim.study, 0),
+            now.get(claim.study, 0),
+            release.get(claim.study, 0),
+            len(working),
+            devices,
+        )
+        for claim in claims
+    }
+
+
+def _taken(claims: Sequence[Claim], trials: Mapping[str, int]) -> Fraction:
+    """Devices, for so many trials of each study."""
+    return sum((trials[claim.study] * claim.size for claim in claims), Fraction(0))
+
+
+def _filled(
+    claims: Sequence[Claim],
+    trials: Mapping[str, int],
+    limits: Mapping[str, int],
+    room: Fraction,
+    owner_weights: Mapping[str, float],
+) -> dict[str, int]:
+    """Trials of each study when `room` is given out on top, one by one, up to the studies' limits."""
+    given = dict(trials)
+    own: dict[str, list[Claim]] = {}
+    for claim in claims:
+        own.setdefault(claim.owner, []).append(claim)
+    while True:
+        open_ones = [claim for claim in claims if given[claim.study] < limits[claim.study] and claim.size <= room]
+        if not open_ones:
+            return given
+        chosen = _least_served(open_ones, own, given, owner_weights)
+        given[chosen.study] += 1
+        room -= chosen.size
+
+
+def _least_served(
+    open_ones: Sequence[Claim],
+    own: Mapping[str, Sequence[Claim]],
+    given: Mapping[str, int],
+    owner_weights: Mapping[str, float],
+) -> Claim:
+    """Whose owner, and then which itself, would hold least for its weight with one trial more."""
+    priority: dict[str, float] = {}
+    for claim in open_ones:  # only what still has use for more gives its owner weight
+        priority[claim.owner] = max(priority.get(claim.owner, 0.0), claim.weight)
+
+    def burden(claim: Claim) -> tuple[float, float]:
+        of_owner = _taken(own[claim.owner], given) + claim.size
+        of_study = (given[claim.study] + 1) * claim.size
+        weight = owner_weights.get(claim.owner, 1.0) * priority[claim.owner]
+        return float(of_owner) / weight, float(of_study) / claim.weight
+
+    return min(open_ones, key=burden)
+
+
+def _released(
+    claims: Sequence[Claim], trials: Mapping[str, int], now: Mapping[str, int], room: Fraction
+) -> dict[str, int]:
+    """How many trials each study gives back, so that those below their shares can have them; most from who has most."""
+    short = sum(((trials[claim.study] - now[claim.study]) * claim.size for claim in claims), Fraction(0))
+    short -= max(room, Fraction(0))
+    released = dict.fromkeys(trials, 0)
+
+    def surplus(claim: Claim) -> Fraction:
+        return (claim.need.held - trials[claim.study] - released[claim.study]) * claim.size
+
+    while short > 0 and claims:
+        giver = max(claims, key=surplus)
+        if surplus(giver) <= 0:
+            break
+        released[giver.study] += 1
+        short -= giver.size
+    return released
+
+
+def _turns(
+    claims: Sequence[Claim], devices: int, slice_seconds: float, owner_weights: Mapping[str, float]
+) -> Sequence[Claim]:
+    """The studies that may hold something: all, or those whose turn it is."""
+    if sum(claim.size for claim in claims) <= devices:
+        return claims
+    if devices == 0:
+        return ()
+    parts = _parts(claims, devices, owner_weights)
+
+    def order(claim: Claim) -> tuple[int, float]:
+        part = parts[claim.study]
+        if not claim.need.held:
+            return 1, -claim.since / _slices(1 / part - 1)
+        is_over = part < 1 and claim.since >= slice_seconds * _slices(part / (1 - part))
+        return (2 if is_over else 0), claim.since
+
+    turns, room = [], Fraction(devices)
+    for claim in sorted(claims, key=lambda claim: (*order(claim), -parts[claim.study])):
+        if claim.size <= room:
+            turns.append(claim)
+            room -= claim.size
+        elif not claim.need.held:  # what fits behind it waits too, or it would never have a whole device
+            break
+    return turns
+
+
+def _slices(count: float) -> float:
+    """So many slices make a turn, or a wait between two."""
+    return min(max(1.0, count), MOST_SLICES)
+
+
+def _parts(claims: Sequence[Claim], devices: int, owner_weights: Mapping[str, float]) -> dict[str, float]:
+    """For which part of the time each study should hold one trial, where there are too many: more than 0, at most 1."""
+    owners: dict[str, list[Claim]] = {}
+    for claim in claims:
+        owners.setdefault(claim.owner, []).append(claim)
+    wants = {owner: float(sum(claim.size for claim in own)) for owner, own in owners.items()}
+    weights = {
+        owner: owner_weights.get(owner, 1.0) * max(claim.weight for claim in own) for owner, own in owners.items()
+    }
+    of_owners = _levelled(wants, weights, float(devices))
+    parts: dict[str, float] = {}
+    for owner, own in owners.items():
+        sizes = {claim.study: float(claim.size) for claim in own}
+        amounts = _levelled(sizes, {claim.study: claim.weight for claim in own}, of_owners[owner])
+        parts |= {study: amount / sizes[study] for study, amount in amounts.items()}
+    return parts
+
+
+def _levelled(wants: Mapping[str, float], weights: Mapping[str, float], amount: float) -> dict[str, float]:
+    """Max-min fair: divided by weight, and what one has no use for goes to the others."""
+    parts: dict[str, float] = {}
+    for name in sorted(wants, key=lambda name: wants[name] / weights[name]):
+        left = sum(weights[other] for other in wants if other not in parts)
+        parts[name] = min(wants[name], amount * weights[name] / left)
+        amount -= parts[name]
+    return parts
