@@ -55,7 +55,8 @@ class Client:
 
     def upload(self, path: Path) -> dict[str, Any]:
         """Upload a data file; name it in a spec as `dataset:<id>`."""
-        return self._json("POST", "/v1/datasets", content=path.read_bytes(), timeout=LONG)
+        length = {"Content-Length": str(path.stat().st_size)}
+        return self._json("POST", "/v1/datasets", content=_Chunks(path), headers=length, timeout=LONG)
 
     def studies(self, limit: int = 20, after: str | None = None) -> dict[str, Any]:
         """A page of studies, newest first."""
@@ -208,6 +209,18 @@ class Client:
             f"no hpsearch service answers at {self.url} ({type(error).__name__}): "
             "start one with `hpsearch serve`, or set HPSEARCH_URL"
         )
+
+
+class _Chunks:
+    """A file's bytes, little by little; from the start again for each attempt."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._path.open("rb") as file:
+            while chunk := file.read(2**20):
+                yield chunk
 
 
 def _if_match(version: str | None) -> dict[str, str]:
