@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from hpsearch.api.auth import Who
 from hpsearch.api.state import Door, Service
 from hpsearch.api.studies import Name, read, submit
 from hpsearch.api.views import View
@@ -82,9 +83,9 @@ class InsightView(View):
     edges: list[EdgeView]
     axes: list[AxisView]
     lines: list[LineView]
-    """Parallel coordinates: best first."""
+    """Parallel coordinates: the best trials, best first."""
     curves: list[CurveView]
-    """Learning curves, by number; pruned and failed trials too."""
+    """Learning curves of the newest trials, by number; pruned and failed ones too."""
 
 
 class BorrowedView(View):
@@ -111,11 +112,15 @@ class BorrowedListView(View):
 
 @router.get("/insight", dependencies=[read])
 def get_insight(
-    name: Name, service: Door, curves: Annotated[bool, Query(description="With the learning curves.")] = True
+    name: Name,
+    service: Door,
+    curves: Annotated[bool, Query(description="With the learning curves.")] = True,
+    most: Annotated[int, Query(ge=1, le=10_000, description="At most so many lines, and so many curves.")] = 1000,
 ) -> InsightView:
-    """Importance and effect of each parameter, best values at an edge, curves, parallel coordinates."""
+    """Importance and effect of each parameter over all trials, best values at an edge, curves, parallel coordinates."""
     row = service.studies.get(name)
-    ranked = service.ranking(row).trials
+    ranking = service.ranking(row)
+    ranked = ranking.trials
     space = row.spec.search_space
     found = insight(space, ranked, importance(history.load(service.optuna_storage, name)))
     return InsightView(
@@ -126,9 +131,11 @@ def get_insight(
         edges=[EdgeView(**vars(edge)) for edge in found.edges],
         axes=[_axis(parameter, varying) for parameter, varying in space.varying().items()],
         lines=[
-            LineView(number=one.number, value=one.value, params=one.params) for one in ranked if one.value is not None
+            LineView(number=one.number, value=one.value, params=one.params)
+            for one in ranked[:most]
+            if one.value is not None
         ],
-        curves=_curves(service, row) if curves else [],
+        curves=_curves(service, row, sum(ranking.counts.values()), most) if curves else [],
     )
 
 
@@ -141,12 +148,13 @@ def get_borrowed(name: Name, service: Door) -> BorrowedListView:
 
 
 @router.delete("/borrowed", status_code=204, dependencies=[submit])
-def forget_borrowed(name: Name, service: Door) -> None:
+def forget_borrowed(name: Name, service: Door, who: Who) -> None:
     """Take away what was borrowed: from the next draw on it teaches no more. Doing it twice is once."""
     service.studies.get(name)
     study = history.load(service.optuna_storage, name)
-    if study is not None and study.user_attrs.get(BORROWED):
+    if study is not None and (borrowed := study.user_attrs.get(BORROWED)):
         study.set_user_attr(BORROWED, [])
+        service.acts.tell(name, "study.borrowed_forgotten", {"by": who, "trials": len(borrowed)})
 
 
 def _axis(name: str, parameter: Varying) -> AxisView:
@@ -155,8 +163,9 @@ def _axis(name: str, parameter: Varying) -> AxisView:
     return AxisView(parameter=name, log=False, low=None, high=None, choices=list(parameter.choices))
 
 
-def _curves(service: Service, row: StudyRow) -> list[CurveView]:
+def _curves(service: Service, row: StudyRow, trials: int, most: int) -> list[CurveView]:
     metric = row.spec.objective.metric
+    newest, _ = service.page(row.name, most, trials - most - 1 if trials > most else None, None)
     return [
         CurveView(
             number=trial.number,
@@ -164,6 +173,6 @@ def _curves(service: Service, row: StudyRow) -> list[CurveView]:
             exposures=[report.exposure for report in trial.reports],
             values=[getattr(report, metric) for report in trial.reports],
         )
-        for trial in service.trials(row.name)
+        for trial in newest
         if trial.reports
     ]

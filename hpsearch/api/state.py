@@ -67,10 +67,6 @@ class Service:
     outlines: Outlines = field(default_factory=lambda: Outlines(OUTLINED_STUDIES))
     deleting: threading.Lock = field(default_factory=threading.Lock)
 
-    def trials(self, study: str) -> list[Trial]:
-        """All trials of a study that exists."""
-        return history.trials(history.load(self.optuna_storage, study))
-
     def page(self, study: str, limit: int, after: int | None, state: TrialState | None) -> tuple[list[Trial], bool]:
         """Some trials of a study that exists, by number, and whether there are more."""
         return history.page(history.load(self.optuna_storage, study), limit, after, state)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from hpsearch.cli import app
 from hpsearch.results import Failure
+from hpsearch.storage import events_after
 from tests.contract.test_search import Driven
 from tests.contract.test_search_memory import Learning, a_study
 
@@ -42,6 +43,9 @@ def test_insight_is_the_same_everywhere(
     (curve,) = (curve for curve in found["curves"] if curve["number"] == 3)
     assert curve["exposures"] == [report["exposure"] for report in trial["curve"]]
     assert curve["values"] == [report["validation_loss"] for report in trial["curve"]]
+    few = api.get("/v1/studies/first/insight", params={"most": 2}).json()
+    newest = [curve for curve in found["curves"] if curve["number"] >= 10]
+    assert few == {**found, "lines": found["lines"][:2], "curves": newest}
     shown = CliRunner().invoke(app, ["insight", "first"])
     assert shown.exit_code == 0
     told = CliRunner().invoke(app, ["insight", "first", "--json"])
@@ -81,6 +85,10 @@ def test_what_was_borrowed_is_seen_and_taken_away(
     assert len(CliRunner().invoke(app, ["borrowed", "second"]).stdout.splitlines()) == len(lent)
     assert CliRunner().invoke(app, ["borrowed", "second", "--forget"]).exit_code == 0
     assert api.get("/v1/studies/second/borrowed").json() == {"data": []}
+    assert api.delete("/v1/studies/second/borrowed").status_code == 204
+    service = api.app.state.service  # type: ignore[attr-defined]
+    told = [event for event in events_after(service.database, "second", 0) if event.kind == "study.borrowed_forgotten"]
+    assert [event.details for event in told] == [{"by": "local", "trials": len(lent)}]
 
 
 def test_a_study_that_should_teach_must_be_there(api: TestClient) -> None:
