@@ -136,6 +136,10 @@ class Client:
         """End one trial at its next report."""
         return self._act(name, f"trials/{number}/stop", version)
 
+    def continue_trial(self, name: str, number: int, version: str | None = None) -> dict[str, Any]:
+        """Let a pruned trial go on to its end, under a new number; the budget grows by it."""
+        return self._act(name, f"trials/{number}/continue", version)
+
     def cancel(self, name: str, version: str | None = None) -> dict[str, Any]:
         """End a study for good; its trials are kept."""
         return self._act(name, "cancel", version)

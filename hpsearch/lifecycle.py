@@ -47,6 +47,8 @@ class Act(enum.StrEnum):
     """Line up params of one's own."""
     STOP_TRIAL = "stop_trial"
     """End one trial at its next report."""
+    CONTINUE_TRIAL = "continue_trial"
+    """Let a pruned trial go on to its end."""
     CANCEL = "cancel"
     """End it for good; its trials are kept."""
     DELETE = "delete"
@@ -65,6 +67,7 @@ ACTS: dict[Act, dict[StudyState, StudyState]] = {
     Act.CHANGE: _OPEN,
     Act.ADD_TRIAL: _OPEN_OR_AGAIN,
     Act.STOP_TRIAL: _OPEN,
+    Act.CONTINUE_TRIAL: _OPEN_OR_AGAIN,
     Act.CANCEL: dict.fromkeys((*_OPEN, _CANCELLED), _CANCELLED),
     Act.DELETE: {state: state for state in StudyState if state.is_over},
 }
@@ -88,6 +91,7 @@ class WishKind(enum.StrEnum):
 
     ADD = "add"
     STOP = "stop"
+    CONTINUE = "continue"
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Wish:
     params: Params | None = None
     """Of a trial to add."""
     number: int | None = None
-    """The trial to stop."""
+    """The trial to stop, or to continue."""
 
 
 @dataclass(frozen=True)

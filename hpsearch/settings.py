@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     """A worker's process that does not answer for so long is killed; its trials go on from their checkpoints."""
     study_bytes: int | None = Field(None, ge=2**20)
     """Room for the weights and snapshots of one study; one that has filled it pauses and loses nothing."""
+    parked_trials: int = Field(8, ge=0)
+    """Pruned trials of each study, the best ones, whose snapshots are kept, so that they can be continued."""
     unused_days: float = Field(14, gt=0)
     """Uploads that no study names, and folders of ended Ray sessions, are removed after so many days."""
     least_free_bytes: int = Field(256 * 2**20, ge=0)

@@ -1,4 +1,4 @@
-"""What people do to studies: pause, resume, extend, change, clone, add and stop trials, cancel, delete."""
+"""What people do to studies: pause, resume, extend, change, clone, add, stop and continue trials, cancel, delete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hpsearch.api.state import Door
 from hpsearch.api.studies import Key, Name, admin, answer_created, check_warm_start, submit, tagged
 from hpsearch.api.trials import Number
 from hpsearch.api.views import StudyView
-from hpsearch.errors import InvalidInput, TrialFinished
+from hpsearch.errors import IllegalMove, InvalidInput, TrialFinished
+from hpsearch.results import TrialState
 from hpsearch.spec.budget import BudgetExtension
 from hpsearch.spec.changes import CloneSpec, StudyChanges, clone
 from hpsearch.spec.space import Params
@@ -107,6 +108,23 @@ def stop_trial(name: Name, number: Number, service: Door, acting: Condition, res
     if trial.state.is_finished:
         raise TrialFinished(f"trial {number} of '{name}' has ended already: {trial.state}")
     return tagged(response, service.acts.stop_trial(name, number, acting))
+
+
+@router.post("/trials/{number}/continue", status_code=202, dependencies=[submit])
+def continue_trial(name: Name, number: Number, service: Door, acting: Condition, response: Response) -> StudyView:
+    """Let a pruned trial go on from its last snapshot to its end, before the sampler's next; no rule stops it again.
+
+    It gets a new number and begins with the curve that it has. The budget grows by that one trial. A study that has
+    finished or failed is queued again.
+    """
+    service.studies.get(name)
+    trial = service.trial(name, number)
+    if trial.state != TrialState.PRUNED:
+        raise IllegalMove(f"trial {number} of '{name}' is {trial.state}: only PRUNED ones can be continued")
+    other = service.goes_on_as(name, number)
+    if other is not None:
+        raise IllegalMove(f"trial {number} of '{name}' goes on already, as trial {other}")
+    return tagged(response, service.acts.continue_trial(name, number, acting))
 
 
 @router.post("/cancel", status_code=202, dependencies=[submit])

@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from hpsearch.errors import AdapterNotFound
 from hpsearch.lifecycle import StudyState
 from hpsearch.results import Ranking, Trial, TrialState, rank
+from hpsearch.results.trial import gone_on
 from hpsearch.search import history
 from hpsearch.settings import Settings
 from hpsearch.storage import DATABASE_AWAY, Acting, Acts, Database, Datasets, Studies, StudyRow, last_event
@@ -74,6 +75,10 @@ class Service:
     def trial(self, study: str, number: int) -> Trial:
         """One trial; TrialNotFound without it."""
         return history.trial(history.load(self.optuna_storage, study), number)
+
+    def goes_on_as(self, study: str, number: int) -> int | None:
+        """The number under which a pruned trial goes on; None when nobody has it continued."""
+        return gone_on(history.trials(history.load(self.optuna_storage, study), curves=False)).get(number)
 
     def ranking(self, study: StudyRow) -> Ranking:
         """The study's completed trials, best first."""

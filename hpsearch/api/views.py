@@ -108,8 +108,10 @@ class TrialView(View):
     params: dict[str, int | float | str]
     value: float | None
     origin: str
-    """Who chose the params: defaults, first_trials, borrowed, search, hand or retry."""
+    """Who chose the params: defaults, first_trials, borrowed, search or hand; or retry, or continued."""
     retry_of: int | None
+    continues: int | None
+    """The pruned trial that it goes on with, whose reports its curve begins with."""
     stopped_by: str | None
     """Who ended it by hand."""
     attempts: int
@@ -143,6 +145,7 @@ class TrialView(View):
             "value": trial.value,
             "origin": trial.origin,
             "retry_of": trial.retry_of,
+            "continues": trial.continues,
             "stopped_by": trial.stopped_by,
             "attempts": trial.attempts,
             "reused_from": trial.reused_from,

@@ -1,4 +1,4 @@
-"""What a person does to a study: pause, resume, extend, change, clone, add, stop, cancel, delete."""
+"""What a person does to a study: pause, resume, extend, change, clone, add, stop, continue, cancel, delete."""
 
 from __future__ import annotations
 
@@ -90,6 +90,16 @@ def stop(
 ) -> None:
     """End one trial at its next report; the study goes on."""
     _say(Client().stop_trial(name, number, version), as_json, f"trial {number} ends at its next report")
+
+
+def go_on(
+    name: Name,
+    number: Annotated[int, typer.Argument(min=0, help="The pruned trial's number.", show_default=False)],
+    version: Version = None,
+    as_json: Json = False,
+) -> None:
+    """Let a pruned trial go on to its end, under a new number; the budget grows by it."""
+    _say(Client().continue_trial(name, number, version), as_json, f"trial {number} goes on before the sampler's next")
 
 
 def cancel(name: Name, version: Version = None, as_json: Json = False) -> None:

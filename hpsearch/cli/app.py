@@ -216,6 +216,7 @@ for act in (
     acts.pause, acts.resume, acts.extend, acts.change, acts.clone, acts.add, acts.stop, acts.cancel, acts.delete
 ):  # fmt: skip
     app.command()(act)
+app.command("continue")(acts.go_on)
 
 
 @app.command()

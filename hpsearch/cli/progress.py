@@ -71,6 +71,9 @@ class Progress:
             return self._take_study(kind, event)
         if kind == "trial.stop_requested":
             return f"trial {event['number']} is to stop{_by(event)}"
+        if kind == "trial.continue_requested":
+            self.wanted = event["budget"].get("trials", self.wanted)
+            return f"trial {event['number']} is to go on{_by(event)}"
         trial = self.trials.setdefault(event["number"], {"state": "RUNNING", "params": {}, "value": None, "epoch": 0.0})
         return self._take_trial(trial, kind, event)
 

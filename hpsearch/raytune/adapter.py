@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,16 +71,18 @@ class Place:
     """No trial starts while the disk has less room than this."""
     most_bytes: int | None = None
     """No trial starts while the study's weights and snapshots take more than this."""
+    parked: int = 8
+    """The snapshots of so many pruned trials, the best ones, are kept: a person may have them continued."""
 
     def progress(self, number: int) -> Path:
         """Folder of a trial's snapshots."""
         return self.artifacts / "progress" / str(number)
 
-    def tidy(self, has_ended: Callable[[int], bool]) -> None:
-        """Forget the snapshots of trials that have ended."""
+    def tidy(self, idle: Collection[int]) -> None:
+        """Forget the snapshots under these numbers, from which nobody goes on."""
         kept = self.artifacts / "progress"
         for folder in kept.iterdir() if kept.is_dir() else ():
-            if folder.name.isdecimal() and has_ended(int(folder.name)):
+            if folder.name.isdecimal() and int(folder.name) in idle:
                 shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty, or not there
             kept.rmdir()
@@ -175,7 +177,7 @@ class Bridge:
         if running >= (self._placement.sensible if wanted == "auto" else wanted):
             return None
         try:
-            self._place.check_room()
+            self._make_room()
             asked = self.search.ask()
             if asked is None:
                 return None if running else str(Searcher.FINISHED)
@@ -192,7 +194,7 @@ class Bridge:
             "metric": self.search.spec.objective.metric,
             "capacity": self._placement.per_device,
             "adapter": str(self._place.artifacts / str(asked.number)),
-            "progress": str(self._place.progress(asked.number)),
+            "progress": str(self._place.progress(asked.snapshots)),
             "attempt": asked.attempt,
             "reported": asked.reported,
             "cache": None if self._place.cache is None else str(self._place.cache),
@@ -234,10 +236,18 @@ class Bridge:
             self.error = self.error or error
         return False
 
+    def _make_room(self) -> None:
+        """Raise DiskFull where there is none for another trial, even without the snapshots of pruned ones."""
+        try:
+            self._place.check_room()
+        except DiskFull:
+            self._place.tidy(self.search.idle_snapshots(parked=0))
+            self._place.check_room()
+
     def _forget(self, number: int) -> None:
-        """A trial that has ended needs no snapshot any more."""
+        """When a trial has ended, its snapshots are of no use, or those of another pruned one."""
         if self.search.has_ended(number):
-            shutil.rmtree(self._place.progress(number), ignore_errors=True)
+            self._place.tidy(self.search.idle_snapshots(self._place.parked))
 
     def _failed(self, number: int, message: Failed) -> None:
         if message.failure is Failure.DISK_FULL:  # nobody's fault: the study pauses, and the trial goes on then

@@ -86,7 +86,7 @@ def drive(
     def config_of(asked: Asked) -> FinetuneConfig:
         return resolve(search.spec, asked.params, examples, model.model_type, model.parameters)
 
-    place.tidy(search.has_ended)
+    place.tidy(search.idle_snapshots(place.parked))
     _wait_for_workers(should_stop)
     if should_stop():
         return True
@@ -123,7 +123,7 @@ def drive(
         raise bridge.error
     if bridge.is_stopping:  # those that did not come to the end of a step in time, too
         search.release("the study was stopped")
-    place.tidy(search.has_ended)
+    place.tidy(search.idle_snapshots(place.parked))
     if bridge.error is not None:
         raise bridge.error
     return bridge.is_stopping or should_stop() is not None

@@ -75,10 +75,10 @@ def spent(budget: BudgetSpec, trials: Sequence[Trial], elapsed: float) -> str | 
     """The limit on time or tokens that is used up, which stops running trials too; None while none is."""
     if budget.wall_clock is not None and elapsed >= budget.wall_clock:
         return f"the wall-clock budget of {budget.wall_clock:g} s was used"
-    last = [trial.reports[-1] for trial in trials if trial.reports and trial.reused_from is None]
-    if budget.gpu_hours is not None and sum(report.seconds for report in last) >= budget.gpu_hours * 3600:
+    trained = [trial for trial in trials if trial.reused_from is None]
+    if budget.gpu_hours is not None and sum(trial.device_seconds for trial in trained) >= budget.gpu_hours * 3600:
         return f"the budget of {budget.gpu_hours:g} device hours was used"
-    if budget.tokens is not None and sum(report.tokens for report in last) >= budget.tokens:
+    if budget.tokens is not None and sum(trial.tokens for trial in trained) >= budget.tokens:
         return f"the budget of {budget.tokens:,} training tokens was used"
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,6 +75,10 @@ class Report:
         return asdict(self)
 
 
+NOTHING = Report(0, 0.0, 0.0, 0.0, 0.0)
+"""Before the first report."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """One evaluation of one params; `number` is its place in the study, from 0."""
@@ -89,8 +94,14 @@ class Trial:
     failure: str | None = None
     failure_text: str | None = None
     origin: str = "search"
-    """Who chose the params: `defaults`, `first_trials`, `borrowed`, `search`, `hand` or `retry`."""
+    """Who chose the params: `defaults`, `first_trials`, `borrowed`, `search` or `hand`; or it is a `retry` of another
+    trial, or that one `continued`."""
     retry_of: int | None = None
+    continues: int | None = None
+    """The pruned trial that it goes on with: its first `carried` reports are that one's."""
+    carried: int = 0
+    is_spared: bool = False
+    """No rule stops it, because a person wants to see its end."""
     stopped_by: str | None = None
     """Who ended it by hand."""
     attempts: int = 0
@@ -114,3 +125,49 @@ class Trial:
     """Study and number of the same trial in an earlier study, whose curve, value and weights were taken over."""
     started_at: float | None = None
     finished_at: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Trained on under this number."""
+        return self.reports[-1].tokens - self._before.tokens if self.reports else 0
+
+    @property
+    def device_seconds(self) -> float:
+        """Spent under this number."""
+        return self.reports[-1].seconds - self._before.seconds if self.reports else 0.0
+
+    @property
+    def _before(self) -> Report:
+        return self.reports[self.carried - 1] if self.carried else NOTHING
+
+
+def can_go_on(trial: Trial, trials: Sequence[Trial]) -> bool:
+    """Whether a pruned trial may be continued: none of the trials does that already."""
+    return trial.state == TrialState.PRUNED and trial.number not in gone_on(trials)
+
+
+def gone_on(trials: Sequence[Trial]) -> dict[int, int]:
+    """The numbers under which earlier trials are continued or tried again, each with its last one that has not failed.
+
+    Args:
+        trials: All of a study, by number.
+    """
+    last: dict[int, int] = {}
+    for trial in reversed(trials):
+        earlier = trial.retry_of if trial.continues is None else trial.continues
+        number = last.get(trial.number) if trial.state == TrialState.FAIL else trial.number
+        if earlier is not None and number is not None:
+            last.setdefault(earlier, number)
+    return last
+
+
+def first_of(trial: Trial, trials: Sequence[Trial]) -> Trial:
+    """The trial that began the curve of this one, which may be itself.
+
+    Args:
+        trial: Any.
+        trials: All of the study, by number.
+    """
+    while trial.continues is not None:
+        trial = trials[trial.continues]
+    return trial

@@ -176,6 +176,7 @@ class Runner:
             self._settings.device_silent_seconds,
             self._settings.least_free_bytes,
             self._settings.study_bytes,
+            self._settings.parked_trials,
         )
         try:
             stopped = drive(search, model, examples, place, should_stop)
@@ -195,7 +196,7 @@ class Runner:
         if heartbeat.orders.requested == StudyState.CANCELLED:
             search.close(Failure.CANCELLED, "the study was cancelled")
             search.close_waiting("the study was cancelled")
-            place.tidy(search.has_ended)
+            place.tidy(search.idle_snapshots(parked=0))
             return StudyState.CANCELLED, "cancelled", None
         if stopped:
             return StudyState.QUEUED, "its runner was stopped; the next one goes on", None

@@ -35,3 +35,5 @@ class Asked:
     """The exposure of its last report; None before any."""
     config: FinetuneConfig | None = None
     """What it was trained with before it was interrupted."""
+    snapshots: int = 0
+    """The number that its snapshots lie under: its own, or that of the pruned trial that it goes on with."""

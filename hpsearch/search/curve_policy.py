@@ -22,6 +22,7 @@ from scipy.stats import qmc
 
 from hpsearch.search.curves import Array, Curves, Points, fit, prior
 from hpsearch.search.evidence import Curve, Evidence, curve_of, number, progress, values_at
+from hpsearch.search.taught import continued
 from hpsearch.spec.space import Params
 
 FITTED = "curves:fitted"
@@ -166,10 +167,12 @@ def _known(
     ended = {} if ended is None else ended
     maximise = study.direction == optuna.study.StudyDirection.MAXIMIZE
     contract = study.user_attrs.get("baseline", {}).get("evaluation_contract")
+    every = study.get_trials(deepcopy=False)
+    left_out = {besides, *continued(every)}
     trials = [
         trial
-        for trial in study.get_trials(deepcopy=False)
-        if trial.number != besides and trial.user_attrs.get("evaluation_contract", contract) == contract
+        for trial in every
+        if trial.number not in left_out and trial.user_attrs.get("evaluation_contract", contract) == contract
     ]
     curves = []
     for trial in trials:
@@ -224,10 +227,14 @@ def _promises(model: Curves, evidence: Evidence, points: Array) -> Array:
     epochs = np.array([float(each.get("epochs", usual)) for each in params])
     place = evidence.place(params)
     mean, spread = model.predict(Points(place, progress(epochs, epochs), np.full(len(params), -1)))
-    gain = (evidence.target - mean) / spread
+    return improvement(mean, spread, evidence.target)
+
+
+def improvement(mean: Array, spread: Array, target: float) -> Array:
+    """Expected improvement on the target of normally distributed losses, [n]."""
+    gain = (target - mean) / spread
     density = np.exp(-0.5 * gain * gain) / np.sqrt(2 * np.pi)
-    promises: Array = spread * (gain * ndtr(gain) + density)
-    return promises
+    return np.asarray(spread * (gain * ndtr(gain) + density))
 
 
 def _params(space: Mapping[str, BaseDistribution], point: Array) -> Params:

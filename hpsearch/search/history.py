@@ -11,12 +11,15 @@ from optuna.trial import FrozenTrial
 
 from hpsearch.errors import TrialNotFound
 from hpsearch.results import Failure, Report, Trial, TrialState
+from hpsearch.search.taught import CONTINUES
 
 BASELINE = "baseline"
 """Study attribute: the untouched base model's figures and their evaluation contract."""
 
 WISH = "wish"
 """Trial attribute: the id of the person's wish that it was added for."""
+SPARED = "spared"
+"""Trial attribute: no rule stops it."""
 STOPPED_BY = "stopped_by"
 """Trial attribute: who asked to stop it."""
 
@@ -94,6 +97,9 @@ def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
         failure_text=attributes.get("failure_text"),
         origin=attributes.get("origin", "search"),
         retry_of=attributes.get("retry_of"),
+        continues=attributes.get(CONTINUES),
+        carried=attributes.get("carried", 0),
+        is_spared=attributes.get(SPARED, False),
         stopped_by=attributes.get(STOPPED_BY),
         attempts=attributes.get("attempts", 0),
         lost=attributes.get("lost", 0),

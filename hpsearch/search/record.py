@@ -10,7 +10,8 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from hpsearch.crash import crash_point
-from hpsearch.results import Failure, Report, Trial
+from hpsearch.results import Failure, Report, Trial, TrialState
+from hpsearch.results.trial import first_of, gone_on
 from hpsearch.search import history, note
 from hpsearch.search.taught import TEACHES
 from hpsearch.spec.space import Params
@@ -114,10 +115,9 @@ class Record:
             ("best_epoch", best.epoch),
             ("adapter", adapter),
             ("evaluation_contract", contract),
-            ("device_seconds", _last(trial).get("seconds", 0.0)),
-            ("tokens", _last(trial).get("tokens", 0)),
         ):
             trial.set_user_attr(name, attribute)
+        self._keep_cost(number)
         value = float(getattr(best, self._metric))
         self._tell(trial, value)
         del self._live[number]
@@ -135,14 +135,18 @@ class Record:
         """The trial was stopped after its last report."""
         self._fence()
         trial = self._trial(number)
-        trial.set_user_attr("device_seconds", _last(trial).get("seconds", 0.0))
-        trial.set_user_attr("tokens", _last(trial).get("tokens", 0))
+        self._keep_cost(number)
         if self.frozen()[number].state == OptunaState.RUNNING:
             self._tell(trial, state=OptunaState.PRUNED)
         else:  # it waits to be gone on with: Optuna's `tell` is for trials that run
             self._storage.set_trial_state_values(trial._trial_id, OptunaState.PRUNED)
         self._live.pop(number, None)
-        self._event("trial.pruned", {"number": number, "exposure": _last(trial).get("exposure", 0)})
+        self._event("trial.pruned", {"number": number, "exposure": exposure(history.as_trial(self.frozen()[number]))})
+
+    def _keep_cost(self, number: int) -> None:
+        ended = history.as_trial(self.frozen()[number])
+        self._trial(number).set_user_attr("device_seconds", ended.device_seconds)
+        self._trial(number).set_user_attr("tokens", ended.tokens)
 
     def interrupt(self, number: int, text: str, *, in_order: bool = False) -> None:
         """Nobody trains the trial any more, and it has not ended: it waits to be handed out again, under its number.
@@ -189,7 +193,7 @@ class Record:
         if failure == Failure.WORKER_LOST and ended.params and lost <= RETRIES:
             # First the retry, then the end of this attempt: dying in between must not lose the params.
             inherited = {"lost": lost, "reached": max(ended.reached, exposure(ended))}
-            origin = {"origin": "retry", "retry_of": number, **inherited}
+            origin = {"origin": "retry", "retry_of": number, history.SPARED: ended.is_spared, **inherited}
             self.enqueue(ended.params, origin)
         self._tell(trial, state=OptunaState.FAIL)
         self._live.pop(number, None)
@@ -213,6 +217,19 @@ class Record:
         """Whether there is such a trial, and nothing more will happen to it."""
         trials = self.frozen()
         return number < len(trials) and trials[number].state.is_finished()
+
+    def idle_snapshots(self, parked: int) -> frozenset[int]:
+        """The numbers whose snapshots nobody will go on from: of trials that ended, but for the best pruned ones.
+
+        Args:
+            parked: So many of those are kept, because a person may have them continued.
+        """
+        trials, sign = self.trials(), 1 if self.spec.objective.direction == "minimize" else -1
+        later = gone_on(trials)
+        pruned = [t for t in trials if t.state == TrialState.PRUNED and t.reports and t.number not in later]
+        pruned.sort(key=lambda trial: min(sign * float(getattr(each, self._metric)) for each in trial.reports))
+        needed = [*(trial for trial in trials if not trial.state.is_finished), *pruned[:parked]]
+        return frozenset(range(len(trials))) - {first_of(trial, trials).number for trial in needed}
 
     def close(self, failure: Failure, text: str) -> None:
         """End every trial that is still running: nothing stays RUNNING that isn't."""
@@ -246,8 +263,3 @@ def exposure(trial: Trial) -> int:
 def outline(report: Report) -> dict[str, Any]:
     """What an event says of a report."""
     return {"exposure": report.exposure, "epoch": report.epoch, "training_loss": report.training_loss}
-
-
-def _last(trial: optuna.Trial) -> dict[str, Any]:
-    curve = trial.user_attrs.get("curve", [])
-    return curve[-1] if curve else {}

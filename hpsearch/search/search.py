@@ -18,11 +18,14 @@ from hpsearch.lifecycle import Orders, Wish
 from hpsearch.results import Failure, Report, Trial, TrialState
 from hpsearch.results.budget import hopeless, limit_reached, spent
 from hpsearch.results.curve import has_turned
+from hpsearch.results.trial import first_of
+from hpsearch.search import history
 from hpsearch.search.answers import Asked, Decision
 from hpsearch.search.draw import Draw, Points, suggest
 from hpsearch.search.memory import Lineage, Memory, lessons
 from hpsearch.search.pruners import most_epochs, pruner
 from hpsearch.search.record import REPEATABLE, Event, Record, outline
+from hpsearch.search.taught import CONTINUES
 from hpsearch.search.wishes import Wishes
 from hpsearch.spec.auto import with_search_resolved
 from hpsearch.spec.finetune import FinetuneConfig
@@ -149,7 +152,8 @@ class Search(Record):
         return limit_reached(spec.budget, trials, self._elapsed(), self._direction, resumed_at=resumed_at)
 
     def _handed_out(self, trial: optuna.Trial, params: Params) -> Asked:
-        attributes = trial.user_attrs
+        attributes, trials = trial.user_attrs, self.trials()
+        before = trials[attributes.get(CONTINUES, trial.number)]
         curve = [Report(**report) for report in attributes.get("curve", [])]
         for report in curve:  # what a crash left between the curve and Optuna's own record of it
             if report.exposure not in self.frozen()[trial.number].intermediate_values:
@@ -160,7 +164,8 @@ class Search(Record):
             attributes.get("origin", "search"),
             attributes.get("attempts", 0) + 1,
             curve[-1].exposure if curve else None,
-            _config(attributes.get("config")),
+            _config(attributes.get("config") or before.config),
+            first_of(before, trials).number,
         )
         trial.set_user_attr("attempts", asked.attempt)
         crash_point("after_ask")
@@ -226,17 +231,20 @@ class Search(Record):
     def _decide(self, number: int, report: Report) -> Decision:
         trial = self._live[number]
         curve = trial.user_attrs["curve"]
+        is_spared = trial.user_attrs.get(history.SPARED, False)
         patience, values = self.spec.objective.patience, [one[self._metric] for one in curve if one["exposure"]]
         if report.epoch >= self._epochs[number] or has_turned(values, self._direction, patience):
-            trial.should_prune()  # so that it counts where later trials are compared; it has nothing left to save
+            if not is_spared:
+                trial.should_prune()  # so that it counts where later trials are compared; nothing is left to save
             return Decision.GO_ON
         trials = self.trials()
         if report.exposure > 0 and spent(self.spec.budget, trials, self._elapsed()) is not None:
             # Half a training says little of its params. But who has nothing else gets it, and is told what it is.
             has_better = any(trial.state == TrialState.COMPLETE and not trial.cut_short for trial in trials)
             return Decision.PRUNE if has_better else Decision.FINISH
-        # Asked in any case: Optuna's halving notes a trial's rungs when it is asked, and must not note them late.
-        poor = trial.should_prune()
+        # Asked in any case: Optuna's halving notes a trial's rungs when it is asked, and must not note them late. Those
+        # of a trial that is continued were noted under its earlier number.
+        poor = not is_spared and trial.should_prune()
         if self._wishes.stops(number) is not None:
             return Decision.PRUNE
         return Decision.PRUNE if poor and report.epoch > self._warmup_epochs[number] else Decision.GO_ON

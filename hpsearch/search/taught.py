@@ -20,8 +20,17 @@ from hpsearch.results import Failure
 TEACHES = frozenset({Failure.DIVERGED, Failure.OUT_OF_MEMORY, Failure.INFEASIBLE})
 """Failures through the params' own fault."""
 
+CONTINUES = "continues"
+"""Trial attribute: the number of the pruned trial that it goes on with."""
+
 NOTES = ("cma:", "curves:")
 """What samplers keep on a trial begins so."""
+
+
+def continued(trials: Iterable[FrozenTrial]) -> frozenset[int]:
+    """The numbers of pruned trials that others go on with: each of those has the whole curve."""
+    others = (trial for trial in trials if trial.state not in (TrialState.WAITING, TrialState.FAIL))
+    return frozenset(trial.user_attrs[CONTINUES] for trial in others if CONTINUES in trial.user_attrs)
 
 
 class Taught:
@@ -56,10 +65,12 @@ def lesson(
         direction: `minimize` or `maximize`.
         lent: Completed trials of other studies; they stand before all.
     """
-    places = _places(trials, len(lent))
+    places, gone_on = _places(trials, len(lent)), continued(trials)
     by_number = {trial.number: trial for trial in trials}
     shown = [_at(trial, place) for place, trial in enumerate(lent)]
     for trial in trials:
+        if trial.number in gone_on:
+            continue
         if trial.number != current and trial.state not in (TrialState.WAITING, TrialState.FAIL):
             taught = _at(trial, places[trial.number])
             taught.system_attrs = {**_notes_of_earlier_attempts(trial, by_number), **trial.system_attrs}
@@ -106,11 +117,11 @@ def _at(trial: FrozenTrial, place: int) -> FrozenTrial:
 
 
 def _places(trials: Iterable[FrozenTrial], first: int) -> dict[int, int]:
-    """Each trial's place among the draws: a retry has that of the trial that it repeats."""
+    """Each trial's place among the draws: what repeats or continues a trial has that one's."""
     places: dict[int, int] = {}
     free = first
     for trial in trials:
-        repeats = trial.user_attrs.get("retry_of")
+        repeats = _same_draw(trial)
         if repeats is None:
             places[trial.number] = free
             free += 1
@@ -119,9 +130,15 @@ def _places(trials: Iterable[FrozenTrial], first: int) -> dict[int, int]:
     return places
 
 
+def _same_draw(trial: FrozenTrial) -> int | None:
+    """The earlier trial whose params it has."""
+    found: int | None = trial.user_attrs.get("retry_of", trial.user_attrs.get(CONTINUES))
+    return found
+
+
 def _notes_of_earlier_attempts(trial: FrozenTrial, by_number: dict[int, FrozenTrial]) -> dict[str, Any]:
     notes: dict[str, Any] = {}
-    while (repeats := trial.user_attrs.get("retry_of")) is not None:
+    while (repeats := _same_draw(trial)) is not None:
         trial = by_number[repeats]
         notes = {**{key: value for key, value in trial.system_attrs.items() if key.startswith(NOTES)}, **notes}
     return notes

@@ -1,4 +1,4 @@
-"""What people ask of a study's trials while it is searched: trials of their own, and the end of others."""
+"""What people ask of a study's trials while it is searched: trials of their own, the end of some, others' going on."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from optuna.trial import TrialState as OptunaState
 
 from hpsearch.lifecycle import Orders, Wish, WishKind
 from hpsearch.results import Failure
+from hpsearch.results.trial import can_go_on
 from hpsearch.search import history
 from hpsearch.search.record import Record
+from hpsearch.search.taught import CONTINUES
 
 
 class Wishes:
@@ -35,6 +37,8 @@ class Wishes:
             for wish in orders.wishes:
                 if wish.kind is WishKind.ADD:
                     self._add(wish)
+                elif wish.kind is WishKind.CONTINUE:
+                    self._continue(wish)
                 elif wish.number is not None:
                     self._stops[wish.number] = wish
             self.heeded = orders.version
@@ -63,4 +67,16 @@ class Wishes:
         known = {frozen.user_attrs.get(history.WISH) for frozen in self._record.frozen()}
         if wish.id not in known:  # a process that died before this line's end has added it
             self._record.enqueue(wish.params or {}, {"origin": "hand", history.WISH: wish.id})
+        self._fulfilled(wish)
+
+    def _continue(self, wish: Wish) -> None:
+        """The pruned trial goes on under a new number; nothing happens where it does already, or was not pruned."""
+        trials = self._record.trials()
+        known = {frozen.user_attrs.get(history.WISH) for frozen in self._record.frozen()}
+        trial = trials[wish.number] if wish.number is not None and wish.number < len(trials) else None
+        if trial is not None and can_go_on(trial, trials) and wish.id not in known:
+            carried = [report.as_json() for report in trial.reports]
+            attributes = {"curve": carried, "carried": len(carried), "attempts": trial.attempts}
+            link = {CONTINUES: trial.number, history.SPARED: True, history.WISH: wish.id}
+            self._record.enqueue(trial.params, {"origin": "continued", **link, **attributes})
         self._fulfilled(wish)

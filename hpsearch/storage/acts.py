@@ -96,9 +96,7 @@ class Acts:
                 params = _checked(spec, params)
                 wish = {"kind": WishKind.ADD, "params": json.dumps(params)}
                 identifier = act.wish(wish)
-                limits = spec.budget.model_dump(exclude_none=True)
-                if "trials" in limits:
-                    limits["trials"] += 1
+                limits = _with_room_for_one(spec)
                 values = _kept(spec, {"budget": limits})
                 act.change("study.trial_added", values, wish=identifier, params=params, budget=limits)
         return self._get(name)
@@ -106,10 +104,22 @@ class Acts:
     def stop_trial(self, name: str, number: int, acting: Acting) -> StudyRow:
         """Ask the runner to end one trial at its next report; a waiting one is not begun. Asking twice is once."""
         with self._act(name, Act.STOP_TRIAL, acting, str(number)) as act:
-            asked = sa.and_(wishes.c.study == name, wishes.c.kind == WishKind.STOP, wishes.c.number == number)
-            if act.is_new and act.connection.execute(sa.select(wishes.c.id).where(asked)).first() is None:
+            if act.is_new and not act.is_wished(WishKind.STOP, number):
                 act.wish({"kind": WishKind.STOP, "number": number})
                 act.change("trial.stop_requested", {}, number=number)
+        return self._get(name)
+
+    def continue_trial(self, name: str, number: int, acting: Acting) -> StudyRow:
+        """Ask the runner to let a pruned trial go on, under a new number. The budget grows by the one trial.
+
+        Asking twice is once.
+        """
+        with self._act(name, Act.CONTINUE_TRIAL, acting, str(number)) as act:
+            if act.is_new and not act.is_wished(WishKind.CONTINUE, number):
+                act.wish({"kind": WishKind.CONTINUE, "number": number})
+                limits = _with_room_for_one(act.study.spec)
+                values = _kept(act.study.spec, {"budget": limits})
+                act.change("trial.continue_requested", values, number=number, budget=limits)
         return self._get(name)
 
     def begin_deletion(self, name: str, acting: Acting) -> None:
@@ -205,6 +215,11 @@ class _Act:
         row = wishes.insert().values(study=self.study.name, by=self.by, at=self.now, **values)
         return int(self.connection.execute(row.returning(wishes.c.id)).scalar_one())
 
+    def is_wished(self, kind: WishKind, number: int) -> bool:
+        """Whether the same was asked of a trial, and is not done yet."""
+        asked = sa.and_(wishes.c.study == self.study.name, wishes.c.kind == kind, wishes.c.number == number)
+        return self.connection.execute(sa.select(wishes.c.id).where(asked)).first() is not None
+
     def _write(self, event: str, details: dict[str, Any], values: dict[str, Any]) -> None:
         values = {**values, "version": self.study.version + 1}
         self.connection.execute(studies.update().where(studies.c.name == self.study.name).values(values))
@@ -220,6 +235,14 @@ def _kept(spec: StudySpec, changes: dict[str, Any]) -> dict[str, Any]:
         return {"spec": StudySpec.model_validate(values).model_dump_json()}
     except ValidationError as error:
         raise as_invalid_spec(error) from error
+
+
+def _with_room_for_one(spec: StudySpec) -> dict[str, Any]:
+    """The limits of its budget, with room for a trial more."""
+    limits = spec.budget.model_dump(exclude_none=True)
+    if "trials" in limits:
+        limits["trials"] += 1
+    return limits
 
 
 def _raised(budget: BudgetSpec, more: BudgetExtension) -> BudgetSpec:

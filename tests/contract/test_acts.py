@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from hpsearch.errors import ChangedMeanwhile, IdempotencyMismatch, IllegalMove, InvalidInput, LeaseLost
-from hpsearch.lifecycle import ACTS, MOVES, Act, StudyState
+from hpsearch.lifecycle import ACTS, MOVES, Act, StudyState, Wish, WishKind
 from hpsearch.results import Failure, TrialState
+from hpsearch.results.trial import can_go_on
 from hpsearch.search import Decision, Search, history
 from hpsearch.spec.budget import BudgetExtension
 from hpsearch.spec.defaults import resolve
 from hpsearch.spec.space import Params
 from hpsearch.storage import Acting, Acts, Database, Lease, Studies, StudyRow, events_after, optuna_storage
+from hpsearch.storage.studies import wishes_of
 from tests.builders import a_report, a_spec
 
 NAME = "tickets"
@@ -28,9 +30,14 @@ LONG = 3600.0
 EXAMPLES = 100
 TRIALS = 3
 ACTIONS = ["pause", "resume", "extend", "add", "add_outside_the_space", "stop", "change", "cancel"]
-ACTIONS += ["resume", "add", "act_on_what_is_long_gone"]
+ACTIONS += ["resume", "add", "go_on", "act_on_what_is_long_gone"]
 STEPS = ["beat", "train", "train", "train", "end", "lay_down", "die"]
 AT_LAST = ["nothing", "extend", "add", "pause", "cancel"]
+
+
+def wishes_about(database: Database, kind: WishKind) -> list[Wish]:
+    with database.read() as connection:
+        return [wish for wish in wishes_of(connection, NAME) if wish.kind is kind]
 
 
 class Runner:
@@ -108,7 +115,7 @@ class Life(RuleBasedStateMachine):
         self.row, _ = self.studies.create(self.spec, by="alice")
         self.runner: Runner | None = None
         self.wanted = TRIALS
-        self.added = 0
+        self.added = self.gone_on = 0
         self.ended: dict[int, Any] = {}
 
     def teardown(self) -> None:
@@ -170,6 +177,17 @@ class Life(RuleBasedStateMachine):
 
     def stop(self, by: str, number: int) -> None:
         self.act(Act.STOP_TRIAL, lambda: self.acts.stop_trial(NAME, number, Acting(by)))
+
+    def go_on(self, by: str, place: int) -> None:
+        """Of the trials that may, one goes on; asked twice, it does so once."""
+        trials = history.trials(history.load(self.storage, NAME))
+        able = [trial.number for trial in trials if can_go_on(trial, trials)]
+        for number in (2 * able)[place : place + 1] * 2:
+            asked = any(wish.number == number for wish in wishes_about(self.database, WishKind.CONTINUE))
+            if self.act(Act.CONTINUE_TRIAL, lambda n=number: self.acts.continue_trial(NAME, n, Acting(by))):
+                self.wanted += not asked
+                self.gone_on += not asked
+            self.row = self.studies.get(NAME)
 
     def change(self, by: str, priority: int) -> None:
         if self.act(Act.CHANGE, lambda: self.acts.change(NAME, {"priority": priority}, Acting(by))):
@@ -283,12 +301,16 @@ class Life(RuleBasedStateMachine):
         assert len(counted) <= self.wanted
         by_hand = [trial for trial in trials if trial.origin == "hand"]
         assert len(by_hand) <= self.added
+        going_on = [trial.continues for trial in trials if trial.origin == "continued"]
+        assert len(going_on) <= self.gone_on
+        assert len(set(going_on)) == len(going_on)
         state = self.studies.get(NAME).state
         if state.is_over:
             assert all(trial.state.is_finished for trial in trials)
         if state == StudyState.FINISHED:  # a budget raised, or a trial added, in the last moment counts too
             assert len(counted) == self.wanted
             assert len(by_hand) == self.added
+            assert len(going_on) == self.gone_on
 
 
 def test_whatever_people_and_runners_do_nothing_is_lost(sqlite_template: Path) -> None:

@@ -16,13 +16,17 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from optuna.trial import TrialState as OptunaState
 
 from hpsearch.errors import LeaseLost, TrialNotFound
+from hpsearch.lifecycle import Orders, Wish, WishKind
 from hpsearch.results import Failure, Trial, TrialState
 from hpsearch.results.budget import SAME_FAILURES, counts
 from hpsearch.search import Asked, Decision, Search, history
 from hpsearch.search.record import RETRIES
+from hpsearch.search.taught import lesson
 from hpsearch.spec import StudySpec
+from hpsearch.spec.budget import BudgetSpec
 from hpsearch.spec.defaults import default_params, resolve
 from hpsearch.storage import optuna_storage
 from tests.builders import SPACE, a_report, a_spec
@@ -756,3 +760,91 @@ Interleavings.TestCase.settings = settings(
     max_examples=100, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestInterleavings = Interleavings.TestCase
+
+
+class TestContinuing:
+    """A person wants to see the end of a trial that was pruned."""
+
+    def pruned(self, storage: Storage, **changes: Any) -> tuple[Driven, Trial]:
+        """A study whose rule stops every trial at its first report, and its first trial."""
+        spec = a_spec(pruner={"type": "threshold", "worst": 0.1, "min_reports": 1}, budget={"trials": 1}, **changes)
+        driven = Driven(storage, spec)
+        assert driven.run(driven.must_ask()) == Decision.PRUNE
+        return driven, driven.trial(0)
+
+    def going_on(self, driven: Driven, *, budget: dict[str, Any], number: int = 0, wish: int = 1) -> Driven:
+        spec = driven.spec.model_copy(update={"budget": BudgetSpec.model_validate(budget)})
+        orders = Orders(wish, None, spec, (Wish(wish, WishKind.CONTINUE, "alice", number=number),))
+        return Driven(driven.storage, driven.spec, orders=lambda: orders)
+
+    def test_it_goes_on_where_it_stood_under_a_new_number_and_no_rule_stops_it(self, storage: Storage) -> None:
+        driven, before = self.pruned(storage)
+        again = self.going_on(driven, budget={"trials": 2})
+        asked = again.must_ask()
+        assert (asked.params, asked.reported, asked.attempt, asked.snapshots) == (before.params, 50, 2, 0)
+        assert asked.config == resolve(driven.spec, before.params, EXAMPLES, "llama", 1_000_000)
+        assert again.run(asked, start=50) == Decision.GO_ON
+        after = again.trial(1)
+        assert (after.state, after.origin, after.continues) == (TrialState.COMPLETE, "continued", 0)
+        assert [report.exposure for report in after.reports] == list(exposures_of(before.params))
+        assert after.reports[:2] == before.reports
+        assert again.trial(0) == before
+        assert again.ask() is None
+
+    def test_whoever_dies_with_the_wish_unfulfilled_continues_it_once(self, sqlite: Storage) -> None:
+        driven, _ = self.pruned(sqlite)
+        self.going_on(driven, budget={"trials": 2}).must_ask()
+        again = self.going_on(driven, budget={"trials": 2})
+        assert again.must_ask().number == 1
+        assert len(again.trials()) == 2
+
+    def test_only_what_is_trained_anew_is_paid_for(self, sqlite: Storage) -> None:
+        driven, before = self.pruned(sqlite)
+        again = self.going_on(driven, budget={"trials": 9, "tokens": before.tokens + 1})
+        asked = again.must_ask()
+        reports = [a_report(exposure, 1.0) for exposure in exposures_of(asked.params)]
+        assert before.tokens == before.reports[-1].tokens > 0
+        assert again.trial(1).tokens == 0
+        again.search.report(asked.number, before.reports[-1], CONTRACT)
+        assert again.trial(1).tokens == 0
+        assert again.search.report(asked.number, reports[2], CONTRACT) == Decision.FINISH
+        assert again.trial(1).tokens == reports[2].tokens - before.tokens
+
+    def test_its_curve_teaches_once(self, sqlite: Storage) -> None:
+        driven, before = self.pruned(sqlite)
+        again = self.going_on(driven, budget={"trials": 3})
+        again.run(again.must_ask(), start=50)
+        shown, place = lesson(again.search.frozen(), current=1, direction="minimize")
+        assert (shown, place) == ([], 0)
+        again.must_ask()
+        shown, place = lesson(again.search.frozen(), current=2, direction="minimize")
+        assert [(trial.number, trial.state, trial.params) for trial in shown] == [
+            (0, OptunaState.COMPLETE, before.params)
+        ]
+        assert place == 1
+
+    def test_snapshots_are_kept_of_what_runs_and_of_the_best_that_were_pruned(self, sqlite: Storage) -> None:
+        spec = a_spec(
+            pruner={"type": "threshold", "worst": 0.1, "min_reports": 1},
+            budget={"trials": 4},
+            sampler={"type": "random"},
+        )
+        driven = Driven(sqlite, spec)
+        for _ in range(3):
+            driven.run(driven.must_ask())
+        driven.must_ask()
+        best = min(driven.trials()[:3], key=lambda trial: trial.reports[-1].validation_loss).number
+        assert driven.search.idle_snapshots(parked=1) == {0, 1, 2} - {best}
+        assert driven.search.idle_snapshots(parked=0) == {0, 1, 2}
+        again = self.going_on(driven, budget={"trials": 5}, number=best)
+        again.must_ask()
+        again.must_ask()
+        assert again.search.idle_snapshots(parked=0) == set(range(5)) - {best, 3}
+
+    def test_what_can_not_go_on_is_tried_from_its_start_and_spared(self, sqlite: Storage) -> None:
+        driven, before = self.pruned(sqlite)
+        again = self.going_on(driven, budget={"trials": 2})
+        again.search.fail(again.must_ask().number, Failure.WORKER_LOST, "there is no checkpoint")
+        retry = again.must_ask()
+        assert (retry.params, retry.reported, retry.snapshots) == (before.params, None, 2)
+        assert again.run(retry) == Decision.GO_ON

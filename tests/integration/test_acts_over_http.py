@@ -17,9 +17,11 @@ from hpsearch.api.state import Service
 from hpsearch.cli.app import app as commands
 from hpsearch.client import Client
 from hpsearch.lifecycle import StudyState
+from hpsearch.search import Decision, Search
 from hpsearch.settings import Settings
+from hpsearch.spec.defaults import resolve
 from hpsearch.storage import Acting
-from tests.builders import spec_fields
+from tests.builders import a_report, spec_fields
 from tests.conftest import served
 
 
@@ -178,6 +180,44 @@ def test_if_match_is_an_etag(api: TestClient, value: str, status: int) -> None:
         assert api.post("/v1/studies/tickets/pause", headers={"If-Match": listed}).status_code == 202
 
 
+def test_a_pruned_trial_is_continued_once_also_after_the_studys_end(api: TestClient) -> None:
+    service: Service = api.app.state.service  # type: ignore[attr-defined]
+    fields = spec_fields(pruner={"type": "threshold", "worst": 0.1, "min_reports": 1})
+    api.post("/v1/studies", json=fields)
+    study, lease = service.studies.claim("runner", 60) or pytest.fail("nothing to claim")
+
+    def search() -> Search:
+        orders = service.studies.renew(lease, 60)
+        heard = {"orders": lambda: orders, "fulfilled": lambda wish: service.studies.fulfil(lease, wish)}
+        return Search(study.spec, service.optuna_storage, examples=100, default_params={"epochs": 4}, **heard)
+
+    def begin(searching: Search) -> int:
+        asked = searching.ask() or pytest.fail("no trial")
+        searching.start(asked.number, resolve(study.spec, asked.params, 100, "llama", 1_000_000))
+        return asked.number
+
+    path = "/v1/studies/tickets/trials/0/continue"
+    assert api.post(path).json()["code"] == "trial_not_found"
+    first = search()
+    assert begin(first) == 0
+    assert api.post(path).json()["code"] == "illegal_move"
+    assert first.report(0, a_report(50), "contract") is Decision.PRUNE
+    first.prune(0)
+    service.studies.end(lease, StudyState.FINISHED, "done", service.studies.renew(lease, 60).version)
+
+    trials = study.spec.budget.trials or 0
+    asked = api.post(path).json()
+    assert (asked["state"], asked["spec"]["budget"]["trials"]) == ("queued", trials + 1)
+    assert api.post(path).json()["spec"]["budget"]["trials"] == trials + 1
+    study, lease = service.studies.claim("runner", 60) or pytest.fail("nothing to claim")
+    assert begin(search()) == 1
+    shown = api.get("/v1/studies/tickets/trials/1").json()
+    assert (shown["origin"], shown["continues"], shown["exposure"]) == ("continued", 0, 50)
+    refused = api.post(path)
+    assert (refused.status_code, refused.json()["code"]) == (409, "illegal_move")
+    assert "as trial 1" in refused.json()["detail"]
+
+
 def test_the_command_line_acts(service_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HPSEARCH_URL", service_url)
     spec = tmp_path / "spec.json"
@@ -199,5 +239,6 @@ def test_the_command_line_acts(service_url: str, monkeypatch: pytest.MonkeyPatch
     code, shown = run("clone", "tickets", "--name", "wider", "--set", "budget.trials=40", "--set", "seed=3", "--json")
     assert (code, json.loads(shown)["spec"]["budget"]["trials"], json.loads(shown)["spec"]["seed"]) == (0, 40, 3)
     assert run("stop", "tickets", "0")[0] == 1
+    assert run("continue", "tickets", "0")[0] == 1
     assert run("cancel", "tickets") == (0, "study 'tickets' is cancelled\n")
     assert run("delete", "tickets") == (0, "study 'tickets' is deleted\n")

@@ -19,11 +19,13 @@ from transformers import AutoModelForCausalLM
 from hpsearch.basemodel import describe
 from hpsearch.dataset.load import load
 from hpsearch.errors import LeaseLost
+from hpsearch.lifecycle import Orders, Wish, WishKind
 from hpsearch.raytune.adapter import Place, ShouldStop, Stop
 from hpsearch.raytune.driver import drive
 from hpsearch.results import Failure, TrialState
 from hpsearch.search import Lineage, Search
 from hpsearch.spec import StudySpec
+from hpsearch.spec.budget import BudgetSpec
 from hpsearch.spec.defaults import default_params
 from hpsearch.storage import optuna_storage
 
@@ -159,6 +161,40 @@ def test_trials_that_share_a_device_have_the_curves_that_they_have_alone(
         assert [report.exposure for report in trial.reports] == [report.exposure for report in alone]
         losses = [report.validation_loss for report in trial.reports]
         assert losses == pytest.approx([report.validation_loss for report in alone], rel=1e-4)
+
+
+def test_a_pruned_trial_goes_on_as_if_it_had_never_stopped(data: dict[str, str], storage: Any, tmp_path: Path) -> None:
+    """One from its snapshot, which is the curve of an undisturbed trial; one whose snapshot is gone from its start."""
+    from hpsearch.finetune import finetune
+    from hpsearch.spec.finetune import FinetuneConfig
+
+    stopped = spec_of(data, "on", pruner={"type": "threshold", "worst": 0.01, "min_reports": 1}, budget={"trials": 2})
+    study = Study(stopped, storage, tmp_path)
+    study.drive(parked=1)
+    trials = study.search.trials()
+    assert [(trial.state, len(trial.reports)) for trial in trials] == [(TrialState.PRUNED, 2)] * 2
+    kept = [int(path.name) for path in (tmp_path / "artifacts/progress").iterdir()]
+    assert kept == [min(trials, key=lambda trial: trial.reports[-1].validation_loss).number]
+
+    wishes = tuple(Wish(number + 1, WishKind.CONTINUE, "alice", number=number) for number in (0, 1))
+    more = stopped.model_copy(update={"budget": BudgetSpec(trials=4)})
+    again = Study(stopped, storage, tmp_path, orders=lambda: Orders(1, None, more, wishes))
+    again.drive(parked=1)
+    trials = again.search.trials()
+    [whole] = [trial for trial in trials if trial.continues == kept[0]]
+    [anew] = [trial for trial in trials if trial.origin == "retry"]
+    assert trials[anew.retry_of or 0].failure == Failure.WORKER_LOST
+    assert (whole.state, anew.state) == (TrialState.COMPLETE, TrialState.COMPLETE)
+    for trial in (whole, anew):
+        alone = finetune(FinetuneConfig.model_validate(trial.config)).reports
+        assert [report.tokens for report in trial.reports] == [report.tokens for report in alone]
+        losses = [report.validation_loss for report in trial.reports]
+        assert losses == pytest.approx([report.validation_loss for report in alone], rel=1e-6)
+    assert whole.reports[:2] == trials[kept[0]].reports
+    assert whole.tokens < anew.tokens == anew.reports[-1].tokens
+    assert whole.value == min(report.validation_loss for report in whole.reports[1:])
+    assert (Path(str(whole.adapter)) / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "artifacts/progress").exists()
 
 
 def test_how_many_trials_share_a_device_is_measured_and_said(

@@ -25,6 +25,7 @@ DOABLE = {
     "change": {"queued", "running", "paused"},
     "add_trial": {"queued", "running", "paused", "finished", "failed"},
     "stop_trial": {"queued", "running", "paused"},
+    "continue_trial": {"queued", "running", "paused", "finished", "failed"},
     "cancel": {"queued", "running", "paused", "cancelled"},
     "delete": {"finished", "failed", "cancelled"},
 }

@@ -43,5 +43,5 @@ def test_a_quota_is_counted_while_devices_write_rename_and_remove(tmp_path):
 def test_what_is_no_snapshot_is_left_alone(tmp_path):
     for name in ("3", ".DS_Store"):
         (tmp_path / "progress" / name).mkdir(parents=True)
-    Place(tmp_path).tidy(lambda number: number == 3)
+    Place(tmp_path).tidy({3})
     assert [path.name for path in (tmp_path / "progress").iterdir()] == [".DS_Store"]
