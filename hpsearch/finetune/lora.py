@@ -7,6 +7,7 @@ told which rows are whose.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,49 +28,87 @@ from hpsearch.spec.finetune import LoraSpec
 TARGETS_FIELD = "model.lora.target_modules"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dropout:
-    """What a member drops of its adapters' inputs in one step.
+    """What the members in a pass drop of their adapters' inputs.
 
-    Whether an input is dropped is a function of the seed, the layer, the token and the channel: neither company nor the
-    way a batch is cut changes it, and there is no state to keep.
+    Whether an input is dropped is a function of the member's seed, the step, the layer, the token and the channel:
+    neither company nor the way a batch is cut changes it, and there is no state to keep. One call draws for all
+    members, of 32-bit numbers: drawing is work for each input of each adapted layer.
     """
 
-    rate: float
-    seed: int
-    """Of the member and the step; 63 bits."""
+    rows: Tensor
+    """int32, [N, 1]: a key of each row, from the member's seed, the step and the token."""
+    limits: Tensor
+    """int32, [N, 1]: of all 32-bit numbers, those below are dropped."""
 
-    def kept(self, tokens: Tensor, layer: int, width: int) -> Tensor:
-        """Which inputs are not dropped; those are to be scaled by 1 / (1 - rate).
+    @staticmethod
+    def of(members: Iterable[tuple[float, int, Tensor]]) -> Dropout | None:
+        """For rows of several members, side by side; None when none of them drops anything.
 
         Args:
-            tokens: int64, [N]: a number for each token, the same wherever it stands.
+            members: Of each, the rate, a seed of it and of the step (63 bits), and a number for each of its tokens,
+                the same wherever it stands: int64, [n].
+        """
+        rates, seeds, tokens = zip(*members, strict=True)
+        if not any(rates):
+            return None
+        rows = torch.cat([own ^ seed for own, seed in zip(tokens, seeds, strict=True)])
+        limits = [
+            torch.full((len(own), 1), round(rate * 2**32) - 2**31, dtype=torch.int32, device=own.device)
+            for rate, own in zip(rates, tokens, strict=True)
+        ]
+        return Dropout(_key(rows).unsqueeze(1), torch.cat(limits))
+
+    def kept(self, layer: int, width: int) -> Tensor:
+        """1 for each input that is kept, which is to be scaled by 1 / (1 - rate), and 0 for each that is dropped.
+
+        Args:
             layer: A number for the layer; 63 bits.
             width: Channels.
 
         Returns:
-            bool, [N, width].
+            uint8, [N, width]: products with bool are several times slower on a CPU.
         """
-        rows = _mixed((tokens ^ (self.seed ^ layer)) * _ODD)
-        channels = _mixed(torch.arange(1, width + 1, device=tokens.device) * _ODD)
-        limit = round(self.rate * _DRAWS)
-        some = torch.split(rows, max(1, _DRAWN_AT_A_TIME // width))
-        return torch.cat([_mixed(part.unsqueeze(1) + channels).bitwise_and_(_DRAWS - 1) >= limit for part in some])
+        channels, at_once = _channels(layer, width, self.rows.device), max(1, _DRAWN_AT_A_TIME // width)
+        parts = zip(torch.split(self.rows, at_once), torch.split(self.limits, at_once), strict=True)
+        kept = [_drawn(rows ^ channels).ge_(limits).to(torch.uint8) for rows, limits in parts]
+        return kept[0] if len(kept) == 1 else torch.cat(kept)
 
 
 _ODD, _ALSO_ODD = -0x61C8864680B583EB, -0x40A7B892E31B1A47  # splitmix64's (Steele et al. 2014), as signed numbers
-_DRAWS = 2**24
+_SHORT_ODD, _ALSO_SHORT_ODD = 0x7FEB352D, -0x7B935975  # lowbias32's (Wellons 2018), as signed numbers
 _DRAWN_AT_A_TIME = 2**22  # 32 MiB of numbers, of which a byte each stays
 
 
-def _mixed(numbers: Tensor) -> Tensor:
-    """Numbers that differ in any bit become ones that differ in about half of the lower 32."""
-    return (numbers ^ (numbers >> 31)).mul_(_ALSO_ODD) >> 31
+def _key(numbers: Tensor) -> Tensor:
+    """int64 numbers that differ in any bit become int32 ones that differ in about half of theirs."""
+    numbers = numbers * _ODD
+    numbers = (numbers ^ (numbers >> 31)).mul_(_ALSO_ODD) >> 31
+    return numbers.to(torch.int32)
+
+
+@functools.lru_cache(maxsize=1024)
+def _channels(layer: int, width: int, device: torch.device) -> Tensor:
+    """int32, [width]: a key of each channel of a layer."""
+    return _key((torch.arange(width, device=device) << 32) ^ layer)
+
+
+def _drawn(numbers: Tensor) -> Tensor:
+    """Any 32-bit numbers become ones that look drawn by chance, above all in their upper bits; in place."""
+    numbers ^= numbers >> 16
+    numbers.mul_(_SHORT_ODD)
+    numbers ^= numbers >> 15
+    return numbers.mul_(_ALSO_SHORT_ODD)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One layer's adapter. A: [rank, in], B: [out, rank], both float32."""
+    """One layer's adapter. A: [rank, in], B: [out, rank], both float32.
+
+    B lies in memory as [rank, out]: products of a few long rows are up to three times as fast on a CPU as those of
+    many short ones.
+    """
 
     a: nn.Parameter
     b: nn.Parameter
@@ -89,10 +128,8 @@ class MemberRows:
     adapters: Adapters
     start: int
     end: int
-    dropout: Dropout | None = None
-    """None outside of training."""
-    tokens: Tensor | None = None
-    """int64, [end - start]: as `Dropout` numbers them."""
+    rate: float = 0.0
+    """Of dropout."""
 
 
 class _Adapted(torch.autograd.Function):
@@ -105,36 +142,42 @@ class _Adapted(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 - autograd passes them by position
         ctx: Any,
         inputs: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         parts: Sequence[products.Applied],
+        kept: Tensor | None,
         _anchor: Tensor,
     ) -> Tensor:
-        """Inputs [N, in], weight [out, in], bias [out] -> [N, out]; the anchor only has to require a gradient."""
+        """Inputs and kept [N, in], weight [out, in], bias [out] -> [N, out].
+
+        The anchor only has to require a gradient.
+        """
         # As autocast does: the products are of the base's precision, the adapters themselves stay float32. Not by
         # autocast itself, which the backward pass runs outside of.
         with torch.autocast(inputs.device.type, enabled=False):
             inputs = inputs.to(weight.dtype)
             outputs = F.linear(inputs, weight, bias)
-            known = products.add(outputs, inputs, parts)
-        ctx.save_for_backward(inputs, weight, *known, *(part.kept for part in parts))
-        ctx.parts = [part if part.kept is None else part._replace(kept=None) for part in parts]
+            known = products.add(outputs, inputs if kept is None else inputs * kept, parts)
+        ctx.save_for_backward(inputs, weight, kept, *known)
+        ctx.parts = parts
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Of the inputs (unless nothing below is trained); each A and B adds to its own."""
-        inputs, weight, *rest = ctx.saved_tensors
-        known, all_kept = rest[: -len(ctx.parts)], rest[-len(ctx.parts) :]
-        parts = [
-            part if kept is None else part._replace(kept=kept) for part, kept in zip(ctx.parts, all_kept, strict=True)
-        ]
+        inputs, weight, kept, *known = ctx.saved_tensors
         of_inputs = gradients[0] @ weight if ctx.needs_input_grad[0] else None
-        products.add_gradients(of_inputs, gradients[0], inputs, parts, known)
-        return of_inputs, None, None, None, None
+        if kept is None:
+            products.add_gradients(of_inputs, gradients[0], inputs, ctx.parts, known)
+        else:
+            through = None if of_inputs is None else torch.zeros_like(of_inputs)
+            products.add_gradients(through, gradients[0], inputs * kept, ctx.parts, known)
+            if of_inputs is not None and through is not None:
+                of_inputs += through.mul_(kept)
+        return of_inputs, None, None, None, None, None
 
 
 _ANCHOR = torch.zeros((), requires_grad=True)
@@ -149,7 +192,9 @@ class AdaptedLinear(nn.Module):
     def __init__(self, frozen: nn.Module) -> None:
         super().__init__()
         self.frozen: Any = frozen
-        self.active: list[tuple[Adapter, MemberRows]] = []
+        self.active: list[Applied] = []
+        self.dropout: tuple[Dropout, int] | None = None
+        """Of the active ones, and a number for the layer."""
         weight: Any = frozen.weight
         # GPT-2's Conv1D keeps its weight as [in, out].
         self.in_features, self.out_features = weight.shape if is_conv1d(frozen) else reversed(weight.shape)
@@ -171,14 +216,11 @@ class AdaptedLinear(nn.Module):
             return unadapted
         flat = inputs.flatten(0, -2)
         weight = self.frozen.weight.t() if is_conv1d(self.frozen) else self.frozen.weight
-        parts = []
-        for adapter, part in self.active:
-            scale, kept = adapter.scale, None
-            if part.dropout is not None and part.tokens is not None:
-                scale /= 1 - part.dropout.rate
-                kept = part.dropout.kept(part.tokens, adapter.layer, self.in_features)
-            parts.append(Applied(adapter.a, adapter.b, part.start, part.end, scale, kept))
-        outputs = _adapted(flat, weight, self.bias, parts, _ANCHOR)
+        kept = None
+        if self.dropout is not None:
+            dropout, number = self.dropout
+            kept = dropout.kept(number, self.in_features)
+        outputs = _adapted(flat, weight, self.bias, self.active, kept, _ANCHOR)
         return outputs.view(*inputs.shape[:-1], self.out_features)
 
 
@@ -251,7 +293,7 @@ def new_adapters(
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
         adapters[name] = Adapter(
             nn.Parameter(a.to(loaded.device)),
-            nn.Parameter(torch.zeros(layer.out_features, spec.rank, device=loaded.device)),
+            nn.Parameter(torch.zeros(spec.rank, layer.out_features, device=loaded.device).t()),
             spec.alpha / spec.rank,
             derived_seed(0, "layer", name),
         )
@@ -259,12 +301,19 @@ def new_adapters(
 
 
 @contextmanager
-def activated(layers: Mapping[str, AdaptedLinear], parts: Sequence[MemberRows]) -> Iterator[None]:
+def activated(
+    layers: Mapping[str, AdaptedLinear], parts: Sequence[MemberRows], dropout: Dropout | None = None
+) -> Iterator[None]:
     """Inside, every layer has these adapters, each for its own rows; other rows and layers are the base's."""
     try:
         for name, layer in layers.items():
-            layer.active = [(part.adapters[name], part) for part in parts if name in part.adapters]
+            present = [(part.adapters[name], part) for part in parts if name in part.adapters]
+            layer.active = [
+                Applied(adapter.a, adapter.b, part.start, part.end, adapter.scale / (1 - part.rate))
+                for adapter, part in present
+            ]
+            layer.dropout = (dropout, present[0][0].layer) if dropout is not None and present else None
         yield
     finally:
         for layer in layers.values():
-            layer.active = []
+            layer.active, layer.dropout = [], None

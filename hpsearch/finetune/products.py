@@ -24,7 +24,10 @@ TRIES = 3
 
 
 class Applied(NamedTuple):  # quicker to make than a dataclass: there is one for each member, layer and pass
-    """One adapter, A [r, in] and B [out, r], on some rows of a layer's input."""
+    """One adapter, A [r, in] and B [out, r], on some rows of a layer's input.
+
+    Both are quickest with r rows in memory: see `lora.Adapter`.
+    """
 
     a: nn.Parameter
     b: nn.Parameter
@@ -32,8 +35,6 @@ class Applied(NamedTuple):  # quicker to make than a dataclass: there is one for
     end: int
     scale: float
     """Of the adapter and of dropout."""
-    kept: Tensor | None = None
-    """bool, [end - start, in]; None when nothing is dropped."""
 
 
 def add(outputs: Tensor, inputs: Tensor, parts: Sequence[Applied]) -> list[Tensor]:
@@ -41,7 +42,7 @@ def add(outputs: Tensor, inputs: Tensor, parts: Sequence[Applied]) -> list[Tenso
 
     Args:
         outputs: [N, out], changed in place.
-        inputs: x, [N, in], of the same precision.
+        inputs: x, [N, in], of the same precision; what is dropped is zero.
         parts: Rows of different parts don't overlap.
     """
     return (_add_grouped if _is_grouped(inputs, outputs.shape[1], parts) else _add_looped)(outputs, inputs, parts)
@@ -55,7 +56,7 @@ def add_gradients(
     Args:
         of_inputs: [N, in], changed in place.
         gradient: Of the outputs, [N, out].
-        inputs: [N, in].
+        inputs: As given to `add`.
         parts: As given to `add`.
         known: What `add` returned.
     """
@@ -69,12 +70,12 @@ def add_gradients(
 
 
 def _add_looped(outputs: Tensor, inputs: Tensor, parts: Sequence[Applied]) -> list[Tensor]:
-    inner = []
+    known = []
     for part in parts:
-        own = inputs[part.start : part.end]
-        inner.append((own if part.kept is None else own * part.kept) @ part.a.to(inputs.dtype).t())
-        outputs[part.start : part.end].addmm_(inner[-1], part.b.to(inputs.dtype).t(), alpha=part.scale)
-    return inner
+        inner = _thin(inputs[part.start : part.end], _as(part.a, inputs.dtype))
+        outputs[part.start : part.end].addmm_(inner, _as(part.b, inputs.dtype).t(), alpha=part.scale)
+        known.append(inner)
+    return known
 
 
 def _looped_gradients(
@@ -82,16 +83,24 @@ def _looped_gradients(
 ) -> None:
     for part, inner in zip(parts, known, strict=True):
         own, grown = inputs[part.start : part.end], gradient[part.start : part.end]
-        inner_gradient = grown @ part.b.to(inputs.dtype)
-        _add_product(part.a.grad, inner_gradient.t(), own if part.kept is None else own * part.kept, part.scale)
-        _add_product(part.b.grad, grown.t(), inner, part.scale)
-        if of_inputs is None:
-            continue
-        if part.kept is None:
-            of_inputs[part.start : part.end].addmm_(inner_gradient, part.a.to(inputs.dtype), alpha=part.scale)
-        else:
-            dropped = (inner_gradient @ part.a.to(inputs.dtype)).mul_(part.kept)
-            of_inputs[part.start : part.end].add_(dropped, alpha=part.scale)
+        inner_gradient = _thin(grown, _as(part.b, inputs.dtype).t())
+        _add_product(part.a.grad, inner_gradient.t(), own, part.scale)
+        _add_product(part.b.grad.t(), inner.t(), grown, part.scale)  # type: ignore[union-attr]
+        if of_inputs is not None:
+            of_inputs[part.start : part.end].addmm_(inner_gradient, _as(part.a, inputs.dtype), alpha=part.scale)
+
+
+def _thin(rows: Tensor, narrow: Tensor) -> Tensor:
+    """Rows [n, wide] times narrow [r, wide], transposed: [n, r].
+
+    A CPU is quicker with r rows than with r columns; a GPU wants rows of aligned length.
+    """
+    return (narrow @ rows.t()).t() if rows.device.type == "cpu" else rows @ narrow.t()
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in this precision; asking first is quicker than `to`, which does so too."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _add_product(total: Any, one: Tensor, two: Tensor, scale: float) -> None:
@@ -107,11 +116,14 @@ def _add_product(total: Any, one: Tensor, two: Tensor, scale: float) -> None:
 
 def _add_grouped(outputs: Tensor, inputs: Tensor, parts: Sequence[Applied]) -> list[Tensor]:
     ends, rank = _ends(tuple(part.end for part in parts), inputs.device), _rank(inputs.dtype, parts)
-    a = torch.stack([F.pad(part.a, (0, 0, 0, rank - len(part.a))) for part in parts]).to(inputs.dtype)
-    b = torch.stack([F.pad(part.b, (0, rank - len(part.a))) for part in parts])
+    a, b = (
+        torch.stack([F.pad(each, (0, 0, 0, rank - len(each))) for each in thin])
+        for thin in ([part.a for part in parts], [part.b.t() for part in parts])
+    )
+    a = a.to(inputs.dtype)
     b = b.mul_(_scales(tuple(part.scale for part in parts), inputs.device)).to(inputs.dtype)
-    inner = F.grouped_mm(_dropped(inputs, parts), a.transpose(1, 2), offs=ends)
-    outputs += F.grouped_mm(inner, b.transpose(1, 2), offs=ends)
+    inner = F.grouped_mm(inputs, a.transpose(1, 2), offs=ends)
+    outputs += F.grouped_mm(inner, b, offs=ends)
     return [inner, a, b]
 
 
@@ -120,33 +132,16 @@ def _grouped_gradients(
 ) -> None:
     inner, a, b = known
     ends, gradient = _ends(tuple(part.end for part in parts), inputs.device), gradient.contiguous()
-    inner_gradient = F.grouped_mm(gradient, b, offs=ends)  # B has the scale in it
-    of_a = F.grouped_mm(inner_gradient.t(), _dropped(inputs, parts), offs=ends)
-    of_b = F.grouped_mm(gradient.t(), inner, offs=ends)
+    inner_gradient = F.grouped_mm(gradient, b.transpose(1, 2), offs=ends)  # B has the scale in it
+    of_a = F.grouped_mm(inner_gradient.t(), inputs, offs=ends)
+    of_b = F.grouped_mm(inner.t(), gradient, offs=ends)
     of_b = of_b * _scales(tuple(part.scale for part in parts), inputs.device)
     ranks = [len(part.a) for part in parts]
-    totals: list[Any] = [*(part.a.grad for part in parts), *(part.b.grad for part in parts)]
-    added = [*(own[:r] for own, r in zip(of_a, ranks, strict=True))]
-    added += [own[:, :r] for own, r in zip(of_b, ranks, strict=True)]
+    totals: list[Any] = [*(part.a.grad for part in parts), *(part.b.grad.t() for part in parts)]  # type: ignore[union-attr]
+    added = [own[:r] for each in (of_a, of_b) for own, r in zip(each, ranks, strict=True)]
     torch._foreach_add_(totals, [each.to(totals[0].dtype) for each in added])
-    if of_inputs is None:
-        return
-    through = F.grouped_mm(inner_gradient, a, offs=ends)
-    for part in parts:
-        if part.kept is not None:
-            through[part.start : part.end].mul_(part.kept)
-    of_inputs += through
-
-
-def _dropped(inputs: Tensor, parts: Sequence[Applied]) -> Tensor:
-    """What the adapters see of the inputs; the inputs themselves when nothing is dropped."""
-    if all(part.kept is None for part in parts):
-        return inputs
-    dropped = inputs.clone()
-    for part in parts:
-        if part.kept is not None:
-            dropped[part.start : part.end].mul_(part.kept)
-    return dropped
+    if of_inputs is not None:
+        of_inputs += F.grouped_mm(inner_gradient, a, offs=ends)
 
 
 def _rank(dtype: torch.dtype, parts: Sequence[Applied]) -> int:
@@ -199,7 +194,7 @@ def _grouped_is_quicker(  # noqa: PLR0917 - a key
         parts = [
             Applied(
                 nn.Parameter(torch.zeros(rank, width, device=device)),
-                nn.Parameter(torch.zeros(outputs, rank, device=device)),
+                nn.Parameter(torch.zeros(rank, outputs, device=device).t()),
                 start * rows,
                 (start + 1) * rows,
                 1.0,

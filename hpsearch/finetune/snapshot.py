@@ -25,7 +25,7 @@ from hpsearch.finetune.weights import State
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.objective import Metric
 
-VERSION = "1"
+VERSION = "2"
 FILE = "progress.safetensors"
 _ASIDE = "unfinished"
 _CONTENT, _CHECKSUM, _VERSION = "hpsearch", "hpsearch.crc32", "hpsearch.version"

@@ -48,12 +48,15 @@ class LoraWeights:
 
         They are small and many, and a call for each costs more than what it computes.
         """
-        sizes = [parameter.numel() for parameter in self.named.values()]
-        self._values = torch.cat([parameter.detach().flatten() for parameter in self.named.values()])
+        thin = [each for adapter in self.adapters.values() for each in (adapter.a, adapter.b.t())]  # [rank, wide]
+        sizes = [each.numel() for each in thin]
+        self._values = torch.cat([each.detach().flatten() for each in thin])
         self._gradients = torch.zeros_like(self._values)
-        parts = (each.split_with_sizes(sizes) for each in (self._values, self._gradients))
-        for parameter, values, gradients in zip(self.named.values(), *parts, strict=True):
-            parameter.data, parameter.grad = values.view_as(parameter), gradients.view_as(parameter)
+        places = zip(*(each.split_with_sizes(sizes) for each in (self._values, self._gradients)), strict=True)
+        for adapter in self.adapters.values():
+            rank = len(adapter.a)
+            adapter.a.data, adapter.a.grad = (each.view(rank, -1) for each in next(places))
+            adapter.b.data, adapter.b.grad = (each.view(rank, -1).t() for each in next(places))
 
     def clear_gradients(self) -> None:
         """Before a step."""
@@ -150,15 +153,15 @@ def lora_training(members: Sequence[tuple[LoraWeights, int]], batch: MicroBatch)
         members: (weights, optimizer step) of each share of the batch; on one base.
         batch: What will be read.
     """
-    parts = []
+    parts, drawn = [], []
     for part in batch.parts:
         weights, step = members[part.share]
         rate, (start, end) = weights.config.hyperparameters.dropout, part.tokens
-        dropout = Dropout(rate, derived_seed(weights.config.seed, "dropout", step)) if rate else None
-        parts.append(MemberRows(weights.adapters, start, end, dropout, batch.tokens[start:end]))
+        parts.append(MemberRows(weights.adapters, start, end, rate))
+        drawn.append((rate, derived_seed(weights.config.seed, "dropout", step), batch.tokens[start:end]))
     first, _ = members[0]
     configs = [weights.config for weights, _ in members]
-    with activated(first.layers, parts), _activations(configs, first.loaded, first.loaded.model):
+    with activated(first.layers, parts, Dropout.of(drawn)), _activations(configs, first.loaded, first.loaded.model):
         yield first.loaded.model
 
 

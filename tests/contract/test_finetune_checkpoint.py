@@ -41,7 +41,7 @@ def test_peft_loads_the_best_adapter(architecture, changes, tmp_path):
 
 
 def test_the_adapter_that_is_saved_is_the_best_not_the_last(tmp_path):
-    config = a_config(learning_rate=0.3, epochs=3, lr_schedule="constant")
+    config = a_config(learning_rate=0.02, epochs=10, lr_schedule="constant", reports_per_epoch=1)
     outcome = finetune(config, save_to=tmp_path / "adapter")
     assert outcome.best.validation_loss < outcome.reports[-1].validation_loss
     model = peft.PeftModel.from_pretrained(base_of(config), tmp_path / "adapter")

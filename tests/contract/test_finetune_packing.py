@@ -123,13 +123,11 @@ def gradients_of(inputs, outputs, grown, adapters) -> list[torch.Tensor]:
     return [each.grad.clone() for each in (inputs, *adapters)]
 
 
-@pytest.mark.parametrize("dropped", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_grouped_products_are_those_of_one_member_after_another(dropped, dtype):
+def test_grouped_products_are_those_of_one_member_after_another(dtype):
     """As on a GPU: rows, ranks and scales of their own, and gradients that add up."""
     inputs, grown = doubles(30, 16).to(dtype), doubles(30, 24).to(dtype)
     sizes = [(0, 7), (7, 8), (8, 21), (21, 30)]
-    kept = [doubles(end - start, 16, seed=end) > 0 if dropped and end != 8 else None for start, end in sizes]
     ways = []
     for add, add_gradients in (
         (products._add_looped, products._looped_gradients),
@@ -137,8 +135,8 @@ def test_grouped_products_are_those_of_one_member_after_another(dropped, dtype):
     ):
         adapters = [an_adapter(rank, 16, 24, torch.float32) for rank in (2, 8, 3, 8)]
         parts = [
-            Applied(a, b, start, end, scale, own)
-            for (a, b), (start, end), scale, own in zip(adapters, sizes, (2.0, 0.5, 1.0, 2.0), kept, strict=True)
+            Applied(a, b, start, end, scale)
+            for (a, b), (start, end), scale in zip(adapters, sizes, (2.0, 0.5, 1.0, 2.0), strict=True)
         ]
         outputs, of_inputs = torch.ones(30, 24, dtype=dtype), torch.ones(30, 16, dtype=dtype)
         with torch.no_grad():
@@ -159,20 +157,20 @@ def test_adapted_rows_have_the_outputs_and_gradients_of_their_formula(biased, dr
     inputs, weight = doubles(9, 5).requires_grad_(), doubles(4, 5)
     bias = doubles(4) if biased else None
     adapters = [an_adapter(rank, 5, 4) for rank in (1, 2, 3)]
-    drawn = [doubles(size, 5, seed=size) > 0 if dropped else None for size in (2, 4, 1)]
-    rows = [(0, 2, 0.5, None), (2, 6, 2.0, drawn[1]), (6, 7, 1.0, drawn[2])]
+    kept = (doubles(9, 5, seed=3) > 0).to(torch.uint8) if dropped else None
+    rows = [(0, 2, 0.5), (2, 6, 2.0), (6, 7, 1.0)]
     parts = [Applied(a, b, *row) for (a, b), row in zip(adapters, rows, strict=True)]
 
     def formula():
         outputs = [F.linear(inputs, weight, bias)[7:]]
-        for (a, b), (start, end, scale, kept) in reversed(list(zip(adapters, rows, strict=True))):
+        for (a, b), (start, end, scale) in reversed(list(zip(adapters, rows, strict=True))):
             own = inputs[start:end]
-            adapted = own if kept is None else own * kept
+            adapted = own if kept is None else own * kept[start:end]
             outputs.insert(0, F.linear(own, weight, bias) + scale * (adapted @ a.t()) @ b.t())
         return torch.cat(outputs)
 
     def ours():
-        return _Adapted.apply(inputs, weight, bias, parts, _ANCHOR)
+        return _Adapted.apply(inputs, weight, bias, parts, kept, _ANCHOR)
 
     torch.testing.assert_close(ours(), formula())
     flat, grown = [each for pair in adapters for each in pair], doubles(9, 4)
@@ -182,7 +180,7 @@ def test_adapted_rows_have_the_outputs_and_gradients_of_their_formula(biased, dr
         torch.testing.assert_close(one, two)
     lowest = inputs.detach()  # nothing below it is trained: its adapters are, all the same
     before = flat[0].grad.clone()
-    _Adapted.apply(lowest, weight, bias, parts, _ANCHOR).backward(grown)
+    _Adapted.apply(lowest, weight, bias, parts, kept, _ANCHOR).backward(grown)
     torch.testing.assert_close(flat[0].grad, 2 * before)  # gradients add up over micro-batches
 
 
@@ -190,14 +188,14 @@ def test_adapted_rows_have_the_outputs_and_gradients_of_their_formula(biased, dr
 def test_an_adapted_bfloat16_layer_computes_as_autocast_does(dropped):
     """As on a GPU: the frozen weight in bfloat16, the adapters in float32, the backward pass outside of autocast."""
     weight, grown = doubles(24, 32).bfloat16(), doubles(16, 24).bfloat16()
-    kept = doubles(16, 32, seed=9) > 0 if dropped else None
+    kept = (doubles(16, 32, seed=9) > 0).to(torch.uint8) if dropped else None
     results = []
     for fused in (True, False):
         a, b = an_adapter(4, 32, 24, torch.float32)
         own = doubles(16, 32).bfloat16().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             if fused:
-                outputs = _Adapted.apply(own, weight, None, [Applied(a, b, 0, 16, 2.0, kept)], _ANCHOR)
+                outputs = _Adapted.apply(own, weight, None, [Applied(a, b, 0, 16, 2.0)], kept, _ANCHOR)
             else:
                 adapted = own if kept is None else own * kept
                 outputs = torch.addmm(F.linear(own, weight), F.linear(adapted, a), b.t(), alpha=2.0)
@@ -213,7 +211,7 @@ def test_a_layer_kept_in_float32_adapts_under_autocast_too():
     a, b = an_adapter(4, 32, 24, torch.float32)
     part = Applied(a, b, 0, 16, 2.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = _Adapted.apply(doubles(16, 32).bfloat16(), doubles(24, 32).float(), None, [part], _ANCHOR)
+        outputs = _Adapted.apply(doubles(16, 32).bfloat16(), doubles(24, 32).float(), None, [part], None, _ANCHOR)
     outputs.sum().backward()
     assert outputs.dtype == torch.float32
 

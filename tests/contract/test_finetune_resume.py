@@ -82,7 +82,7 @@ def test_it_is_so_for_tied_and_transposed_weights(architecture, tmp_path):
 
 
 def test_the_best_weights_so_far_are_kept_beside_the_last(tmp_path):
-    config = a_config(learning_rate=0.3, epochs=3, lr_schedule="constant")
+    config = a_config(learning_rate=0.02, epochs=10, lr_schedule="constant", reports_per_epoch=1)
     prepared = prepare(config)
     whole = train_on(Member(config, prepared))
     interrupted = train_on(Member(config, prepared), whole.total_steps - 1)
@@ -260,7 +260,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
     with safe_open(tmp_path / snapshot.FILE, "pt") as stored:
         metadata = stored.metadata()
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    save_file(tensors, tmp_path / snapshot.FILE, metadata | {"hpsearch.version": "2"})
+    save_file(tensors, tmp_path / snapshot.FILE, metadata | {"hpsearch.version": "1"})
     with pytest.raises(InvalidInput, match="another version of hpsearch"):
         snapshot.read(tmp_path)
     save_file(tensors, tmp_path / snapshot.FILE)
