@@ -1,9 +1,10 @@
-"""Named points at which a process can be made to die, as by `kill -9`, so that tests can show what is lost: nothing."""
+"""Points where a process can be made to die, as by `kill -9`, or to hang: tests show there that nothing is lost."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import Counter
 from typing import Literal
 
@@ -13,6 +14,9 @@ CrashPoint = Literal[
 
 VARIABLE = "HPSEARCH_CRASH_AT"
 """`after_report`, or `after_report:3` to pass the point twice before. Unset outside of tests."""
+
+HANG_VARIABLE = "HPSEARCH_HANG_AT"
+"""A file: who finds it at a hang point takes it away and hangs. Unset outside of tests."""
 
 _passed: Counter[str] = Counter()
 
@@ -25,3 +29,15 @@ def crash_point(name: CrashPoint) -> None:
     _passed[name] += 1
     if _passed[name] >= int(time or 1):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang_point() -> None:
+    """Hang here for ever when the environment says so."""
+    file = os.environ.get(HANG_VARIABLE)
+    if not file:
+        return
+    try:
+        os.unlink(file)
+    except FileNotFoundError:
+        return
+    threading.Event().wait()

@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     """A runner that was not heard of for so long has lost its study to the next one."""
     device_silent_seconds: float = Field(60, ge=2, le=3600)
     """A worker's process that does not answer for so long is killed; its trials go on from their checkpoints."""
+    device_stalled_seconds: float = Field(600, ge=2, le=86400)
+    """A worker's training thread that is busy with one micro-batch for so long hangs, and is replaced; its trials go on
+    from their checkpoints. Loading and saving, which includes downloads, may take six times as long."""
     study_bytes: int | None = Field(None, ge=2**20)
     """Room for the weights and snapshots of one study; one that has filled it pauses and loses nothing."""
     parked_trials: int = Field(8, ge=0)

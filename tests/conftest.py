@@ -24,6 +24,7 @@ from starlette.testclient import TestClient
 from xdist.scheduler import LoadFileScheduling
 
 from hpsearch.api.app import create_app
+from hpsearch.crash import HANG_VARIABLE
 from hpsearch.settings import Settings
 from hpsearch.storage import Database, optuna_storage
 
@@ -230,13 +231,21 @@ def api(home_with_tables: Settings) -> TestClient:
 
 
 @pytest.fixture(scope="session")
-def ray_address() -> Iterator[str]:
+def hang_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Put it there, and the next device of the session's cluster that trains takes it away and hangs."""
+    return tmp_path_factory.mktemp("hang") / "here"
+
+
+@pytest.fixture(scope="session")
+def ray_address(hang_file: Path) -> Iterator[str]:
     """The address of a real local Ray cluster; its device actors stay warm from test to test."""
     import ray
 
     from hpsearch.raytune.driver import connect
 
+    os.environ[HANG_VARIABLE] = str(hang_file)  # workers have the environment that Ray was started with
     connect(None)
+    del os.environ[HANG_VARIABLE]
     yield str(ray.get_runtime_context().gcs_address)
     ray.shutdown()
 

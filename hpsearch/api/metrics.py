@@ -70,6 +70,7 @@ class _Domain:
         yield _gauge("hpsearch_failures", "Failed trials of all stored studies by reason.", "failure", known.failures)
         yield _gauge("hpsearch_lease_age_seconds", "Since the runner of a study was heard.", "study", known.lease_ages)
         yield _gauge("hpsearch_webhook_attempts", "Failed so far, for the event in turn.", "webhook", known.webhooks)
+        yield _gauge("hpsearch_devices_set_aside", "Failing what others train.", "study", known.set_aside)
         queue = "How long the study that waits longest has waited."
         yield GaugeMetricFamily("hpsearch_queue_age_seconds", queue, value=known.queue_age)
         tokens = "Training tokens of all stored trials that have ended."

@@ -9,12 +9,13 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from hpsearch.api.auth import Require, Role, Who
 from hpsearch.api.preflight import Preflight
 from hpsearch.api.state import Door
-from hpsearch.api.views import CheckView, RankingView, StudyDetailView, StudyListView, StudyView
+from hpsearch.api.views import CheckView, DeviceAsideView, RankingView, StudyDetailView, StudyListView, StudyView, utc
 from hpsearch.errors import InvalidSpec, StudyNotFound
 from hpsearch.lifecycle import StudyState
 from hpsearch.spec.auto import resolved_pruner, resolved_sampler
 from hpsearch.spec.study import NAME_PATTERN, StudySpec
 from hpsearch.storage import StudyRow
+from hpsearch.storage.figures import set_aside
 
 router = APIRouter(prefix="/v1", tags=["studies"])
 read, submit, admin = (Depends(Require(role)) for role in Role)
@@ -114,6 +115,10 @@ def get_study(name: Name, service: Door, response: Response) -> StudyDetailView:
         trials=ranking.counts,
         baseline=ranking.baseline,
         best={"number": best.number, "value": best.value, "params": best.params} if best else None,
+        set_aside=[
+            DeviceAsideView(device=device, until=utc(each["until"]), reason=each["reason"])
+            for device, each in set_aside(service.database, name).items()
+        ],
     )
 
 

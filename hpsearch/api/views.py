@@ -55,6 +55,15 @@ class StudyView(View):
         )
 
 
+class DeviceAsideView(View):
+    """A device that failed several trials in a row while others trained well."""
+
+    device: str
+    """Host, node and GPU or core."""
+    until: dt.datetime
+    reason: str
+
+
 class StudyDetailView(StudyView):
     """One study with its progress."""
 
@@ -64,6 +73,8 @@ class StudyDetailView(StudyView):
     """The untouched base model's figures, once a worker has evaluated it."""
     best: dict[str, Any] | None
     """Number, value and params of the best completed trial."""
+    set_aside: list[DeviceAsideView]
+    """Devices that get none of its trials for a while."""
 
 
 class StudyListView(View):
@@ -116,6 +127,8 @@ class TrialView(View):
     """Who ended it by hand."""
     attempts: int
     """How often it was handed out to be trained: after an interruption it goes on from its checkpoint."""
+    device: str | None
+    """That trains it, or trained it last: host, node and GPU or core."""
     reused_from: dict[str, str | int] | None
     """Study and number of the same trial in an earlier study, whose result was taken over at no cost."""
     failure: str | None
@@ -148,6 +161,7 @@ class TrialView(View):
             "continues": trial.continues,
             "stopped_by": trial.stopped_by,
             "attempts": trial.attempts,
+            "device": trial.device,
             "reused_from": trial.reused_from,
             "failure": trial.failure,
             "failure_text": trial.failure_text,

@@ -41,6 +41,8 @@ def _borrowed(event: dict[str, Any]) -> str:
 SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
     "study.warning": lambda event: f"warning: {event['text']}",
     "study.borrowed": _borrowed,
+    "study.device_set_aside": lambda event: f"{event['device']} gets no trials for a while: {event['reason']}",
+    "study.device_back": lambda event: f"{event['device']} gets trials again",
     "trial.replayed": _replayed,
 }
 """Of events that say all themselves."""

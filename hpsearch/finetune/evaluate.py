@@ -21,6 +21,7 @@ from hpsearch.finetune.lora import AdaptedLinear, Adapters, MemberRows, activate
 from hpsearch.finetune.loss import scores
 from hpsearch.finetune.model import Anatomy, precision
 from hpsearch.finetune.tokenised import TokenisedExample, TokenisedExamples
+from hpsearch.watchdog import mark
 
 CONTRACT_VERSION = 1
 """Raise it with any change that moves values."""
@@ -73,6 +74,7 @@ def evaluate(
         for batch in batches:
             at_once = max(1, token_budget // batch.ids.numel())
             for start in range(0, len(reader.adapters), at_once):
+                mark()
                 readers = slice(start, start + at_once)
                 sums[readers] += _sums(reader, reader.adapters[readers], anatomy, batch)
     text_bytes = sum(example.completion_bytes for example in examples)

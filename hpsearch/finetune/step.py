@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from hpsearch.crash import hang_point
 from hpsearch.errors import OutOfMemory
 from hpsearch.finetune.batches import Layout, MicroBatch, Share, micro_batches
 from hpsearch.finetune.loss import total_weight, weighted_nll
 from hpsearch.finetune.model import LoadedModel, precision
 from hpsearch.finetune.tokenised import TokenisedExample
 from hpsearch.finetune.weights import FullWeights, LoraWeights, Weights, full_training, lora_training
+from hpsearch.watchdog import mark
 
 T = TypeVar("T")
 
@@ -62,6 +64,8 @@ def gradients(loaded: LoadedModel, turns: Sequence[Turn], token_budget: int) -> 
         turn.weights.clear_gradients()
     shares = [Share(turn.examples, turn.prompt_loss_weight > 0) for turn in turns]
     for number, batch in enumerate(micro_batches(shares, token_budget, Layout(loaded.anatomy.packs, loaded.device))):
+        mark()
+        hang_point()
         weights = _weights(turns, batch)
         with _training(turns, batch, number) as model:
             with precision(loaded.device):

@@ -33,6 +33,7 @@ from hpsearch.finetune.checkpoint import flush
 from hpsearch.finetune.tokenised import TokenisedData, TokenisedSplit
 from hpsearch.finetune.tokens import tokenizer_fingerprint
 from hpsearch.spec.data import DataSpec
+from hpsearch.watchdog import mark
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,9 @@ MOST_BYTES = 10 * 10**9
 
 PATIENCE_SECONDS = 600
 """So long a worker waits for another one that tokenises the same; then it does the work itself."""
+
+MARK_SECONDS = 1.0
+"""Who waits says so often that it does."""
 
 STALE_SECONDS = 24 * 60 * 60
 """What was left unfinished so long ago, nobody is writing any more."""
@@ -134,7 +138,7 @@ class TokenCache:
         lock = FileLock(self.folder / f"{key}.lock")
         try:
             _make_private(self.folder)
-            lock.acquire(timeout=self.patience_seconds)
+            self._acquire(lock)
         except Timeout:
             log.warning("waited for tokens in vain", extra={"folder": str(self.folder), "key": key})
         except _NO_FOLDER as error:
@@ -143,6 +147,19 @@ class TokenCache:
             yield
         finally:
             lock.release()
+
+    def _acquire(self, lock: FileLock) -> None:
+        """Wait for it; Timeout when patience is out. Waiting has this limit of its own, so it is no hang."""
+        deadline = time.monotonic() + self.patience_seconds
+        while True:
+            mark()
+            left = max(0.0, deadline - time.monotonic())
+            if left <= MARK_SECONDS:
+                lock.acquire(timeout=left)
+                return
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=MARK_SECONDS)
+                return
 
     def _read(self, key: str) -> TokenisedData | None:
         """Mapped into memory, not copied: processes of one machine share its pages."""

@@ -22,6 +22,7 @@ from hpsearch.dataset.examples import Example
 from hpsearch.errors import InvalidDataset, UnsupportedModel
 from hpsearch.finetune.rendering import Rendering, TemplateMode, render
 from hpsearch.finetune.tokenised import TokenisedExample, TokenisedSplit
+from hpsearch.watchdog import mark
 
 __all__ = ["TokenisedExample", "TokenisedSplit", "tokenise", "tokenizer_fingerprint"]
 
@@ -67,6 +68,7 @@ def tokenise(
     truncated = tokens = 0
     try:
         for start in range(0, len(examples), CHUNK):
+            mark()
             for rendering, encoding in _encode(examples[start : start + CHUNK], tokenizer, backend, chat_template):
                 one = _cut(rendering, encoding, tokenizer.eos_token_id, max_length)
                 tokens += one.whole

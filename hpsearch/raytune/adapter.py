@@ -7,15 +7,10 @@ a trial, its last one too, is an ordinary result that the scheduler hands to Sea
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import logging
-import os
-import shutil
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -26,10 +21,24 @@ from ray.tune.search import Searcher
 
 from hpsearch.errors import DiskFull, WorkerLost
 from hpsearch.raytune.devices import finish_everywhere, release_everywhere
-from hpsearch.raytune.messages import KEY, Failed, Finished, Lost, Released, Replayed, Reported, decode
+from hpsearch.raytune.health import Health
+from hpsearch.raytune.messages import (
+    KEY,
+    Barred,
+    Failed,
+    Finished,
+    Lost,
+    Message,
+    Placed,
+    Released,
+    Replayed,
+    Reported,
+    decode,
+)
+from hpsearch.raytune.place import Place
 from hpsearch.raytune.placement import Placement
 from hpsearch.results import Failure
-from hpsearch.search import Asked, Decision, Search
+from hpsearch.search import Asked, Decision, Loss, Search
 from hpsearch.spec.finetune import FinetuneConfig
 
 log = logging.getLogger(__name__)
@@ -41,6 +50,9 @@ ASKED_AGAIN_SECONDS = 1.0
 
 LOOK_SECONDS = 5.0
 """Between two looks at the node on which the driver runs: Tune would wait for ever for one that died."""
+
+DESERTED_SECONDS = 30.0
+"""Devices that are set aside are tried again when for so long nothing was trained on any other."""
 
 Resolve = Callable[[Asked], FinetuneConfig]
 
@@ -55,67 +67,6 @@ class Stop(enum.Enum):
 
 
 ShouldStop = Callable[[], Stop | None]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a study's trials leave their files, and what the devices need to know besides."""
-
-    artifacts: Path
-    """Folder of the study: one folder of weights per trial, and `progress` for what goes on."""
-    cache: Path | None = None
-    """Folder of tokenised data, for all studies; None when every worker should tokenise."""
-    silent_seconds: float = 60
-    """A device that does not answer for so long is killed."""
-    least_free_bytes: int = 0
-    """No trial starts while the disk has less room than this."""
-    most_bytes: int | None = None
-    """No trial starts while the study's weights and snapshots take more than this."""
-    parked: int = 8
-    """The snapshots of so many pruned trials, the best ones, are kept: a person may have them continued."""
-
-    def progress(self, number: int) -> Path:
-        """Folder of a trial's snapshots."""
-        return self.artifacts / "progress" / str(number)
-
-    def tidy(self, idle: Collection[int]) -> None:
-        """Forget the snapshots under these numbers, from which nobody goes on."""
-        kept = self.artifacts / "progress"
-        for folder in kept.iterdir() if kept.is_dir() else ():
-            if folder.name.isdecimal() and int(folder.name) in idle:
-                shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty, or not there
-            kept.rmdir()
-
-    def check_room(self) -> None:
-        """Raise DiskFull when there is less than the least room, or the study has used up its own."""
-        self.artifacts.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.artifacts).free
-        if free < self.least_free_bytes:
-            left, least = free / 2**20, self.least_free_bytes / 2**20
-            raise DiskFull(
-                f"the disk of {self.artifacts} has {left:,.0f} MiB left, and no trial starts below {least:,.0f} MiB "
-                "(HPSEARCH_LEAST_FREE_BYTES): free some, then resume the study"
-            )
-        if self.most_bytes is None:
-            return
-        used = _bytes_of_weights(self.artifacts)
-        if used >= self.most_bytes:
-            raise DiskFull(
-                f"the study's weights and snapshots take {used / 2**20:,.0f} MiB, and no trial starts above "
-                f"{self.most_bytes / 2**20:,.0f} MiB (HPSEARCH_STUDY_BYTES): raise it, then resume the study"
-            )
-
-
-def _bytes_of_weights(folder: Path) -> int:
-    """Of all files of tensors below a folder. Devices write, rename and remove some while this looks."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            if name.endswith(".safetensors"):
-                with contextlib.suppress(FileNotFoundError):
-                    total += (Path(place) / name).stat().st_size
-    return total
 
 
 class Bridge:
@@ -137,7 +88,12 @@ class Bridge:
         self._told_at = 0.0
         self._looked_at = time.monotonic()
         self._numbers: dict[str, int] = {}
+        self._configs: dict[int, str] = {}
+        self._health = Health()
+        self._barred: set[str] = set()
+        self._ran_at = time.monotonic()
         self._pruned: set[int] = set()
+        self._is_over = False
         self.error: Exception | None = None
         """The first thing that went wrong while Tune called: kept, because Tune would pass it on as text only."""
 
@@ -150,7 +106,7 @@ class Bridge:
         now = time.monotonic()
         if self.error is None and now - self._looked_at > LOOK_SECONDS:
             self._looked_at = now
-            if not _own_node_lives():
+            if not _lives(ray.get_runtime_context().get_node_id()):
                 self.error = WorkerLost("the runner's own Ray node died")
         wish = self._should_stop()
         if wish is Stop.NOW or not (self.error is None or isinstance(self.error, DiskFull)):
@@ -172,14 +128,17 @@ class Bridge:
         """The next trial's config for Tune; None to be asked again; FINISHED when nothing is left to do."""
         if self.stops() or self.is_stopping:
             return str(Searcher.FINISHED)
-        running = sum(map(self.search.is_running, self._numbers.values()))
+        running = self._running()
         wanted = self.search.spec.parallelism.max_concurrent_trials  # people may change it meanwhile
-        if running >= (self._placement.sensible if wanted == "auto" else wanted):
+        most = self._placement.sensible if wanted == "auto" else wanted
+        if running >= min(most, self._placement.room - len(self._barred)):
             return None
         try:
             self._make_room()
+            self.search.set_aside({device: vars(each) for device, each in self._health.aside().items()})
             asked = self.search.ask()
             if asked is None:
+                self._is_over = not running
                 return None if running else str(Searcher.FINISHED)
             config = asked.config or self._resolve(asked)
             self.search.start(asked.number, config)
@@ -187,6 +146,7 @@ class Bridge:
             self.error = self.error or error
             return str(Searcher.FINISHED)
         self._numbers[trial_id] = asked.number
+        self._configs[asked.number] = config.hyperparameters.model_dump_json()
         return {
             "study": self.search.spec.name,
             "number": asked.number,
@@ -199,38 +159,23 @@ class Bridge:
             "reported": asked.reported,
             "cache": None if self._place.cache is None else str(self._place.cache),
             "silent_seconds": self._place.silent_seconds,
+            "stalled_seconds": self._place.stalled_seconds,
+            "set_aside": sorted(self._health.aside()),
             "prove": asked.number < self.search.spec.verify,
         }
 
+    def _running(self) -> int:
+        return sum(map(self.search.is_running, self._numbers.values()))
+
     def receive(self, trial_id: str, text: str) -> bool:
         """Hand a trial's message to Search; the answer is whether the trial goes on."""
-        number = self._numbers[trial_id]
         message = decode(text)
         try:
-            if isinstance(message, Reported):
-                decision = self.search.report(number, message.report, message.contract, message.warnings)
-                if decision is Decision.FINISH:  # what the device says then is its last message
-                    finish_everywhere(f"{self.search.spec.name}/{number}")
-                    return True
-                if decision is Decision.GO_ON:
-                    return True
-                if decision is Decision.REUSE:
-                    self.search.reuse(number, self._place.artifacts / str(number))
-                elif decision is Decision.PRUNE:
-                    self._pruned.add(number)
-            elif isinstance(message, Replayed):
-                self.search.replayed(number, message.steps, message.company, message.deviation)
+            if isinstance(message, Barred):
+                return self._stays_barred(trial_id, message)
+            number = self._numbers[trial_id]
+            if self._goes_on(number, message):
                 return True
-            elif isinstance(message, Finished):
-                self.search.complete(number, message.best, message.contract, message.adapter)
-            elif isinstance(message, Released):
-                self.search.interrupt(number, message.text, in_order=True)
-            elif isinstance(message, Failed):
-                self._failed(number, message)
-            elif isinstance(message, Lost):
-                self.search.interrupt(number, message.text)
-            elif not self.stops():
-                self.search.interrupt(number, "the device dropped the trial")
             self._forget(number)
         except Exception as error:  # driving ends, and whoever drives decides
             self.error = self.error or error
@@ -244,6 +189,62 @@ class Bridge:
             self._place.tidy(self.search.idle_snapshots(parked=0))
             self._place.check_room()
 
+    def _stays_barred(self, trial_id: str, message: Barred) -> bool:
+        """Whether a share of devices that are set aside is held on; its trial goes elsewhere at once."""
+        number = self._numbers.pop(trial_id, None)
+        if number is not None:
+            self._barred.add(trial_id)
+            self.search.interrupt(number, f"its device is set aside: {', '.join(message.devices)}", Loss.NONE)
+        now = time.monotonic()
+        if self._running():
+            self._ran_at = now
+        elif now - self._ran_at > DESERTED_SECONDS:
+            self._health.forgive()
+        stays = not (self._is_over or self.is_stopping) and self._health.aside().keys() >= set(message.devices)
+        if not stays:
+            self._barred.discard(trial_id)
+        return stays
+
+    def _goes_on(self, number: int, message: Message) -> bool:
+        if isinstance(message, Reported):
+            return self._reported(number, message)
+        if isinstance(message, Placed):
+            self._health.placed(number, message)
+            self.search.trained_on(number, message.device)
+            return True
+        if isinstance(message, Replayed):
+            self.search.replayed(number, message.steps, message.company, message.deviation)
+            return True
+        self._left(number, message)
+        return False
+
+    def _reported(self, number: int, message: Reported) -> bool:
+        self._health.reported(number, message.report.exposure)
+        decision = self.search.report(number, message.report, message.contract, message.warnings)
+        if decision is Decision.FINISH:  # what the device says then is its last message
+            finish_everywhere(f"{self.search.spec.name}/{number}")
+        elif decision is Decision.REUSE:
+            self.search.reuse(number, self._place.artifacts / str(number))
+        elif decision is Decision.PRUNE:
+            self._pruned.add(number)
+        return decision in (Decision.GO_ON, Decision.FINISH)
+
+    def _left(self, number: int, message: Message) -> None:
+        """The device trains it no more."""
+        if isinstance(message, Failed | Lost):
+            self._health.failed(number, self._configs[number], message)
+        self._health.left(number)
+        if isinstance(message, Finished):
+            self.search.complete(number, message.best, message.contract, message.adapter)
+        elif isinstance(message, Released):
+            self.search.interrupt(number, message.text, Loss.NONE)
+        elif isinstance(message, Failed):
+            self._failed(number, message)
+        elif isinstance(message, Lost):
+            self.search.interrupt(number, message.text)
+        elif not self.stops():
+            self.search.interrupt(number, "the device dropped the trial", Loss.OUTSIDE)
+
     def _forget(self, number: int) -> None:
         """When a trial has ended, its snapshots are of no use, or those of another pruned one."""
         if self.search.has_ended(number):
@@ -251,31 +252,38 @@ class Bridge:
 
     def _failed(self, number: int, message: Failed) -> None:
         if message.failure is Failure.DISK_FULL:  # nobody's fault: the study pauses, and the trial goes on then
-            self.search.interrupt(number, message.text, in_order=True)
+            self.search.interrupt(number, message.text, Loss.NONE)
             raise DiskFull(message.text)
         self.search.fail(number, message.failure, message.text)
+
+    def _how_lost(self, number: int) -> tuple[str, Loss]:
+        node = self._health.node_of(number)
+        if node is not None and not _lives(node):
+            return "the node of the trial died", Loss.OUTSIDE
+        return "the process of the trial died", Loss.WORKER
 
     def ended(self, trial_id: str, lost: bool) -> None:
         """Tune has stopped a trial; `lost` when its process died."""
         number = self._numbers.pop(trial_id, None)
+        self._barred.discard(trial_id)
         if number is None or not self.search.is_running(number) or self.error:
             return
         try:
             if number in self._pruned:
                 self.search.prune(number)
             elif lost:
-                self.search.interrupt(number, "the process of the trial died")
+                self.search.interrupt(number, *self._how_lost(number))
+            self._health.left(number)
             self._forget(number)
         except Exception as error:  # driving ends, and whoever drives decides
             self.error = self.error or error
 
 
-def _own_node_lives() -> bool:
-    own = ray.get_runtime_context().get_node_id()
+def _lives(node_id: str) -> bool:
     try:
-        return any(node["NodeID"] == own and node["Alive"] for node in ray.nodes())
+        return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
     except Exception:  # without an answer nothing is known; without a head this process ends itself
-        log.warning("own node not looked at: the cluster does not answer", exc_info=True)
+        log.warning("node not looked at: the cluster does not answer", exc_info=True)
         return True
 
 

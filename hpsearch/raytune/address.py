@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,11 @@ class DeviceAddress:
     def name(self) -> str:
         """The device actor's name in the cluster."""
         return f"{NAME_PREFIX}{self.node}-{self.kind}-{self.id}"
+
+    @property
+    def label(self) -> str:
+        """For people; to be asked for on the device's own node."""
+        return f"{socket.gethostname()}/{self.node[:8]}/{self.kind}{self.id}"
 
 
 def devices_of(node: str, gpus: list[str]) -> list[DeviceAddress]:

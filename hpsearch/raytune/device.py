@@ -18,6 +18,7 @@ from hpsearch.raytune.messages import Slot
 from hpsearch.raytune.roster import Roster
 from hpsearch.raytune.training import Training
 from hpsearch.spec.finetune import FinetuneConfig
+from hpsearch.watchdog import Progress, begin, watch, where
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,13 @@ class Device:
         _when_terminated(self._end)
         threading.Thread(target=self._train_or_die, name="train", daemon=True).start()
 
-    def admit(self, key: str, slot: Slot, crowd: bool = False) -> bool:
-        """Take a trial on; False when the device is full, unless it may be crowded. Its messages can be waited for."""
-        return self._roster.admit(key, slot, has_room_for_all=crowd or self._is_gpu)
+    def admit(self, key: str, slot: Slot, crowd: bool = False) -> int | None:
+        """Take a trial on, whose messages can be waited for then; None when the device is full and may not be crowded.
+
+        Returns:
+            The device's process id.
+        """
+        return os.getpid() if self._roster.admit(key, slot, has_room_for_all=crowd or self._is_gpu) else None
 
     def touch(self, key: str) -> None:
         """The trial's process lives."""
@@ -101,12 +106,24 @@ class Device:
 
     def _train_or_die(self) -> None:
         """Without its training thread the device would answer for ever and train nothing."""
+        threading.Thread(target=self._watch, args=(begin(),), name="watchdog", daemon=True).start()
         try:
             self._training.run()
         except BaseException:
             log.exception("device ended: its training thread failed")
             os._exit(1)  # the trials on it see a lost worker
         os._exit(0)  # ends the actor; the next trial that needs the device starts a new one
+
+    def _watch(self, progress: Progress) -> None:
+        """A training thread that hangs can't be mended: end the process, and with it whatever the thread waits for."""
+        text = watch(progress, lambda: self._roster.stalled_seconds)
+        log.error("device ended: its training thread hangs", extra={"reason": text, "traceback": where(progress)})
+        last_resort = threading.Timer(FAREWELL_SECONDS, os._exit, (1,))  # the thread may hold what the farewell needs
+        last_resort.daemon = True
+        last_resort.start()
+        self._roster.lose(f"the device made {text} and was replaced (HPSEARCH_DEVICE_STALLED_SECONDS)")
+        self._roster.wait_until_empty(FAREWELL_SECONDS)
+        os._exit(1)
 
     def _end(self) -> None:
         """Let go of all trials, then end the process."""

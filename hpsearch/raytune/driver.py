@@ -14,7 +14,8 @@ from ray import tune
 
 from hpsearch.basemodel import BaseModel
 from hpsearch.errors import DiskFull
-from hpsearch.raytune.adapter import AskSearcher, Bridge, Place, ReportScheduler, ShouldStop, StudyStopper
+from hpsearch.raytune.adapter import AskSearcher, Bridge, ReportScheduler, ShouldStop, StudyStopper
+from hpsearch.raytune.place import Place
 from hpsearch.raytune.placement import place_trials
 from hpsearch.raytune.trainable import FinetuneTrial
 from hpsearch.search import Asked, Search

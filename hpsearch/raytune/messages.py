@@ -15,6 +15,9 @@ from hpsearch.spec.objective import Metric
 
 KEY = "message"
 
+STALLED_SECONDS = 600.0
+"""What `Slot.stalled_seconds` is unless the operator says otherwise, and on a device without trials."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -38,6 +41,27 @@ class Slot:
     """Folder of tokenised data that all workers share."""
     prove: bool = False
     """Whether its first steps are made again alone."""
+    stalled_seconds: float = STALLED_SECONDS
+    """A device that makes no progress for so long is replaced."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A device has taken the trial on."""
+
+    device: str
+    """As people are told of it."""
+    node: str
+    """Ray's id of the device's node."""
+    pid: int
+    """The device's process."""
+
+
+@dataclass(frozen=True)
+class Barred:
+    """All devices that the trial's share gives it are set aside: the share is held, so that nobody gets them."""
+
+    devices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -90,6 +114,8 @@ class Lost:
     """The device's process died under the trial, or no device took it on."""
 
     text: str
+    died: bool = True
+    """Whether the process died, and all that was there with it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +123,7 @@ class Removed:
     """The device was told to drop the trial while somebody still waited for its next message."""
 
 
-Message = Reported | Replayed | Finished | Failed | Released | Lost | Removed
+Message = Placed | Barred | Reported | Replayed | Finished | Failed | Released | Lost | Removed
 
 
 _KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
@@ -118,8 +144,9 @@ def decode(text: str) -> Message:
     for name in ("report", "best"):
         if name in fields:
             fields[name] = Report(**fields[name])
-    if "warnings" in fields:
-        fields["warnings"] = tuple(fields["warnings"])
+    for name in ("warnings", "devices"):
+        if name in fields:
+            fields[name] = tuple(fields[name])
     if "failure" in fields:
         fields["failure"] = Failure(fields["failure"])
     return kind(**fields)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from hpsearch.raytune.messages import Message, Removed, Slot, encode
+from hpsearch.raytune.messages import STALLED_SECONDS, Lost, Message, Removed, Slot, encode
 
 SILENT_SECONDS = 10
 """A trial whose own process was not heard of for so long is dropped: the process died with its driver."""
@@ -109,6 +109,18 @@ class Roster:
             self._is_closed = True
             self._leaving |= set(self._slots)
             self._changed.notify_all()
+
+    def lose(self, text: str) -> None:
+        """Take no trial on any more; all that are here have lost their worker."""
+        with self._changed:
+            self._is_closed = True
+            for outbox in self._outbox.values():
+                outbox.put(encode(Lost(text)))
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long its trials are patient with the training thread."""
+        return max((slot.stalled_seconds for slot in list(self._slots.values())), default=STALLED_SECONDS)
 
     def wait_until_empty(self, seconds: float) -> None:
         """Until the last trial was removed, but no longer."""

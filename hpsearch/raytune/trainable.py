@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from hpsearch.errors import WorkerLost
 from hpsearch.raytune.address import devices_of
 from hpsearch.raytune.devices import open_device
-from hpsearch.raytune.messages import KEY, Failed, Lost, Slot, encode, failed
+from hpsearch.raytune.messages import KEY, Barred, Failed, Lost, Placed, Slot, encode, failed
 from hpsearch.raytune.roster import SILENT_SECONDS
 
 log = logging.getLogger(__name__)
@@ -26,47 +26,69 @@ ADMISSION_SECONDS = 120
 CROWD_SECONDS = 1.5 * SILENT_SECONDS
 """By then the places of trials whose processes died are free."""
 TOUCH_SECONDS = 2
+BARRED_SECONDS = 1
+"""Whoever holds the share of a device that is set aside asks so often whether that is over."""
 
 
 class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
     """One trial after another: Tune reuses the actor, so a trial pays for no process and no import."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Hand the trial to a device of this node. What goes wrong here is the trial's first message."""
+        """Take a trial, without handing it to a device yet.
+
+        Tune may give the trial to another actor that was free sooner, before this one makes a step.
+        """
         self._key = f"{config['study']}/{config['number']}/{self.trial_id}"
+        self._config = config
         self._device: Any = None
-        self._not_started: Failed | Lost | None = None
+        self._first: Placed | Barred | Failed | Lost | None = None
+
+    def _begin(self) -> Placed | Barred | Failed | Lost:
+        """Hand the trial to a device of this node, and say that this process lives from then on."""
         try:
-            self._device = self._admitted(_slot(config))
+            first = self._placed(_slot(self._config), frozenset(self._config["set_aside"]))
         except Exception as error:  # Tune would end the trial without its reason
             is_lost = isinstance(error, WorkerLost | RayActorError | GetTimeoutError)
-            self._not_started = Lost(str(error)[:500]) if is_lost else failed(error)
-            return
-        self._gone = threading.Event()
-        watched = (self._device, self._key, self._gone, config["silent_seconds"])
-        threading.Thread(target=_touch, args=watched, daemon=True).start()
+            return Lost(str(error)[:500]) if is_lost else failed(error)
+        if isinstance(first, Placed):
+            self._gone = threading.Event()
+            watched = (self._device, first.pid, self._key, self._gone, self._config["silent_seconds"])
+            threading.Thread(target=_touch, args=watched, daemon=True).start()
+        return first
 
-    def _admitted(self, slot: Slot) -> Any:
-        """The device that has taken the trial."""
+    def _placed(self, slot: Slot, aside: frozenset[str]) -> Placed | Barred:
+        """Find a device that takes the trial; where it is then."""
         node = ray.get_runtime_context().get_node_id()
         addresses = devices_of(node, [str(gpu) for gpu in ray.get_gpu_ids()])
+        good = [address for address in addresses if address.label not in aside]
+        barred = Barred(tuple(address.label for address in addresses if address.label in aside))
+        if not good:
+            return barred
         began = time.monotonic()
         while (waited := time.monotonic() - began) < ADMISSION_SECONDS:
             # Ray has granted the share. Where studies with other shares left no device whole, one is crowded.
             crowd = waited > CROWD_SECONDS
-            for address in addresses:
+            if crowd and barred.devices:
+                return barred
+            for address in good:
                 # One that died just now: the next look makes a new one.
                 with contextlib.suppress(RayActorError, ValueError):
                     device = open_device(address)
-                    if ray.get(device.admit.remote(self._key, slot, crowd), timeout=ADMISSION_SECONDS):
-                        return device
+                    pid = ray.get(device.admit.remote(self._key, slot, crowd), timeout=ADMISSION_SECONDS)
+                    if pid is not None:
+                        self._device = device
+                        return Placed(address.label, node, pid)
             time.sleep(0.2)
         raise WorkerLost(f"no device of this node took the trial within {ADMISSION_SECONDS} s")
 
     def step(self) -> dict[str, Any]:
-        """Wait for the trial's next message."""
-        if self._not_started is not None:
-            return {KEY: encode(self._not_started)}
+        """Wait for the trial's next message; where it was placed, or what went wrong there, is the first."""
+        if self._first is None:
+            self._first = self._begin()
+            return {KEY: encode(self._first)}
+        if isinstance(self._first, Barred):
+            time.sleep(BARRED_SECONDS)
+            return {KEY: encode(self._first)}
         try:
             return {KEY: ray.get(self._device.next_message.remote(self._key))}
         except RayActorError as error:
@@ -87,13 +109,12 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
             self._device = None
 
 
-def _touch(device: Any, key: str, gone: threading.Event, silent_seconds: float) -> None:
+def _touch(device: Any, pid: int, key: str, gone: threading.Event, silent_seconds: float) -> None:
     """Tell the device that this process lives: when it dies with its driver, nobody else could tell.
 
     A device that does not answer for so long is killed, and its trials are lost workers': it may be stopped, or hang.
     """
     with contextlib.suppress(RayActorError):
-        pid = ray.get(device.pid.remote())
         while not gone.wait(TOUCH_SECONDS):
             try:
                 ray.get(device.touch.remote(key), timeout=silent_seconds)
@@ -120,4 +141,5 @@ def _slot(config: dict[str, Any]) -> Slot:
         capacity=config["capacity"],
         cache=config["cache"],
         prove=config["prove"],
+        stalled_seconds=config["stalled_seconds"],
     )

@@ -14,6 +14,7 @@ from hpsearch.errors import DiskFull, WorkerLost
 from hpsearch.raytune.messages import Failed, Finished, Lost, Message, Released, Replayed, Reported, Slot, failed
 from hpsearch.raytune.roster import Roster
 from hpsearch.spec.finetune import FinetuneConfig
+from hpsearch.watchdog import lengthy, mark
 
 if TYPE_CHECKING:
     from hpsearch.finetune import cohort
@@ -54,15 +55,17 @@ class Training:
 
     def run(self) -> None:
         """Until there was nothing to do for a long time."""
-        import torch
+        with lengthy("starting"):
+            import torch
 
-        from hpsearch.finetune.cohort import Cohort
+            from hpsearch.finetune.cohort import Cohort
 
         if not self._is_gpu:
             torch.set_num_threads(1)
         self._cohort = Cohort()
         idle_since = time.monotonic()
         while time.monotonic() - idle_since < IDLE_SECONDS:
+            mark()
             self._roster.wait_for_work(self._cohort, seconds=1)
             if self._look_and_train():
                 idle_since = time.monotonic()
@@ -128,7 +131,9 @@ class Training:
             member = Member(config, prepared, slot.metric)
             memory.limit_tokens(member, self._share)
             self._attempts[key] = attempt = Attempt(Path(slot.progress), slot.attempt)
-            if attempt.go_on(member, slot.reported):
+            with lengthy("reading a snapshot"):
+                continues = attempt.go_on(member, slot.reported)
+            if continues:
                 log.info("trial continued", extra={"trial": key, "step": member.steps, "attempt": slot.attempt})
                 self._tell_again(key, slot, member)
             if not member.is_done:
@@ -156,7 +161,8 @@ class Training:
         member = self._cohort.remove(key)
         if member.steps:
             try:
-                self._attempts[key].keep(member)
+                with lengthy("writing a snapshot"):
+                    self._attempts[key].keep(member)
             except Exception:  # the last snapshot is whole: what was trained since is trained again
                 log.warning("snapshot not written", exc_info=True, extra={"trial": key})
 
@@ -177,7 +183,8 @@ class Training:
         if key not in self._prepared:
             self._forget()
             folder = None if cache is None else Path(cache)
-            self._prepared[key] = prepare(config, "cuda:0" if self._is_gpu else "cpu", folder)
+            with lengthy("loading the model and the data"):
+                self._prepared[key] = prepare(config, "cuda:0" if self._is_gpu else "cpu", folder)
             for text in self._prepared[key].warnings:
                 log.warning("data cut", extra={"train": config.data.train, "text": text})
         self._prepared.move_to_end(key)
@@ -206,7 +213,8 @@ class Training:
             return Replayed(event.steps, event.company, event.deviation)
         if key in self._cohort and event.exposure > 0:  # before anybody knows of the report: never behind it
             try:
-                self._attempts[key].keep_if_due(self._cohort[key])
+                with lengthy("writing a snapshot"):
+                    self._attempts[key].keep_if_due(self._cohort[key])
             except DiskFull as error:
                 self._cohort.remove(key)
                 return failed(error)
@@ -220,13 +228,13 @@ class Training:
         from hpsearch.finetune.attempts import telling_disk_full
 
         try:
-            with telling_disk_full():
+            with telling_disk_full(), lengthy("writing the best weights"):
                 event.member.save_best(Path(slot.adapter))
         except DiskFull as error:
             return failed(error)
         except Exception as error:  # the disk's fault: the trial goes on from its snapshot, and ends once more
             log.warning("best weights not written", exc_info=True, extra={"trial": key})
-            return Lost(f"the best weights could not be written: {error}"[:500])
+            return Lost(f"the best weights could not be written: {error}"[:500], died=False)
         return Finished(event.best, self._contracts[key], slot.adapter)
 
     def _send(self, key: str, message: Message) -> None:

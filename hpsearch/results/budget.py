@@ -17,6 +17,11 @@ FREE = frozenset({Failure.WORKER_LOST, Failure.CANCELLED, Failure.INFEASIBLE})
 """Ends that use up nothing of the budget's trials."""
 
 
+BROKEN = frozenset({Failure.ERROR, Failure.OUT_OF_MEMORY, Failure.WORKER_LOST, Failure.INVALID_DATA})
+"""Failures that say that something is broken: a device, the data or the setup. That a trial diverges says that of its
+params alone."""
+
+
 def counts(trial: Trial) -> bool:
     """Whether a trial uses up one of the budget's trials: it was trained here, and its worker was not lost."""
     return trial.state != TrialState.WAITING and trial.failure not in FREE and trial.reused_from is None
@@ -83,8 +88,10 @@ def spent(budget: BudgetSpec, trials: Sequence[Trial], elapsed: float) -> str | 
     return None
 
 
-def hopeless(trials: Sequence[Trial], resumed_at: float = -math.inf) -> str | None:
+def hopeless(trials: Sequence[Trial], resumed_at: float = -math.inf, *, most_failures: int | None = None) -> str | None:
     """Why the next trial would fail as well: the last ones to end all failed for the same reason. None otherwise.
+
+    Or so many have failed as the budget allows.
 
     What had ended when a person had the search go on says nothing: they may have mended the cause.
     """
@@ -96,10 +103,17 @@ def hopeless(trials: Sequence[Trial], resumed_at: float = -math.inf) -> str | No
         if (trial.finished_at or 0.0) > resumed_at
     ]
     ended.sort(key=lambda trial: (trial.finished_at or 0.0, trial.number))
+    broken = [trial for trial in ended if trial.failure in BROKEN]
+    if most_failures is not None and len(broken) >= most_failures:
+        what = f"the last with '{broken[-1].failure}': {broken[-1].failure_text}"
+        return f"{len(broken)} trials failed, the limit of the budget (budget.failures) is {most_failures}; {what}"
     last = ended[-SAME_FAILURES:]
-    reasons = {trial.failure for trial in last}
+    reasons, devices = {trial.failure for trial in last}, {trial.device for trial in last}
     if len(last) < SAME_FAILURES or len(reasons) != 1 or reasons <= {None, Failure.DIVERGED, Failure.CANCELLED}:
         return None
+    others = {trial.device for trial in trials if trial.state == TrialState.RUNNING and trial.reports} - devices
+    if others and None not in devices:
+        return None  # others train meanwhile: the devices may be to blame, and such are set aside
     return f"{SAME_FAILURES} trials in a row failed with '{last[-1].failure}': {last[-1].failure_text}"
 
 

@@ -106,10 +106,14 @@ class Trial:
     """Who ended it by hand."""
     attempts: int = 0
     """How often it was handed out to be trained; each time after the first it goes on where it was interrupted."""
+    device: str | None = None
+    """That trains it, or trained it last: host, node and GPU or core."""
     lost: int = 0
     """How often its worker was lost since it got further than ever before, its earlier numbers included."""
+    orphaned: int = 0
+    """The same of its driver and its node, whose deaths are hardly its fault."""
     reached: int = 0
-    """The exposure that it had reached when its worker was lost."""
+    """The exposure that it had reached when it was lost."""
     pruned_at: int | None = None
     """The exposure at which it was decided to stop it."""
     cut_short: bool = False

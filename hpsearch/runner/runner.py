@@ -16,8 +16,9 @@ from hpsearch.dataset.fingerprint import fingerprint
 from hpsearch.dataset.load import load
 from hpsearch.errors import DiskFull, HpsearchError, InvalidInput, LeaseLost, WorkerLost
 from hpsearch.lifecycle import StudyState
-from hpsearch.raytune.adapter import Place, Stop
+from hpsearch.raytune.adapter import Stop
 from hpsearch.raytune.driver import drive
+from hpsearch.raytune.place import Place
 from hpsearch.results import Failure
 from hpsearch.search import Lineage, Search, history
 from hpsearch.settings import Settings
@@ -177,6 +178,7 @@ class Runner:
             self._settings.least_free_bytes,
             self._settings.study_bytes,
             self._settings.parked_trials,
+            self._settings.device_stalled_seconds,
         )
         try:
             stopped = drive(search, model, examples, place, should_stop)

@@ -2,6 +2,7 @@
 
 from hpsearch.search.answers import Asked, Decision
 from hpsearch.search.memory import Lineage
+from hpsearch.search.record import Loss
 from hpsearch.search.search import Search
 
-__all__ = ["Asked", "Decision", "Lineage", "Search"]
+__all__ = ["Asked", "Decision", "Lineage", "Loss", "Search"]

@@ -16,6 +16,9 @@ from hpsearch.search.taught import CONTINUES
 BASELINE = "baseline"
 """Study attribute: the untouched base model's figures and their evaluation contract."""
 
+ASIDE = "set_aside"
+"""Study attribute: devices that get no trials for a while, by name, with `until` and `reason`."""
+
 WISH = "wish"
 """Trial attribute: the id of the person's wish that it was added for."""
 SPARED = "spared"
@@ -78,6 +81,11 @@ def baseline(study: optuna.Study | None) -> dict[str, Any] | None:
     return None if study is None else study.user_attrs.get(BASELINE)
 
 
+def aside(study: optuna.Study | None) -> dict[str, dict[str, Any]]:
+    """Devices that get no trials for a while, by name: `until` (seconds since the epoch) and `reason`."""
+    return {} if study is None else study.user_attrs.get(ASIDE, {})
+
+
 def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
     """One of Optuna's trials in our words, with or without its reports."""
     attributes: Mapping[str, Any] = frozen.user_attrs
@@ -102,7 +110,9 @@ def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
         is_spared=attributes.get(SPARED, False),
         stopped_by=attributes.get(STOPPED_BY),
         attempts=attributes.get("attempts", 0),
+        device=attributes.get("device"),
         lost=attributes.get("lost", 0),
+        orphaned=attributes.get("orphaned", 0),
         reached=attributes.get("reached", 0),
         pruned_at=attributes.get("pruned_at"),
         cut_short=attributes.get("cut_short", False),

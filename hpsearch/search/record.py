@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,10 +25,24 @@ RETRIES = 3
 """A trial that loses its worker is handed out again so often without getting further; the last time from its start,
 under a new number."""
 
+PATIENCE = 10
+"""A trial's driver or node may die so often before it gets further; from then on that is its own loss."""
+
 REPEATABLE = 1e-3
 """What a continued trial repeats may differ by so much, relatively: on a GPU sums depend on a trial's company."""
 
 Event = Callable[[str, dict[str, Any]], None]
+
+
+class Loss(enum.Enum):
+    """Why nobody trains a trial any more that has not ended."""
+
+    NONE = "none"
+    """It was released between two steps: it loses nothing, however often."""
+    OUTSIDE = "outside"
+    """Its driver or its node died, with all that was there. That may be chance `PATIENCE` times in a row."""
+    WORKER = "worker"
+    """Its own process or its device died: perhaps it is what kills them."""
 
 
 class Record:
@@ -55,6 +70,7 @@ class Record:
         self._metric = spec.objective.metric
         self._live: dict[int, optuna.Trial] = {}
         self._ended: dict[int, Trial] = {}
+        self._aside: dict[str, dict[str, Any]] | None = None
 
     def trials(self) -> list[Trial]:
         """All trials so far. Every report looks at them, so those that have ended, and change no more, are kept."""
@@ -96,6 +112,25 @@ class Record:
         self._study.set_user_attr("parallelism", decided)
         text = f"{per_device} at once on each of {devices} devices: {reason}"
         self._event("study.parallelism", {"trials_per_device": per_device, "devices": devices, "reason": text})
+
+    def set_aside(self, devices: dict[str, dict[str, Any]]) -> None:
+        """The devices that get no trials of this study for a while: by name, `until` when and for what `reason`."""
+        known = history.aside(self._study) if self._aside is None else self._aside
+        self._aside = known
+        if devices == known:
+            return
+        self._fence()
+        self._study.set_user_attr(history.ASIDE, devices)
+        self._aside = devices
+        for device in devices.keys() - known.keys():
+            self._event("study.device_set_aside", {"device": device, **devices[device]})
+        for device in known.keys() - devices.keys():
+            self._event("study.device_back", {"device": device})
+
+    def trained_on(self, number: int, device: str) -> None:
+        """The device that trains the trial from now on."""
+        self._fence()
+        self._live[number].set_user_attr("device", device)
 
     def replayed(self, number: int, steps: int, company: int, deviation: float) -> None:
         """The trial's first steps were made again alone: how far apart they are is kept, and said when it is much."""
@@ -148,34 +183,35 @@ class Record:
         self._trial(number).set_user_attr("device_seconds", ended.device_seconds)
         self._trial(number).set_user_attr("tokens", ended.tokens)
 
-    def interrupt(self, number: int, text: str, *, in_order: bool = False) -> None:
+    def interrupt(self, number: int, text: str, loss: Loss = Loss.WORKER) -> None:
         """Nobody trains the trial any more, and it has not ended: it waits to be handed out again, under its number.
 
         Args:
             number: Of a running trial.
             text: Why.
-            in_order: It was stopped between two steps. Otherwise its worker was lost, and a trial that loses it again
-                and again without getting further is closed.
+            loss: A trial that is lost again and again without getting further is closed.
         """
         self._fence()
         ended = history.as_trial(self.frozen()[number])
         if ended.pruned_at is not None:  # decided, and not written any more
             self.prune(number)
             return
-        trial, lost = self._trial(number), 0 if in_order else 1 + self._losses(ended)
-        if lost >= RETRIES and ended.params:
-            self.fail(number, Failure.WORKER_LOST, f"{text}, {lost} times without getting further")
+        trial, (lost, orphaned) = self._trial(number), self._losses(ended)
+        orphaned += loss is Loss.OUTSIDE
+        lost += loss is Loss.WORKER or orphaned > PATIENCE
+        if lost >= RETRIES and loss is not Loss.NONE and ended.params:
+            self.fail(number, Failure.WORKER_LOST, f"{text}, {lost + orphaned} times without getting further")
             return
-        if lost:
-            trial.set_user_attr("lost", lost)
-            trial.set_user_attr("reached", exposure(ended))
+        if loss is not Loss.NONE:
+            for name, value in (("lost", lost), ("orphaned", orphaned), ("reached", exposure(ended))):
+                trial.set_user_attr(name, value)
         self._storage.set_trial_state_values(trial._trial_id, OptunaState.WAITING)
         self._live.pop(number, None)
         self._event("trial.interrupted", {"number": number, "text": text[:2000], "exposure": exposure(ended)})
 
-    def _losses(self, trial: Trial) -> int:
-        """How often its worker was lost since it, or the trial that it retries, got further than ever before."""
-        return trial.lost if exposure(trial) <= trial.reached else 0
+    def _losses(self, trial: Trial) -> tuple[int, int]:
+        """How often it lost its worker, and its driver or node, since it or what it retries got further than before."""
+        return (trial.lost, trial.orphaned) if exposure(trial) <= trial.reached else (0, 0)
 
     def _trial(self, number: int) -> optuna.Trial:
         return self._live.get(number) or optuna.Trial(self._study, self.frozen()[number]._trial_id)
@@ -189,10 +225,11 @@ class Record:
         if failure in TEACHES:
             # As a list, the older form: Optuna reads both, its dashboard only this one.
             self._storage.set_trial_system_attr(trial._trial_id, "constraints", [1.0])
-        lost = 1 + self._losses(ended)
-        if failure == Failure.WORKER_LOST and ended.params and lost <= RETRIES:
+        lost, orphaned = self._losses(ended)
+        if failure == Failure.WORKER_LOST and ended.params and lost < RETRIES:
             # First the retry, then the end of this attempt: dying in between must not lose the params.
-            inherited = {"lost": lost, "reached": max(ended.reached, exposure(ended))}
+            reached = max(ended.reached, exposure(ended))
+            inherited = {"lost": lost + 1, "orphaned": orphaned, "reached": reached}
             origin = {"origin": "retry", "retry_of": number, history.SPARED: ended.is_spared, **inherited}
             self.enqueue(ended.params, origin)
         self._tell(trial, state=OptunaState.FAIL)
@@ -239,7 +276,7 @@ class Record:
     def release(self, text: str) -> None:
         """Let go of every trial that is still running, in order: whoever drives the study next goes on with them."""
         for number in list(self._live):
-            self.interrupt(number, text, in_order=True)
+            self.interrupt(number, text, Loss.NONE)
 
     def close_waiting(self, text: str) -> None:
         """The search is over for good: what was lined up will not be tried."""

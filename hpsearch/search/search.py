@@ -24,7 +24,7 @@ from hpsearch.search.answers import Asked, Decision
 from hpsearch.search.draw import Draw, Points, suggest
 from hpsearch.search.memory import Lineage, Memory, lessons
 from hpsearch.search.pruners import most_epochs, pruner
-from hpsearch.search.record import REPEATABLE, Event, Record, outline
+from hpsearch.search.record import REPEATABLE, Event, Loss, Record, outline
 from hpsearch.search.taught import CONTINUES
 from hpsearch.search.wishes import Wishes
 from hpsearch.spec.auto import with_search_resolved
@@ -93,7 +93,7 @@ class Search(Record):
             self._begin()
         for trial in self.trials():
             if trial.state == TrialState.RUNNING:
-                self.interrupt(trial.number, "the process that drove the study ended")
+                self.interrupt(trial.number, "the process that drove the study ended", Loss.OUTSIDE)
 
     @property
     def heeded(self) -> int | None:
@@ -145,7 +145,10 @@ class Search(Record):
 
     def _ends(self, trials: Sequence[Trial]) -> str | None:
         """Why no other trial is started, if so."""
-        return self._limit(trials) or hopeless(trials, self._resumed_at)
+        return self._limit(trials) or self._hopeless(trials)
+
+    def _hopeless(self, trials: Sequence[Trial]) -> str | None:
+        return hopeless(trials, self._resumed_at, most_failures=self.spec.budget.failures)
 
     def _limit(self, trials: Sequence[Trial]) -> str | None:
         spec, resumed_at = self.spec, self._resumed_at
@@ -259,7 +262,7 @@ class Search(Record):
     def verdict(self) -> tuple[bool, str]:
         """Whether the search ended well, and why it ended."""
         trials = self.trials()
-        why = hopeless(trials, self._resumed_at)
+        why = self._hopeless(trials)
         if why is not None:
             return False, why
         limit = self._limit(trials)

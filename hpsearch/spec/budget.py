@@ -69,6 +69,8 @@ class BudgetSpec(Closed):
     """Hours of device time, summed over trials (without a GPU: hours of a core)."""
     tokens: int | None = Field(None, ge=1)
     """Training tokens, summed over trials."""
+    failures: int | None = Field(None, ge=1, le=100_000)
+    """The search fails after so many failed trials: an error, no memory, a lost worker, bad data. Not diverged ones."""
     until: UntilSpec | None = None
     """An end that depends on what was found, beside the limits."""
 

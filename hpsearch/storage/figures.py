@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -15,6 +16,10 @@ from hpsearch.storage.tables import events, studies, webhooks
 # Optuna's tables, as far as they are read here.
 TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("state"))
 ATTRIBUTES = sa.table("trial_user_attributes", sa.column("trial_id"), sa.column("key"), sa.column("value_json"))
+
+
+OPTUNA_STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
+STUDY_ATTRIBUTES = sa.table("study_user_attributes", sa.column("study_id"), sa.column("key"), sa.column("value_json"))
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Figures:
     """Seconds that the study waits that waits longest; 0 when none does."""
     lease_ages: dict[str, float]
     """Seconds since the runner of each running study was heard."""
+    set_aside: dict[str, float]
+    """Devices that get no trials of a running study, because they fail what others train."""
     webhooks: dict[str, float]
     """Attempts so far of what each webhook is to be told next."""
 
@@ -63,5 +70,25 @@ def figures(database: Database) -> Figures:
             device_seconds=sums.get("device_seconds", 0.0),
             queue_age=0.0 if oldest is None else max(0.0, now - oldest),
             lease_ages={name: max(0.0, now - at) for name, at in heard},
+            set_aside={name: float(len(aside)) for name, aside in _set_aside(connection, now).items()},
             webhooks={name: float(count) for name, count in attempts},
         )
+
+
+def set_aside(database: Database, study: str) -> dict[str, dict[str, Any]]:
+    """Devices that get no trials of a running study now, by name: `until` (seconds since the epoch) and `reason`."""
+    with database.read() as connection:
+        return _set_aside(connection, database.now(connection)).get(study, {})
+
+
+def _set_aside(connection: sa.Connection, now: float) -> dict[str, dict[str, dict[str, Any]]]:
+    """The same of all running studies, by name."""
+    of_study = STUDY_ATTRIBUTES.c.study_id == OPTUNA_STUDIES.c.study_id
+    runs = sa.and_(studies.c.name == OPTUNA_STUDIES.c.study_name, studies.c.state == StudyState.RUNNING)
+    stored = sa.select(studies.c.name, STUDY_ATTRIBUTES.c.value_json).where(
+        of_study, runs, STUDY_ATTRIBUTES.c.key == "set_aside"
+    )
+    found = {}
+    for name, text in connection.execute(stored).all():
+        found[name] = {device: each for device, each in json.loads(text).items() if each["until"] > now}
+    return found

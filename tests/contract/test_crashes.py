@@ -112,7 +112,7 @@ def main(template: str, folder: str) -> None:
 
 def _outcome(trial: Trial) -> Trial:
     """All but when it was, and in how many attempts."""
-    return dataclasses.replace(trial, started_at=None, finished_at=None, attempts=1, lost=0, reached=0)
+    return dataclasses.replace(trial, started_at=None, finished_at=None, attempts=1, lost=0, orphaned=0, reached=0)
 
 
 def test_a_search_that_is_killed_at_every_point_and_at_random_times_ends_as_an_undisturbed_one(

@@ -23,7 +23,7 @@ from hpsearch.lifecycle import Orders, Wish, WishKind
 from hpsearch.results import Failure, Trial, TrialState
 from hpsearch.results.budget import SAME_FAILURES, counts
 from hpsearch.search import Asked, Decision, Search, history
-from hpsearch.search.record import RETRIES
+from hpsearch.search.record import PATIENCE, RETRIES
 from hpsearch.search.taught import lesson
 from hpsearch.spec import StudySpec
 from hpsearch.spec.budget import BudgetSpec
@@ -542,32 +542,51 @@ class TestAfterACrash:
         assert [after.must_ask().params for _ in running] == [asked.params for asked in running]
         assert after.must_ask().origin == "search"
 
-    def test_a_trial_that_gets_no_further_is_handed_out_finitely_often(self, sqlite: Storage) -> None:
-        spec = spec_of(8)
-        handed = [Driven(sqlite, spec).must_ask() for _ in range(RETRIES + 1)]
+    def test_a_trial_that_kills_its_workers_is_handed_out_finitely_often(self, sqlite: Storage) -> None:
+        driven = Driven(sqlite, spec_of(8))
+        handed = []
+        for _ in range(RETRIES + 1):
+            handed.append(driven.must_ask())
+            driven.search.interrupt(handed[-1].number, "the device's process died")
         assert [asked.params for asked in handed] == [handed[0].params] * (RETRIES + 1)
         assert [asked.number for asked in handed] == [0] * RETRIES + [1]
-        after = Driven(sqlite, spec)
-        assert after.must_ask().params != handed[0].params
-        assert [trial.failure for trial in after.trials()[:2]] == ["worker_lost"] * 2
-        assert [trial.retry_of for trial in after.trials()[:2]] == [None, 0]
+        assert driven.must_ask().params != handed[0].params
+        assert [trial.failure for trial in driven.trials()[:2]] == ["worker_lost"] * 2
+        assert [trial.retry_of for trial in driven.trials()[:2]] == [None, 0]
+
+    def test_the_deaths_of_its_drivers_are_not_a_trial_s_fault_but_not_without_end(self, sqlite: Storage) -> None:
+        spec = spec_of(8)
+        handed = [Driven(sqlite, spec).must_ask() for _ in range(PATIENCE + RETRIES + 1)]
+        assert [asked.params for asked in handed] == [handed[0].params] * len(handed)
+        assert [asked.number for asked in handed] == [0] * (PATIENCE + RETRIES) + [1]
+        assert Driven(sqlite, spec).must_ask().params != handed[0].params
+
+    def test_being_released_neither_counts_nor_forgives(self, sqlite: Storage) -> None:
+        driven = Driven(sqlite, spec_of(8))
+        for _ in range(RETRIES - 1):
+            driven.search.interrupt(driven.must_ask().number, "the device's process died")
+            for _ in range(2 * RETRIES):
+                assert driven.must_ask().number == 0
+                driven.search.release("the study was paused")
+        driven.search.interrupt(driven.must_ask().number, "the device's process died")
+        assert driven.trial(0).failure == "worker_lost"
 
     def test_a_trial_that_gets_further_each_time_is_handed_out_as_often_as_it_takes(self, sqlite: Storage) -> None:
-        spec = spec_of(8)
+        driven = Driven(sqlite, spec_of(8))
         for exposure in range(0, 500, 50):
-            driven = Driven(sqlite, spec)
-            asked = driven.must_ask()
-            assert asked.number == 0
+            assert driven.must_ask().number == 0
             driven.search.report(0, a_report(exposure), CONTRACT)
+            driven.search.interrupt(0, "the device's process died")
         # Not so from its start again: the retry has to get further than the trial that it retries.
-        handed = [Driven(sqlite, spec).must_ask().number for _ in range(RETRIES - 1)]
-        retry = Driven(sqlite, spec)
-        assert [*handed, retry.must_ask().number] == [0] * (RETRIES - 1) + [1]
-        retry.search.report(1, a_report(0), CONTRACT)
-        retry.search.report(1, a_report(450), CONTRACT)
-        after = Driven(sqlite, spec)
-        assert after.trial(1).failure == "worker_lost"
-        assert after.must_ask().number == 2
+        for _ in range(RETRIES - 1):
+            assert driven.must_ask().number == 0
+            driven.search.interrupt(0, "the device's process died")
+        assert driven.must_ask().number == 1
+        driven.search.report(1, a_report(0), CONTRACT)
+        driven.search.report(1, a_report(450), CONTRACT)
+        driven.search.interrupt(1, "the device's process died")
+        assert driven.trial(1).failure == "worker_lost"
+        assert driven.must_ask().number == 2
 
     @pytest.mark.parametrize("seed", range(3))
     def test_many_crashes_repeat_no_point_and_keep_to_the_budget(self, sqlite: Storage, seed: int) -> None:

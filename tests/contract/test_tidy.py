@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpsearch.errors import DiskFull, UnknownDataset
-from hpsearch.raytune.adapter import Place
+from hpsearch.raytune.place import Place
 from hpsearch.settings import Settings
 from hpsearch.storage import Acting, Acts, Database, Datasets, Studies
 from hpsearch.storage.tidy import DAY, tidy

@@ -15,9 +15,10 @@ from starlette.testclient import TestClient
 from hpsearch.api.app import create_app
 from hpsearch.api.metrics import Metrics
 from hpsearch.api.state import Service
+from hpsearch.search import history
 from hpsearch.settings import Settings
 from hpsearch.storage import Acting, Acts, Database, Outbox, Studies, optuna_storage, tables
-from hpsearch.storage.figures import figures
+from hpsearch.storage.figures import figures, set_aside
 from tests.builders import a_spec, spec_fields
 
 DASHBOARD = Path(__file__).parents[2] / "services/grafana/hpsearch.json"
@@ -64,6 +65,13 @@ def test_the_figures_are_those_of_the_tables(migrated_url: str) -> None:
     Acts(database).resume("waits", Acting("alice"))
     assert 0 < figures(database).queue_age < 60  # paused, it did not wait for a runner
     assert found.lease_ages.keys() == {"runs"}
+    assert found.set_aside == {}
+    until = {"gpu-host/1a2b3c4d/gpu0": time.time() + 600, "gpu-host/1a2b3c4d/gpu1": time.time() - 600}
+    aside = {device: {"until": end, "reason": "it fails"} for device, end in until.items()}
+    study.set_user_attr(history.ASIDE, aside)
+    assert figures(database).set_aside == {"runs": 1}
+    assert set_aside(database, "runs").keys() == {"gpu-host/1a2b3c4d/gpu0"}
+    assert set_aside(database, "waits") == {}
     assert found.webhooks == {"team": 0}
     text = Metrics(database).text().decode()
     assert values(text)['hpsearch_trials{state="COMPLETE"}'] == 2

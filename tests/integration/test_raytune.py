@@ -20,8 +20,11 @@ from hpsearch.basemodel import describe
 from hpsearch.dataset.load import load
 from hpsearch.errors import LeaseLost
 from hpsearch.lifecycle import Orders, Wish, WishKind
-from hpsearch.raytune.adapter import Place, ShouldStop, Stop
+from hpsearch.raytune.adapter import ShouldStop, Stop
+from hpsearch.raytune.address import devices_of
 from hpsearch.raytune.driver import drive
+from hpsearch.raytune.health import Aside, Health
+from hpsearch.raytune.place import Place
 from hpsearch.results import Failure, TrialState
 from hpsearch.search import Lineage, Search
 from hpsearch.spec import StudySpec
@@ -282,9 +285,9 @@ def test_a_diverging_trial_fails_as_such_and_the_study_goes_on(
 
 
 def test_trials_go_on_exactly_whatever_happens_to_their_device(
-    data: dict[str, str], storage: Any, tmp_path: Path
+    data: dict[str, str], storage: Any, tmp_path: Path, hang_file: Path
 ) -> None:
-    """Two trials in one cohort: their device is killed, told to end and stopped, and then their driver stops in order.
+    """Two trials in a cohort: their device is killed, told to end, stopped and hangs, then their driver stops in order.
 
     Each goes on under its own number, with the curve that it has alone and undisturbed.
     """
@@ -297,12 +300,13 @@ def test_trials_go_on_exactly_whatever_happens_to_their_device(
         parallelism={"trials_per_device": 2, "max_concurrent_trials": 2},
     )
     events = []
-    for faults in ([signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP], []):
+    faults: list[Fault]
+    for faults in ([signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP, hang_file], []):
         study = Study(spec, storage, tmp_path)
         events.append(study.events)
         injecting = threading.Thread(target=_inject, args=(study, faults))
         injecting.start()
-        study.drive(_in_order_after(injecting), silent_seconds=3)
+        study.drive(_in_order_after(injecting), silent_seconds=3, stalled_seconds=3)
         assert [trial.state for trial in study.search.trials()] == [TrialState.WAITING] * 2
         assert _trials_on_devices() == []
         assert sorted(path.name for path in (tmp_path / "artifacts" / "progress").iterdir()) == ["0", "1"]
@@ -310,7 +314,9 @@ def test_trials_go_on_exactly_whatever_happens_to_their_device(
     told = [(kind, details["number"], details.get("exposure")) for kind, details in of_trials]
     interrupted = [number for kind, number, _ in told if kind == "trial.interrupted"]
     assert sorted(interrupted[:2]) == [0, 1], "one device had both"
-    assert len(interrupted) >= 2 + 1 + 1 + 2 + 2
+    assert len(interrupted) >= 2 + 1 + 1 + 1 + 2 + 2
+    texts = [details["text"] for kind, details in itertools.chain(*events) if kind == "trial.interrupted"]
+    assert any(text.startswith("the device made no progress for") for text in texts)
     reports = [each for each in told if each[0] == "trial.reported"]
     assert len(set(reports)) == len(reports)
     for trial in study.search.trials():
@@ -349,11 +355,18 @@ def _long_space() -> dict[str, Any]:
     return {"batch_size": 4, "learning_rate_multiplier": {"low": 0.1, "high": 1.0}}
 
 
-def _inject(study: Study, faults: list[signal.Signals]) -> None:
-    """Send each signal to a device that trains, when both trials have got further."""
+Fault = signal.Signals | Path
+"""A signal to a device, or a file that makes its training thread hang."""
+
+
+def _inject(study: Study, faults: list[Fault]) -> None:
+    """Each into a device that trains, when both trials have got further."""
     for fault in faults:
         _wait_for_reports(study)
-        os.kill(_busy_device(), fault)
+        if isinstance(fault, Path):
+            fault.touch()
+        else:
+            os.kill(_busy_device(), fault)
     _wait_for_reports(study)
 
 
@@ -435,6 +448,25 @@ def test_a_broken_target_module_fails_every_trial_and_ends_the_study_early(
     assert not ended_well
     assert "no_such_layer" in reason
     assert len(study.search.trials()) < 10
+
+
+def test_nothing_is_trained_on_a_device_that_is_set_aside(
+    data: dict[str, str], storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray grants the shares of all devices all the same: who gets this one's holds it, and its trial goes elsewhere."""
+    node = ray.get_runtime_context().get_node_id()
+    addresses = devices_of(node, [])
+    bad, good = addresses[0].label, {address.label for address in addresses[1:]}
+    monkeypatch.setattr(Health, "aside", lambda _: {bad: Aside(time.time() + 600, "as a test wants it")})
+    spec = spec_of(data, "aside", budget={"trials": 3}, parallelism={"trials_per_device": 1})
+    study = Study(spec, storage, tmp_path)
+    study.drive()
+    trials = study.search.trials()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
+    assert {trial.device for trial in trials} <= good
+    (told,) = [details for kind, details in study.events if kind == "study.device_set_aside"]
+    assert (told["device"], told["reason"]) == (bad, "as a test wants it")
+    assert all(trial.lost == 0 for trial in trials)
 
 
 def test_driving_leaves_no_files_but_the_artifacts(

@@ -120,6 +120,31 @@ def test_it_is_the_order_of_ending_that_counts_not_the_number() -> None:
     assert hopeless([a_trial(99, finished_at=0.0), *trials]) is not None
 
 
+def test_failures_on_some_devices_say_nothing_while_another_one_trains() -> None:
+    """Those are set aside; when no other is left, or it fails as well, the study is hopeless after all."""
+    trials = [failed(number, Failure.ERROR, device="ab"[number % 2]) for number in range(SAME_FAILURES)]
+    assert hopeless(trials) is not None
+    well = a_trial(50, state=TrialState.RUNNING, finished_at=None, reports=(a_report(50),), device="c")
+    assert hopeless([*trials, well]) is None
+    assert hopeless([*trials, replace(well, device="a")]) is not None
+    assert hopeless([*trials, replace(well, reports=())]) is not None
+
+
+@pytest.mark.parametrize(
+    ("reason", "counted"),
+    [(Failure.ERROR, True), (Failure.OUT_OF_MEMORY, True), (Failure.DIVERGED, False), (Failure.CANCELLED, False)],
+)
+def test_a_budget_of_failures_ends_a_search_that_fails_now_and_then(reason: Failure, counted: bool) -> None:
+    trials = []
+    for number in range(0, 20, 2):
+        trials += [failed(number, reason, finished_at=float(number)), a_trial(number + 1, finished_at=number + 1.0)]
+    assert hopeless(trials) is None
+    assert hopeless(trials, most_failures=11) is None
+    why = hopeless(trials, most_failures=10)
+    assert (why is not None) is counted
+    assert hopeless(trials, resumed_at=10.0, most_failures=10) is None
+
+
 def test_running_trials_do_not_interrupt_a_row_of_failures() -> None:
     trials = [failed(number, Failure.ERROR) for number in range(SAME_FAILURES)]
     assert hopeless([*trials, a_trial(50, state=TrialState.RUNNING, finished_at=None)]) is not None

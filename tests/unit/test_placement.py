@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from hpsearch.errors import DiskFull
-from hpsearch.raytune.adapter import Place
+from hpsearch.raytune.place import Place
 from hpsearch.raytune.placement import RESOLUTION, share_of
 
 

@@ -1,0 +1,143 @@
+"""What the driver makes of the messages of trials, without Ray: which devices it lets them go to."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from hpsearch.raytune import adapter
+from hpsearch.raytune.adapter import Bridge
+from hpsearch.raytune.health import IN_A_ROW
+from hpsearch.raytune.messages import Barred, Failed, Message, Placed, Reported, encode
+from hpsearch.raytune.place import Place
+from hpsearch.raytune.placement import Placement
+from hpsearch.results import Failure, TrialState
+from hpsearch.spec.defaults import resolve
+from hpsearch.storage import optuna_storage
+from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, Storage, a_report, spec_of
+
+ROOM = 4
+
+
+class Tune:
+    """Asks for trials and passes messages on, as Tune does."""
+
+    def __init__(self, storage: Storage, folder: Path) -> None:
+        self.driven = Driven(storage, spec_of(20))
+        spec = self.driven.search.spec
+        self.bridge = Bridge(
+            self.driven.search,
+            lambda asked: resolve(spec, asked.params, EXAMPLES, "llama", 10**6),
+            Place(folder),
+            lambda: None,
+            Placement({"CPU": 1}, 1, ROOM, ROOM),
+        )
+        self._ids = 0
+
+    def start(self) -> tuple[str, dict[str, Any]]:
+        """The next trial: Tune's name for it, and what it is given."""
+        self._ids += 1
+        config = self.bridge.suggest(str(self._ids))
+        assert isinstance(config, dict), config
+        return str(self._ids), config
+
+    def tell(self, trial_id: str, message: Message) -> bool:
+        goes_on = self.bridge.receive(trial_id, encode(message))
+        assert self.bridge.error is None
+        if not goes_on:
+            self.bridge.ended(trial_id, lost=False)
+        return goes_on
+
+    def fail_on(self, device: str, times: int) -> None:
+        for pid in range(times):
+            trial_id, _ = self.start()
+            assert self.tell(trial_id, Placed(device, "node", pid))
+            self.tell(trial_id, Failed(Failure.ERROR, "its GPU is broken"))
+
+    def train_on(self, device: str) -> str:
+        trial_id, _ = self.start()
+        assert self.tell(trial_id, Placed(device, "node", 1))
+        assert self.tell(trial_id, Reported(a_report(0), CONTRACT))
+        return trial_id
+
+
+@pytest.fixture
+def tune(sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tune:
+    monkeypatch.setattr(adapter, "LOOK_SECONDS", float("inf"))
+    monkeypatch.setattr(adapter, "_lives", lambda _: True)  # there is no Ray whose node could have died
+    shutil.copy(sqlite_template, tmp_path / "study.db")
+    return Tune(optuna_storage(f"sqlite:///{tmp_path}/study.db"), tmp_path)
+
+
+def test_a_device_that_fails_what_another_trains_is_named_to_the_trials_after_it(tune: Tune) -> None:
+    tune.train_on("good")
+    tune.fail_on("bad", IN_A_ROW)
+    _, config = tune.start()
+    assert config["set_aside"] == ["bad"]
+    (told,) = [details for kind, details in tune.driven.events if kind == "study.device_set_aside"]
+    assert told["device"] == "bad"
+    assert "its GPU is broken" in told["reason"]
+
+
+def test_a_trial_that_ray_places_there_all_the_same_goes_elsewhere_and_loses_nothing(tune: Tune) -> None:
+    tune.train_on("good")
+    tune.fail_on("bad", IN_A_ROW)
+    holds, given = tune.start()
+    barred = Barred(("bad",))
+    assert tune.tell(holds, barred)
+    assert tune.tell(holds, barred)
+    again, config = tune.start()
+    assert config["number"] == given["number"]
+    assert tune.tell(again, Placed("good", "node", 1))
+    trial = tune.driven.trial(config["number"])
+    assert (trial.state, trial.device, trial.lost, trial.orphaned) == (TrialState.RUNNING, "good", 0, 0)
+
+
+def test_shares_that_are_held_leave_less_room_for_trials(tune: Tune) -> None:
+    tune.train_on("good")
+    tune.fail_on("bad", IN_A_ROW)
+    for _ in range(2):
+        assert tune.tell(tune.start()[0], Barred(("bad",)))
+    tune.start()
+    assert tune.bridge.suggest("one too many") is None
+
+
+def test_a_share_is_held_no_longer_than_its_device_is_set_aside(tune: Tune) -> None:
+    tune.train_on("good")
+    tune.fail_on("bad", IN_A_ROW)
+    holds, _ = tune.start()
+    assert tune.tell(holds, Barred(("bad",)))
+    assert not tune.tell(holds, Barred(("bad", "another that is well by now")))
+
+
+def test_when_all_others_are_gone_the_device_is_tried_again(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = tune.train_on("good")
+    tune.fail_on("bad", IN_A_ROW)
+    holds, _ = tune.start()
+    assert tune.tell(holds, Barred(("bad",)))
+    tune.bridge.ended(good, lost=True)
+    assert tune.tell(holds, Barred(("bad",))), "not at once: the next trial may be on its way"
+    monkeypatch.setattr(adapter, "DESERTED_SECONDS", -1.0)
+    assert not tune.tell(holds, Barred(("bad",)))
+    _, config = tune.start()
+    assert config["set_aside"] == []
+    assert "study.device_back" in [kind for kind, _ in tune.driven.events]
+
+
+def test_shares_are_held_no_longer_than_the_search_lasts(tune: Tune) -> None:
+    good = tune.train_on("good")
+    tune.fail_on("bad", IN_A_ROW)
+    holds, _ = tune.start()
+    assert tune.tell(holds, Barred(("bad",)))
+    tune.tell(good, Failed(Failure.DIVERGED, "the loss is inf"))
+    tune.driven.search.close_waiting("the search is over")
+    tune.fail_on("good", 2)
+    while isinstance(asked := tune.bridge.suggest("next"), dict):
+        tune.tell("next", Placed("good", "node", 1))
+        tune.tell("next", Failed(Failure.ERROR, "another error"))
+    assert asked == Searcher.FINISHED
+    assert not tune.tell(holds, Barred(("bad",)))
