@@ -21,7 +21,18 @@ import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hpsearch.search.curve_policy import CurveSampler
+from hpsearch.search.curve_policy import (
+    CurveSampler,
+    _fitted,
+    _known,
+    _params,
+    _promises,
+    _with_ends_of_running,
+    improvement,
+)
+from hpsearch.search.curves import Curves, Points
+from hpsearch.search.evidence import Evidence, progress
+from hpsearch.search.taught import CONTINUES
 
 Params = dict[str, Any]
 
@@ -51,6 +62,10 @@ class Table:
     reports_per_epoch: int = 2
     epochs: int | None = None
     """Of every row, when it does not vary."""
+    defaults: Params | None = None
+    """What the service tries first; of published tables there are none."""
+    curve: Callable[[Params], Row] | None = None
+    """Of any config, where the rows are only examples of it."""
 
     def __post_init__(self) -> None:
         best = np.array([min(row.losses, default=self.baseline) for row in self.rows])
@@ -84,11 +99,13 @@ def place(distribution: BaseDistribution, value: Any) -> float:
 def recorded(path: Path) -> Table:
     """A table of `record.py`."""
     from hpsearch.search.distributions import distributions
+    from hpsearch.spec.defaults import default_hyperparameters
     from hpsearch.spec.space import SearchSpace
 
     table = json.loads(gzip.decompress(path.read_bytes()))
     levels = table["space"]["epochs"]["choices"]
-    space = {**table["space"], "epochs": {"low": min(levels), "high": max(levels)}}
+    space = SearchSpace.model_validate({**table["space"], "epochs": {"low": min(levels), "high": max(levels)}})
+    usual = default_hyperparameters(table["examples"], table["method"]).model_dump()
     rows = []
     for row in table["rows"]:
         curve = row["curve"][1:]
@@ -97,10 +114,11 @@ def recorded(path: Path) -> Table:
             rows.append(Row(row["params"], exposures, tokens, losses, failed=row["failure"] is not None))
     return Table(
         path.name.removesuffix(".json.gz"),
-        distributions(SearchSpace.model_validate(space)),
+        distributions(space),
         tuple(rows),
         table["examples"],
         table["rows"][0]["curve"][0][2],
+        defaults={name: parameter.nearest(usual[name]) for name, parameter in space.varying().items()},
     )
 
 
@@ -160,7 +178,10 @@ def lcbench(folder: Path, task: str, rows: int = 1024) -> Table:
 
 
 class Snapped(optuna.samplers.BaseSampler):
-    """Another sampler's draw, moved to the nearest row that nobody has taken: then every policy is told the truth."""
+    """Another sampler's draw, moved to the nearest row that nobody has taken: then every policy is told the truth.
+
+    Where the table knows the curve of any config, the draw stays where it is.
+    """
 
     def __init__(self, sampler: optuna.samplers.BaseSampler, rows: Rows) -> None:
         self.sampler, self.rows = sampler, rows
@@ -193,7 +214,8 @@ class Rows:
     """The rows of a table that one search has not taken yet."""
 
     def __init__(self, table: Table) -> None:
-        self.table, self.taken = table, {}
+        self.table = table
+        self.taken: dict[int, Row] = {}
         self._weights = np.array([CLOSENESS.get(name, 1.0) for name in table.distributions])
         self._points = np.array([self._point(row.params) for row in table.rows])
         self._free = np.ones(len(table.rows), dtype=bool)
@@ -203,10 +225,13 @@ class Rows:
         return self._weights * np.array(places)
 
     def take(self, number: int, params: Params) -> Params:
+        if self.table.curve is not None:
+            self.taken[number] = self.table.curve(params)
+            return params
         distance = np.square(self._points - self._point(params)).sum(axis=1)
         row = int(np.argmin(np.where(self._free, distance, np.inf)))
         self._free[row] = False
-        self.taken[number] = row
+        self.taken[number] = self.table.rows[row]
         return self.table.rows[row].params
 
     @property
@@ -217,8 +242,8 @@ class Rows:
 class Policy(Protocol):
     """What is compared."""
 
-    def ask(self) -> tuple[int, int]:
-        """The next trial's number, and its row."""
+    def ask(self) -> tuple[int, Row, int]:
+        """The next trial's number, its row, and how many of its reports were made before."""
 
     def report(self, number: int, exposure: int, loss: float, is_last: bool) -> bool:
         """Whether the trial is stopped."""
@@ -256,24 +281,24 @@ class Outcome:
 def replay(table: Table, policy: Policy, workers: int, budget: float) -> Outcome:
     """One search. It ends when all workers together have spent the budget."""
     outcome, order = Outcome(), itertools.count()
-    waiting: list[tuple[float, int, int, int, int]] = []  # time of the next report, order, number, row, report
+    waiting: list[tuple[float, int, int, Row, int]] = []  # time of the next report, order, number, row, report
 
     def start(now: float) -> None:
         try:
-            number, row = policy.ask()
+            number, row, index = policy.ask()
         except StopIteration:
             return
         outcome.started += 1
-        heapq.heappush(waiting, (now + table.rows[row].tokens[0], next(order), number, row, 0))
+        cost = row.tokens[index] - (row.tokens[index - 1] if index else 0)
+        heapq.heappush(waiting, (now + cost, next(order), number, row, index))
 
     for _ in range(workers):
         start(0.0)
     best = math.inf
     while waiting:
-        now, _, number, place, index = heapq.heappop(waiting)
+        now, _, number, row, index = heapq.heappop(waiting)
         if now * workers > budget:
             break
-        row = table.rows[place]
         outcome.spent += row.tokens[index] - (row.tokens[index - 1] if index else 0)
         if row.losses[index] < best:
             best = row.losses[index]
@@ -283,12 +308,12 @@ def replay(table: Table, policy: Policy, workers: int, budget: float) -> Outcome
         stopped = policy.report(number, row.exposures[index], row.losses[index], is_last and not row.failed)
         if not is_last and not stopped:
             heapq.heappush(
-                waiting, (now + row.tokens[index + 1] - row.tokens[index], next(order), number, place, index + 1)
+                waiting, (now + row.tokens[index + 1] - row.tokens[index], next(order), number, row, index + 1)
             )
             continue
-        if is_last and row.failed:
+        if is_last and row.failed and not stopped:
             policy.fail(number)
-        elif is_last:
+        elif is_last and not stopped:
             outcome.complete = min(outcome.complete, *row.losses)
             outcome.completed += 1
             policy.complete(number)
@@ -305,8 +330,9 @@ class Searched:
         sampler: Callable[[int], optuna.samplers.BaseSampler],
         pruner: optuna.pruners.BasePruner,
         name: str,
+        first: Params | None = None,
     ) -> None:
-        self.table, self.sampler = table, sampler
+        self.table, self.sampler, self.first = table, sampler, first
         self.rows = Rows(table)
         self.study = optuna.create_study(
             study_name=name, pruner=pruner
@@ -314,18 +340,21 @@ class Searched:
         self.live: dict[int, optuna.Trial] = {}
         self.losses: dict[int, list[float]] = {}
 
-    def ask(self) -> tuple[int, int]:
+    def ask(self) -> tuple[int, Row, int]:
         if not self.rows.any_free:
             raise StopIteration
         number = len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = Snapped(self.sampler(number), self.rows)
+        draws = self.sampler(number)
+        if self.first is not None and number == 0:
+            draws = optuna.samplers.PartialFixedSampler(self.first, optuna.samplers.RandomSampler(seed=0))
+        self.study.sampler = Snapped(draws, self.rows)
         trial = self.study.ask(fixed_distributions=self.table.distributions)
         self.live[trial.number], self.losses[trial.number] = trial, []
         epochs = trial.params.get("epochs", self.table.epochs)
         trial.set_user_attr("config", {"hyperparameters": {"epochs": epochs}})
         trial.set_user_attr("curve", [{"exposure": 0, "epoch": 0.0}])
         trial.report(self.table.baseline, 0)
-        return trial.number, self.rows.taken[trial.number]
+        return trial.number, self.rows.taken[trial.number], 0
 
     def report(self, number: int, exposure: int, loss: float, is_last: bool) -> bool:
         trial = self.live[number]
@@ -348,6 +377,57 @@ class Searched:
         self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 
+class Thawing(Searched):
+    """The same, but a stopped trial is taken up again where it promises more for each token than a new one.
+
+    What it promises is its expected improvement by the model of curves, as a new trial's is; it pays for the rest of
+    its curve only. It goes on as the service lets people continue a pruned trial.
+    """
+
+    def ask(self) -> tuple[int, Row, int]:
+        parked = self._parked()
+        if not parked:
+            return super().ask()
+        curves, baseline = _known(self.study)
+        evidence = Evidence(curves, self.table.distributions, baseline)
+        _, fitted = _fitted(self.study, evidence.points.x.shape[1])
+        model = _with_ends_of_running(Curves(evidence.points, evidence.y, fitted), evidence, curves)
+        epochs = np.array([self._epochs(trial.params) for trial in parked])
+        ends = Points(
+            evidence.place([trial.params for trial in parked]),
+            progress(epochs, epochs),
+            np.array([trial.number for trial in parked]),
+        )
+        left = epochs * [1 - len(self.losses[t.number]) / len(self.rows.taken[t.number].losses) for t in parked]
+        worth = improvement(*model.predict(ends), evidence.target) / left
+        points = np.random.default_rng(len(curves)).random((512, len(evidence.distributions)))
+        fresh = _promises(model, evidence, points)
+        best = int(fresh.argmax())
+        if worth.max() <= fresh[best] / self._epochs(_params(evidence.distributions, points[best])):
+            return super().ask()
+        return self._take_up(parked[int(worth.argmax())])
+
+    def _epochs(self, params: Params) -> float:
+        return float(params.get("epochs", self.table.epochs))
+
+    def _parked(self) -> list[optuna.trial.FrozenTrial]:
+        trials = self.study.get_trials(deepcopy=False)
+        gone_on = {trial.user_attrs.get(CONTINUES) for trial in trials}
+        return [t for t in trials if t.state == optuna.trial.TrialState.PRUNED and t.number not in gone_on]
+
+    def _take_up(self, parked: optuna.trial.FrozenTrial) -> tuple[int, Row, int]:
+        row = self.rows.taken[parked.number]
+        kept = {name: value for name, value in parked.user_attrs.items() if name in ("config", "curve")}
+        self.study.enqueue_trial(parked.params, user_attrs={CONTINUES: parked.number, **kept})
+        self.study.sampler = optuna.samplers.RandomSampler(seed=0)
+        trial = self.study.ask(fixed_distributions=self.table.distributions)
+        for step, loss in parked.intermediate_values.items():
+            trial.report(loss, step)
+        self.live[trial.number], self.rows.taken[trial.number] = trial, row
+        self.losses[trial.number] = list(self.losses[parked.number])
+        return trial.number, row, len(self.losses[trial.number])
+
+
 class Stock:
     """Ray Tune's own OptunaSearch and ASHAScheduler, asked as Tune asks them."""
 
@@ -362,14 +442,14 @@ class Stock:
         self.scheduler = ASHAScheduler(metric="loss", mode="min", max_t=longest, grace_period=grace_period)
         self.trials: dict[int, _StockTrial] = {}
 
-    def ask(self) -> tuple[int, int]:
+    def ask(self) -> tuple[int, Row, int]:
         if not self.rows.any_free:
             raise StopIteration
         number = len(self.trials)
         trial = self.trials[number] = _StockTrial(str(number))
         self.searcher.suggest(trial.trial_id)
         self.scheduler.on_trial_add(None, trial)
-        return number, self.rows.taken[number]
+        return number, self.rows.taken[number], 0
 
     def report(self, number: int, exposure: int, loss: float, is_last: bool) -> bool:
         trial = self.trials[number]

@@ -2,12 +2,13 @@
 
     python benchmarks/search.py compare                              # every table below benchmarks/curves
     python benchmarks/search.py compare --workers 1 --seeds 50 --plot search.svg
+    python benchmarks/search.py compare --continuous                 # any config, by a surrogate of the same curves
     python benchmarks/search.py compare --lcbench FOLDER             # and published curves
     python benchmarks/search.py winners                              # who stops a trial that would have won?
 
 Every contender is the real thing: Optuna's samplers and pruners as `hpsearch.search` builds them, Ray Tune's own
 OptunaSearch and ASHAScheduler for `stock`. A draw is moved to the nearest row of the table that the search has not
-taken yet, and the sampler is told that row's params. Nobody gets the defaults as first trial.
+taken yet, and the sampler is told that row's params. Only who says so gets the `auto` defaults as first trial.
 
 The incumbent is the best validation loss at any report of any trial so far; `complete` is the best one of trials that
 ran to their end. Regret is 0 for the table's best row and 1 for its median row. The whole budget is as many tokens as
@@ -29,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from replay import LCBENCH_TASKS, Outcome, Policy, Searched, Stock, Table, lcbench, recorded, replay
+from replay import LCBENCH_TASKS, Outcome, Policy, Row, Searched, Stock, Table, Thawing, lcbench, recorded, replay
 
 from hpsearch.search.pruners import pruner
 from hpsearch.search.samplers import sampler
@@ -48,13 +49,16 @@ GOAL = "TPE + Hyperband"
 Contender = Callable[[Table, int], Policy]
 
 
-def searched(draws: SamplerSpec, stops: PrunerSpec) -> Contender:
-    """As the service builds it from a spec."""
+def searched(
+    draws: SamplerSpec, stops: PrunerSpec, defaults: bool = False, kind: type[Searched] = Searched
+) -> Contender:
+    """As the service builds it from a spec; with the `auto` defaults as the first trial, or without."""
 
     def make(table: Table, seed: int) -> Policy:
         most = table.epochs or max(int(row.params["epochs"]) for row in table.rows)
         rule = pruner(stops, table.examples, table.reports_per_epoch, most)
-        return Searched(table, lambda number: sampler(draws, seed, number), rule, f"replay-{seed}")
+        first = table.defaults if defaults else None
+        return kind(table, lambda number: sampler(draws, seed, number), rule, f"replay-{seed}", first)
 
     return make
 
@@ -69,16 +73,27 @@ CONTENDERS: dict[str, Contender] = {
     "stock Ray": lambda table, seed: Stock(table, seed, grace_period=2),
     "ours": searched(CurvesSamplerSpec(), CurvesPrunerSpec()),
 }
+FIRST = ", defaults first"
 PARTS: dict[str, Contender] = {
+    f"{GOAL}{FIRST}": searched(TPESpec(), HyperbandSpec(), defaults=True),
+    f"ours{FIRST}": searched(CurvesSamplerSpec(), CurvesPrunerSpec(), defaults=True),
+    "ours, two reports": searched(CurvesSamplerSpec(), CurvesPrunerSpec(min_reports=2)),
+    "ours, parking": searched(CurvesSamplerSpec(), CurvesPrunerSpec(), kind=Thawing),
     "curves + none": searched(CurvesSamplerSpec(), NoPrunerSpec()),
     "curves + ASHA": searched(CurvesSamplerSpec(), SuccessiveHalvingSpec()),
     "TPE + curves": searched(TPESpec(), CurvesPrunerSpec()),
 }
-"""Ours, half by half."""
+"""With the first trial that every study of the service has, and ours, half by half."""
 
 
 def tables(asked: argparse.Namespace) -> list[Table]:
-    found = [recorded(path) for path in sorted(CURVES.glob("*.json.gz"))]
+    make, suffix = recorded, ""
+    if asked.continuous:
+        from surrogate import continuous
+
+        make, suffix = continuous, "-continuous"
+    paths = {f"{path.name.removesuffix('.json.gz')}{suffix}": path for path in sorted(CURVES.glob("*.json.gz"))}
+    found = [make(path) for name, path in paths.items() if not asked.tables or name in asked.tables]
     if asked.lcbench is None:
         print("LCBench is left out: no --lcbench FOLDER.\n")
     else:
@@ -167,21 +182,21 @@ class Few:
 
     def __init__(self, policy: Policy, trials: int) -> None:
         self.policy, self.left = policy, trials
-        self.rows: list[int] = []
+        self.rows: list[Row] = []
         self.stopped: set[int] = set()
 
-    def ask(self) -> tuple[int, int]:
+    def ask(self) -> tuple[int, Row, int]:
         if not self.left:
             raise StopIteration
         self.left -= 1
-        number, row = self.policy.ask()
+        number, row, index = self.policy.ask()
         self.rows.append(row)
-        return number, row
+        return number, row, index
 
     def report(self, number: int, exposure: int, loss: float, is_last: bool) -> bool:
         stops = self.policy.report(number, exposure, loss, is_last)
         if stops:
-            self.stopped.add(self.rows[number])
+            self.stopped.add(number)
         return stops
 
     def complete(self, number: int) -> None:
@@ -197,6 +212,7 @@ RULES: dict[str, PrunerSpec] = {
     "Hyperband (equal exposure)": HyperbandSpec(),
     "median (equal exposure)": PercentileSpec(),
     "curves (predicted end)": CurvesPrunerSpec(),
+    "curves, two reports first": CurvesPrunerSpec(min_reports=2),
 }
 
 
@@ -211,10 +227,10 @@ def winners(asked: argparse.Namespace) -> None:
             for seed in range(asked.seeds):
                 policy = Few(searched(RandomSpec(), rule)(table, seed), asked.trials)
                 outcome = replay(table, policy, asked.workers, math.inf)
-                best = min(policy.rows, key=lambda row: min(table.rows[row].losses))
+                best = min(range(len(policy.rows)), key=lambda number: min(policy.rows[number].losses))
                 lost.append(best in policy.stopped)
-                behind.append(table.regret(outcome.best[-1]) - table.regret(min(table.rows[best].losses)))
-                spent.append(outcome.spent / sum(table.rows[row].tokens[-1] for row in policy.rows))
+                behind.append(table.regret(outcome.best[-1]) - table.regret(min(policy.rows[best].losses)))
+                spent.append(outcome.spent / sum(row.tokens[-1] for row in policy.rows))
             print(f"| {name} | {np.mean(lost):.0%} | {np.mean(behind):.3f} | {np.mean(spent):.0%} |", flush=True)
         print()
 
@@ -230,6 +246,7 @@ def main() -> None:
         own.add_argument("--seeds", type=int, default=50)
         own.add_argument("--workers", type=int, default=4)
         own.add_argument("--tables", nargs="+", default=[], help="their names; all by default")
+        own.add_argument("--continuous", action="store_true", help="any config of the own tables, by a surrogate")
         own.add_argument("--lcbench", type=Path, help="folder of YAHPO Gym's surrogate")
         if command is compare:
             own.add_argument("--budget", type=float, default=12, help="average rows")

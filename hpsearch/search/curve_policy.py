@@ -26,7 +26,8 @@ from hpsearch.search.taught import continued
 from hpsearch.spec.space import Params
 
 FITTED = "curves:fitted"
-"""Trial attribute: what the model was fitted to when the trial was drawn (so many reports), and its hyperparameters."""
+"""Trial attribute: what the model was fitted to when the trial was drawn or judged (so many reports), and its
+hyperparameters."""
 
 GROWN = 1.15
 """The model is fitted again when there are so many times more reports; in between, only its data are renewed."""
@@ -79,11 +80,7 @@ class CurveSampler(BaseSampler):
         if trial.number < self._startup_trials or sum(bool(curve.losses) for curve in curves) < FEWEST_CURVES:
             return self._first(trial.number, search_space)
         evidence = Evidence(curves, search_space, baseline)
-        reports, fitted = _fitted(study, evidence.points.x.shape[1])
-        if len(evidence.y) >= GROWN * reports:
-            fitted = fit(evidence.points, evidence.y)
-            study._storage.set_trial_system_attr(trial._trial_id, FITTED, [len(evidence.y), *fitted.tolist()])
-        model = _with_ends_of_running(Curves(evidence.points, evidence.y, fitted), evidence, curves)
+        model = _with_ends_of_running(_model(study, trial, evidence), evidence, curves)
         return self._most_promising(model, evidence)
 
     def sample_independent(
@@ -144,8 +141,7 @@ class CurvePruner(BasePruner):
         evidence = Evidence(curves, _space(study), baseline)
         if own.best <= evidence.best:
             return False
-        _, fitted = _fitted(study, evidence.points.x.shape[1])
-        model = Curves(evidence.points, evidence.y, fitted)
+        model = _model(study, trial, evidence)
         ahead = np.linspace(own.reached[-1], own.epochs, 5)[1:]
         place = np.repeat(evidence.place([own.params]), len(ahead), axis=0)
         mean, spread = model.predict(
@@ -186,14 +182,21 @@ def _known(
     return curves, max((sign * value for value in baselines), default=float("inf"))
 
 
+def _model(study: optuna.Study, trial: FrozenTrial, evidence: Evidence) -> Curves:
+    """The model of what is known, fitted again when that has grown much; the new fit is kept on the trial."""
+    reports, fitted = _fitted(study, evidence.points.x.shape[1])
+    if len(evidence.y) >= GROWN * reports:
+        fitted = fit(evidence.points, evidence.y)
+        study._storage.set_trial_system_attr(trial._trial_id, FITTED, [len(evidence.y), *fitted.tolist()])
+    return Curves(evidence.points, evidence.y, fitted)
+
+
 def _fitted(study: optuna.Study, dimensions: int) -> tuple[int, Array]:
-    """The newest fit for this space, and to how many reports; before there is one, the prior and none."""
+    """The fit to the most reports in this space, and how many those are; before there is one, the prior and none."""
     start = prior(dimensions)
-    for trial in reversed(study.get_trials(deepcopy=False)):
-        found = trial.system_attrs.get(FITTED, ())
-        if len(found) == 1 + len(start):
-            return int(found[0]), np.array(found[1:])
-    return 0, start
+    kept = (trial.system_attrs.get(FITTED, ()) for trial in study.get_trials(deepcopy=False))
+    found = max((one for one in kept if len(one) == 1 + len(start)), key=lambda one: one[0], default=(0, *start))
+    return int(found[0]), np.array(found[1:])
 
 
 def _space(study: optuna.Study) -> dict[str, BaseDistribution]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import approx_fprime
 
 from hpsearch.search import Decision
+from hpsearch.search.curve_policy import FITTED, GROWN
 from hpsearch.search.curves import Curves, Points, fit, prior
 from tests.builders import a_report
 from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, spec_of
@@ -151,6 +153,16 @@ class TestTheRule:
         assert best_of(driven) > 0.5
         driven.search._study.enqueue_trial({"epochs": 4, "learning_rate_multiplier": 1.0})
         assert train(driven) == 4
+
+    def test_beside_another_sampler_it_judges_by_a_model_of_this_study(self) -> None:
+        spec = spec_of(10, search_space=SPACE, sampler={"type": "random"}, pruner={"type": "curves"})
+        driven = Driven(optuna.storages.InMemoryStorage(), spec)
+        while train(driven):
+            pass
+        kept = [trial.system_attrs.get(FITTED) for trial in driven.search.frozen()]
+        fits = sorted(one[0] for one in kept if one)
+        assert fits[-1] > 10
+        assert all(later >= GROWN * earlier for earlier, later in itertools.pairwise(fits))  # not at every report
 
 
 class TestTheSearch:
