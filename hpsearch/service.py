@@ -16,11 +16,20 @@ PARENT = "HPSEARCH_PARENT_PID"
 
 
 class Lines(logging.Formatter):
-    """One line each: time, level, a sentence, then its fields. JSON when nobody looks at a terminal."""
+    """One line each: time, level, a sentence, then its fields. JSON when nobody looks at a terminal.
+
+    Args:
+        fields: Of every line of this process.
+    """
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__()
+        self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        fields = {name: value for name, value in vars(record).items() if name not in _OWN_FIELDS}
+        own = {name: value for name, value in vars(record).items() if name not in _OWN_FIELDS}
+        fields = {**self._fields, **own}
         text = record.getMessage()
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
@@ -30,10 +39,10 @@ class Lines(logging.Formatter):
         return json.dumps({"at": at, "level": record.levelname.lower(), "text": text, **fields}, default=str)
 
 
-def configure_logging() -> None:
-    """Our own lines at INFO, libraries' at WARNING, on standard error."""
+def configure_logging(**fields: object) -> None:
+    """Our own lines at INFO, libraries' at WARNING, on standard error; these fields are on all of them."""
     stream = logging.StreamHandler()
-    stream.setFormatter(Lines())
+    stream.setFormatter(Lines(**fields))
     logging.basicConfig(level=logging.WARNING, handlers=[stream], force=True)
     logging.getLogger("hpsearch").setLevel(logging.INFO)
 

@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import ray
 from ray.tune import Stopper
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 from ray.tune.search import Searcher
 
-from hpsearch.errors import DiskFull, WorkerLost
-from hpsearch.raytune.devices import finish_everywhere, release_everywhere
+from hpsearch.errors import DiskFull
+from hpsearch.raytune.devices import finish_everywhere, node_lives, own_node_died, release_everywhere
 from hpsearch.raytune.health import Health
 from hpsearch.raytune.messages import (
     KEY,
@@ -106,8 +105,7 @@ class Bridge:
         now = time.monotonic()
         if self.error is None and now - self._looked_at > LOOK_SECONDS:
             self._looked_at = now
-            if not _lives(ray.get_runtime_context().get_node_id()):
-                self.error = WorkerLost("the runner's own Ray node died")
+            self.error = own_node_died()
         wish = self._should_stop()
         if wish is Stop.NOW or not (self.error is None or isinstance(self.error, DiskFull)):
             return True
@@ -258,7 +256,7 @@ class Bridge:
 
     def _how_lost(self, number: int) -> tuple[str, Loss]:
         node = self._health.node_of(number)
-        if node is not None and not _lives(node):
+        if node is not None and not node_lives(node):
             return "the node of the trial died", Loss.OUTSIDE
         return "the process of the trial died", Loss.WORKER
 
@@ -277,14 +275,6 @@ class Bridge:
             self._forget(number)
         except Exception as error:  # driving ends, and whoever drives decides
             self.error = self.error or error
-
-
-def _lives(node_id: str) -> bool:
-    try:
-        return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
-    except Exception:  # without an answer nothing is known; without a head this process ends itself
-        log.warning("node not looked at: the cluster does not answer", exc_info=True)
-        return True
 
 
 class AskSearcher(Searcher):  # type: ignore[misc]

@@ -17,6 +17,7 @@ from hpsearch.raytune.address import DeviceAddress, cores_of
 from hpsearch.raytune.messages import Slot
 from hpsearch.raytune.roster import Roster
 from hpsearch.raytune.training import Training
+from hpsearch.service import configure_logging
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.watchdog import Progress, begin, watch, where
 
@@ -33,6 +34,7 @@ class Device:
         # Before torch is imported: which GPU it sees, and one thread per core (spinning threads cost 4 to 25 times).
         os.environ["CUDA_VISIBLE_DEVICES"] = address.id if address.kind == "gpu" else ""
         os.environ["OMP_NUM_THREADS"] = "1"
+        configure_logging(device=address.label)
         self._is_gpu = address.kind == "gpu"
         share = 1.0 if self._is_gpu else 1 / cores_of(address.node)
         self._roster = Roster()

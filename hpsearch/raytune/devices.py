@@ -1,16 +1,20 @@
-"""The device actors of the cluster: started where one is missing, and told what concerns all of them."""
+"""The device actors of the cluster, started where one is missing and told what concerns all of them; and its nodes."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from hpsearch.errors import WorkerLost
 from hpsearch.raytune.address import NAME_PREFIX, DeviceAddress
 from hpsearch.raytune.device import Device
+
+log = logging.getLogger(__name__)
 
 
 def open_device(address: DeviceAddress) -> Any:
@@ -47,3 +51,19 @@ def _all_devices() -> Iterator[Any]:
         if actor.startswith(NAME_PREFIX):
             with contextlib.suppress(ValueError):  # it ended just now
                 yield ray.get_actor(actor)
+
+
+def node_lives(node_id: str) -> bool:
+    """Whether the cluster says so."""
+    try:
+        return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+    except Exception:  # without an answer nothing is known; without a head this process ends itself
+        log.warning("node not looked at: the cluster does not answer", exc_info=True)
+        return True
+
+
+def own_node_died() -> WorkerLost | None:
+    """When the node died on which this process drives, whose calls are never answered then; None while it lives."""
+    if node_lives(ray.get_runtime_context().get_node_id()):
+        return None
+    return WorkerLost("the runner's own Ray node died")

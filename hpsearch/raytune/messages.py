@@ -19,6 +19,22 @@ STALLED_SECONDS = 600.0
 """What `Slot.stalled_seconds` is unless the operator says otherwise, and on a device without trials."""
 
 
+def key_of(study: str, number: int, attempt: int, tune_id: str) -> str:
+    """How a device names one attempt at a trial; Tune's own id sets two databases on one cluster apart."""
+    return f"{study}/{number}/{attempt}/{tune_id}"
+
+
+def trial_of(key: str) -> str:
+    """`study/number`."""
+    return "/".join(key.split("/")[:2])
+
+
+def fields_of(key: str) -> dict[str, str | int]:
+    """What a log line says of a trial."""
+    study, number, attempt, _ = key.split("/")
+    return {"study": study, "trial": int(number), "attempt": int(attempt)}
+
+
 @dataclass(frozen=True)
 class Slot:
     """What a device needs to know of a trial."""

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hpsearch.basemodel import BaseModel
 from hpsearch.raytune.address import DeviceAddress, devices_of
-from hpsearch.raytune.devices import open_device
+from hpsearch.raytune.devices import open_device, own_node_died
 from hpsearch.search import Asked, Search
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.study import StudySpec
@@ -151,13 +151,19 @@ def _measured(
 def _measured_in(
     group: PlacementGroup, kind: str, asking: tuple[str, str | None, int], should_stop: Callable[[], object]
 ) -> tuple[int, str, bool] | None:
-    """The answer of a device that is held."""
+    """The answer of a device that is held.
+
+    Raises:
+        WorkerLost: The Ray node of this process died, so the answer would never come.
+    """
     held = {"num_cpus": int(kind == "CPU"), "num_gpus": int(kind == "GPU")}
     asked = _measure.options(**held, scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote(*asking)
     while not ray.wait([asked], timeout=0.5)[0]:
         if should_stop():
             ray.cancel(asked, force=True)
             return None
+        if (died := own_node_died()) is not None:
+            raise died
     try:
         per_device, reason = ray.get(asked)
     except RayError as error:  # the first trial will say what is wrong, if it is not over by then

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from hpsearch.raytune.messages import STALLED_SECONDS, Lost, Message, Removed, Slot, encode
+from hpsearch.raytune.messages import STALLED_SECONDS, Lost, Message, Removed, Slot, encode, trial_of
 
 SILENT_SECONDS = 10
 """A trial whose own process was not heard of for so long is dropped: the process died with its driver."""
@@ -49,7 +49,7 @@ class Roster:
     def admit(self, key: str, slot: Slot, has_room_for_all: bool) -> bool:
         """Take a trial on; False when the device is full, or takes on none any more."""
         with self._changed:
-            earlier = {other for other in self._slots if _trial_of(other) == _trial_of(key)}
+            earlier = {other for other in self._slots if trial_of(other) == trial_of(key)}
             is_full = len(self._slots) - len(earlier) >= slot.capacity
             if self._is_closed or (is_full and not has_room_for_all):
                 return False
@@ -90,7 +90,7 @@ class Roster:
     def finish(self, trial: str) -> None:
         """Ask for a trial to be ended where it stands."""
         with self._changed:
-            self._finishing |= {key for key in self._slots if _trial_of(key) == trial}
+            self._finishing |= {key for key in self._slots if trial_of(key) == trial}
             self._changed.notify_all()
 
     def remove(self, key: str) -> None:
@@ -166,8 +166,3 @@ class Roster:
             finishing, self._finishing = self._finishing, set()
             waiting = {key for key, outbox in self._outbox.items() if not outbox.empty()}
             return Work(dict(self._slots), joining, leaving, finishing, waiting, errands)
-
-
-def _trial_of(key: str) -> str:
-    """`study/number`, without the attempt."""
-    return key.rpartition("/")[0]

@@ -17,8 +17,9 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from hpsearch.errors import WorkerLost
 from hpsearch.raytune.address import devices_of
 from hpsearch.raytune.devices import open_device
-from hpsearch.raytune.messages import KEY, Barred, Failed, Lost, Placed, Slot, encode, failed
+from hpsearch.raytune.messages import KEY, Barred, Failed, Lost, Placed, Slot, encode, failed, fields_of, key_of
 from hpsearch.raytune.roster import SILENT_SECONDS
+from hpsearch.service import configure_logging
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,9 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
 
         Tune may give the trial to another actor that was free sooner, before this one makes a step.
         """
-        self._key = f"{config['study']}/{config['number']}/{self.trial_id}"
+        self._key = key_of(config["study"], config["number"], config["attempt"], self.trial_id)
         self._config = config
+        configure_logging()
         self._device: Any = None
         self._first: Placed | Barred | Failed | Lost | None = None
 
@@ -52,7 +54,7 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
             return Lost(str(error)[:500]) if is_lost else failed(error)
         if isinstance(first, Placed):
             self._gone = threading.Event()
-            watched = (self._device, first.pid, self._key, self._gone, self._config["silent_seconds"])
+            watched = (self._device, first, self._key, self._gone, self._config["silent_seconds"])
             threading.Thread(target=_touch, args=watched, daemon=True).start()
         return first
 
@@ -109,7 +111,7 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
             self._device = None
 
 
-def _touch(device: Any, pid: int, key: str, gone: threading.Event, silent_seconds: float) -> None:
+def _touch(device: Any, placed: Placed, key: str, gone: threading.Event, silent_seconds: float) -> None:
     """Tell the device that this process lives: when it dies with its driver, nobody else could tell.
 
     A device that does not answer for so long is killed, and its trials are lost workers': it may be stopped, or hang.
@@ -119,9 +121,10 @@ def _touch(device: Any, pid: int, key: str, gone: threading.Event, silent_second
             try:
                 ray.get(device.touch.remote(key), timeout=silent_seconds)
             except GetTimeoutError:
-                log.warning("device killed: it does not answer", extra={"trial": key, "seconds": silent_seconds})
+                fields = {**fields_of(key), "device": placed.device, "seconds": silent_seconds}
+                log.warning("device killed: it does not answer", extra=fields)
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)  # on this node; Ray's own kill would wait for its answer
+                    os.kill(placed.pid, signal.SIGKILL)  # on this node; Ray's own kill would wait for its answer
                 return
 
 

@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpsearch.errors import DiskFull, WorkerLost
-from hpsearch.raytune.messages import Failed, Finished, Lost, Message, Released, Replayed, Reported, Slot, failed
+from hpsearch.raytune.messages import (
+    Failed,
+    Finished,
+    Lost,
+    Message,
+    Released,
+    Replayed,
+    Reported,
+    Slot,
+    failed,
+    fields_of,
+)
 from hpsearch.raytune.roster import Roster
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.watchdog import lengthy, mark
@@ -73,7 +84,7 @@ class Training:
     def _look_and_train(self) -> bool:
         """Do what is asked for, then one tick; whether there was anything to do."""
         for key in self._roster.silent():
-            log.warning("trial dropped: its process is gone", extra={"trial": key})
+            log.warning("trial dropped: its process is gone", extra=fields_of(key))
             self._let_go(key)
             self._roster.remove(key)
         work = self._roster.take()
@@ -134,12 +145,12 @@ class Training:
             with lengthy("reading a snapshot"):
                 continues = attempt.go_on(member, slot.reported)
             if continues:
-                log.info("trial continued", extra={"trial": key, "step": member.steps, "attempt": slot.attempt})
+                log.info("trial continued", extra={**fields_of(key), "step": member.steps})
                 self._tell_again(key, slot, member)
             if not member.is_done:
                 self._cohort.admit(key, member, prove=slot.prove)
         except Exception as error:  # whatever goes wrong with one trial is that trial's failure, never the device's
-            log.warning("trial not started", exc_info=True, extra={"trial": key})
+            log.warning("trial not started", exc_info=True, extra=fields_of(key))
             self._send(key, failed(error))
 
     def _tell_again(self, key: str, slot: Slot, member: Member) -> None:
@@ -164,7 +175,7 @@ class Training:
                 with lengthy("writing a snapshot"):
                     self._attempts[key].keep(member)
             except Exception:  # the last snapshot is whole: what was trained since is trained again
-                log.warning("snapshot not written", exc_info=True, extra={"trial": key})
+                log.warning("snapshot not written", exc_info=True, extra=fields_of(key))
 
     def _finish(self, key: str, slot: Slot) -> None:
         """The trial's end, where it stands."""
@@ -219,7 +230,7 @@ class Training:
                 self._cohort.remove(key)
                 return failed(error)
             except OSError:  # training needs no snapshot
-                log.warning("snapshot not written", exc_info=True, extra={"trial": key})
+                log.warning("snapshot not written", exc_info=True, extra=fields_of(key))
         warnings = self._in_use[key].warnings if event.exposure == 0 else ()
         return Reported(event, self._contracts[key], warnings)
 
@@ -233,7 +244,7 @@ class Training:
         except DiskFull as error:
             return failed(error)
         except Exception as error:  # the disk's fault: the trial goes on from its snapshot, and ends once more
-            log.warning("best weights not written", exc_info=True, extra={"trial": key})
+            log.warning("best weights not written", exc_info=True, extra=fields_of(key))
             return Lost(f"the best weights could not be written: {error}"[:500], died=False)
         return Finished(event.best, self._contracts[key], slot.adapter)
 
@@ -241,9 +252,9 @@ class Training:
         if isinstance(message, Failed):
             if self._is_gpu and not _gpu_works():
                 # After an illegal access every call fails in this process, whoever's trial it is; not in the next one.
-                log.error("device ended: its GPU refuses every call", extra={"trial": key, "text": message.text})
+                log.error("device ended: its GPU refuses every call", extra={**fields_of(key), "text": message.text})
                 os._exit(1)  # the trials on it see a lost worker, and go on from their snapshots
-            log.warning("trial failed", extra={"trial": key, "failure": message.failure, "text": message.text})
+            log.warning("trial failed", extra={**fields_of(key), "failure": message.failure, "text": message.text})
         self._roster.send(key, message)
 
 

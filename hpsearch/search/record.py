@@ -127,6 +127,12 @@ class Record:
         for device in known.keys() - devices.keys():
             self._event("study.device_back", {"device": device})
 
+    def take(self, number: int) -> optuna.Trial:
+        """A trial that waits, running from now on."""
+        waiting = self.frozen()[number]
+        self._storage.set_trial_state_values(waiting._trial_id, OptunaState.RUNNING)
+        return optuna.Trial(self._study, waiting._trial_id)
+
     def trained_on(self, number: int, device: str) -> None:
         """The device that trains the trial from now on."""
         self._fence()

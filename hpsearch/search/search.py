@@ -127,13 +127,16 @@ class Search(Record):
             trials = self.trials()
             waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
             tried = _tried(trials)
-            if (not waiting and self._points.untried(tried) == []) or self._ends(trials):
+            is_over = (not waiting and self._points.untried(tried) == []) or self._ends(trials) is not None
+            # Told to end with what they have, and interrupted before they had: else that would be lost.
+            unfinished = [trial for trial in waiting if trial.cut_short]
+            if is_over and not unfinished:
                 return None
             self._fence()
             past = functools.partial(self._study.get_trials, deepcopy=False)
             self._study.sampler = Draw(self._points, tried, past, lessons(self._study, self._points.distributions))
-            trial = self._study.ask()
             # Optuna hands out what waits first, in order.
+            trial = self.take(unfinished[0].number) if is_over else self._study.ask()
             given = next((known.params for known in waiting if known.number == trial.number), {})
             params = suggest(trial, self._points, given)
             self._live[trial.number] = trial
@@ -217,8 +220,9 @@ class Search(Record):
             self._event("trial.reported", {"number": number, "value": value, **outline(report)})
         self._wishes.heed()
         decision = self._decide(number, report)
-        if decision is Decision.FINISH:
-            trial.set_user_attr("cut_short", True)
+        is_cut_short = decision is Decision.FINISH
+        if is_cut_short != trial.user_attrs.get("cut_short", False):  # or no more: its budget was extended
+            trial.set_user_attr("cut_short", is_cut_short)
         stopped_by = self._wishes.stops(number)
         if decision is Decision.PRUNE and stopped_by is not None:
             self.stopped(number, stopped_by)

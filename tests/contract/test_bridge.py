@@ -68,7 +68,7 @@ class Tune:
 @pytest.fixture
 def tune(sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tune:
     monkeypatch.setattr(adapter, "LOOK_SECONDS", float("inf"))
-    monkeypatch.setattr(adapter, "_lives", lambda _: True)  # there is no Ray whose node could have died
+    monkeypatch.setattr(adapter, "node_lives", lambda _: True)  # there is no Ray whose node could have died
     shutil.copy(sqlite_template, tmp_path / "study.db")
     return Tune(optuna_storage(f"sqlite:///{tmp_path}/study.db"), tmp_path)
 

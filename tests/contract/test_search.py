@@ -423,6 +423,40 @@ class TestPruning:
         assert not driven.search.trials()[2].cut_short
         assert driven.search.verdict() == (True, "the wall-clock budget of 60 s was used")
 
+    def test_a_trial_that_was_to_end_with_what_it_has_gets_to_even_when_it_is_interrupted(
+        self, sqlite: Storage
+    ) -> None:
+        now = 0.0
+        spec = spec_of(9, budget={"wall_clock": "1m"}, first_trials=[{"epochs": 3}, {"epochs": 4}])
+        driven = Driven(sqlite, spec, elapsed=lambda: now)
+        other, asked = driven.must_ask(), driven.must_ask()
+        driven.search.report(asked.number, a_report(50, 2.0), CONTRACT)
+        now = 60.0
+        assert driven.search.report(asked.number, a_report(100, 1.5), CONTRACT) is Decision.FINISH
+        for number in (other.number, asked.number):
+            driven.search.interrupt(number, "the device's process died")
+        again = driven.must_ask()
+        assert (again.number, again.reported) == (asked.number, 100)
+        assert driven.ask() is None, "the other one had nothing in hand"
+        assert driven.search.report(asked.number, a_report(100, 1.5), CONTRACT) is Decision.FINISH
+        driven.search.complete(asked.number, a_report(100, 1.5), CONTRACT, "folder")
+        assert driven.trial(asked.number).cut_short
+        assert driven.trial(asked.number).value == 1.5
+
+    def test_a_trial_that_goes_on_after_all_was_not_cut_short(self, sqlite: Storage) -> None:
+        now = 0.0
+        driven = Driven(sqlite, spec_of(9, budget={"wall_clock": "1m"}), elapsed=lambda: now)
+        asked = driven.must_ask()
+        now = 60.0
+        assert driven.search.report(asked.number, a_report(50, 2.0), CONTRACT) is Decision.FINISH
+        extended = Driven(sqlite, spec_of(9, budget={"wall_clock": "1h"}), elapsed=lambda: now)
+        again = extended.must_ask()
+        assert again.number == asked.number
+        for exposure in (50, 100, 400):
+            assert extended.search.report(again.number, a_report(exposure, 2.0), CONTRACT) is Decision.GO_ON
+        extended.search.complete(again.number, a_report(50, 2.0), CONTRACT, "folder")
+        assert not extended.trial(again.number).cut_short
+
 
 class TestEnding:
     def test_nothing_stays_running_or_waiting(self, storage: Storage) -> None:

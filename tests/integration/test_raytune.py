@@ -1,5 +1,6 @@
 """Studies driven on a real Ray cluster with the bundled model, a few dozen examples each."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -14,12 +15,14 @@ import optuna
 import pytest
 import ray
 from peft import PeftModel
+from ray.exceptions import RayActorError
 from transformers import AutoModelForCausalLM
 
 from hpsearch.basemodel import describe
 from hpsearch.dataset.load import load
-from hpsearch.errors import LeaseLost
+from hpsearch.errors import LeaseLost, WorkerLost
 from hpsearch.lifecycle import Orders, Wish, WishKind
+from hpsearch.raytune import placement
 from hpsearch.raytune.adapter import ShouldStop, Stop
 from hpsearch.raytune.address import devices_of
 from hpsearch.raytune.driver import drive
@@ -282,6 +285,33 @@ def test_a_diverging_trial_fails_as_such_and_the_study_goes_on(
     assert by_rate[1e6].failure == Failure.DIVERGED
     assert "not finite" in str(by_rate[1e6].failure_text) or "loss is" in str(by_rate[1e6].failure_text)
     assert by_rate[1e-3].state == TrialState.COMPLETE
+    failed = by_rate[1e6]
+    wanted = {"study": "diverged", "trial": failed.number, "attempt": 1, "device": failed.device, "failure": "diverged"}
+    lines = [line for line in _lines_of_devices() if line.get("study") == "diverged" and "failure" in line]
+    assert [{name: line[name] for name in wanted} for line in lines] == [wanted]
+
+
+def _lines_of_devices() -> list[dict[str, Any]]:
+    """What the devices have logged, from where Ray keeps it."""
+    logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    texts = [path.read_text(errors="replace") for path in logs.glob("worker-*.err")]
+    lines = [line for text in texts for line in text.splitlines() if line.startswith('{"at"')]
+    return [json.loads(line) for line in lines]
+
+
+def test_measuring_ends_when_the_node_of_the_driver_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    @ray.remote
+    def never_answers(*_: object) -> None:
+        time.sleep(600)
+
+    monkeypatch.setattr(placement, "_measure", never_answers)
+    monkeypatch.setattr(placement, "own_node_died", lambda: WorkerLost("the node died"))
+    group = ray.util.placement_group([{"CPU": 1}])
+    try:
+        with pytest.raises(WorkerLost, match="the node died"):
+            placement._measured_in(group, "CPU", ("{}", None, 2), lambda: None)
+    finally:
+        ray.util.remove_placement_group(group)
 
 
 def test_trials_go_on_exactly_whatever_happens_to_their_device(
@@ -384,8 +414,9 @@ def _wait_for_reports(study: Study) -> None:
 def _busy_device() -> int:
     """The process that trains something."""
     for device in _devices():
-        if ray.get(device.trials.remote()):
-            return int(ray.get(device.pid.remote()))
+        with contextlib.suppress(RayActorError):  # it ends just now
+            if ray.get(device.trials.remote()):
+                return int(ray.get(device.pid.remote()))
     raise AssertionError("no device trains anything")
 
 
@@ -486,7 +517,11 @@ def test_driving_leaves_no_files_but_the_artifacts(
 
 
 def _trials_on_devices() -> list[str]:
-    return [trial for device in _devices() for trial in ray.get(device.trials.remote())]
+    trials: list[str] = []
+    for device in _devices():
+        with contextlib.suppress(RayActorError):  # it ends just now
+            trials += ray.get(device.trials.remote())
+    return trials
 
 
 def test_trials_share_their_tokens_and_the_study_is_told_what_was_cut(
