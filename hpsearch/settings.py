@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     from their checkpoints. Loading and saving, which includes downloads, may take six times as long."""
     study_bytes: int | None = Field(None, ge=2**20)
     """Room for the weights and snapshots of one study; one that has filled it pauses and loses nothing."""
-    parked_trials: int = Field(8, ge=0)
+    parked_trials: int = Field(4, ge=0)
     """Pruned trials of each study, the best ones, whose snapshots are kept, so that they can be continued."""
     unused_days: float = Field(14, gt=0)
     """Uploads that no study names, and folders of ended Ray sessions, are removed after so many days."""

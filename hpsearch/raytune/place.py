@@ -27,7 +27,7 @@ class Place:
     """No trial starts while the disk has less room than this."""
     most_bytes: int | None = None
     """No trial starts while the study's weights and snapshots take more than this."""
-    parked: int = 8
+    parked: int = 4
     """The snapshots of so many pruned trials, the best ones, are kept: a person may have them continued."""
     stalled_seconds: float = STALLED_SECONDS
     """A device that makes no progress for so long is replaced."""
