@@ -68,6 +68,7 @@ class _Domain:
         yield _gauge("hpsearch_studies", "Studies by state.", "state", known.studies)
         yield _gauge("hpsearch_trials", "Trials of all stored studies by state.", "state", known.trials)
         yield _gauge("hpsearch_failures", "Failed trials of all stored studies by reason.", "failure", known.failures)
+        yield _gauge("hpsearch_cohort_size", "Trials that train on a device now.", "device", known.cohorts)
         yield _gauge("hpsearch_lease_age_seconds", "Since the runner of a study was heard.", "study", known.lease_ages)
         yield _gauge("hpsearch_webhook_attempts", "Failed so far, for the event in turn.", "webhook", known.webhooks)
         yield _gauge("hpsearch_devices_set_aside", "Failing what others train.", "study", known.set_aside)

@@ -29,6 +29,8 @@ class Figures:
     studies: dict[str, float]
     trials: dict[str, float]
     failures: dict[str, float]
+    cohorts: dict[str, float]
+    """Trials that train on each device that has any."""
     tokens: float
     """Training tokens of trials that have ended."""
     device_seconds: float
@@ -61,11 +63,18 @@ def figures(database: Database) -> Figures:
         sums = {key: float(total) for key, total in connection.execute(summed.group_by(ATTRIBUTES.c.key)).all()}
         named = sa.select(ATTRIBUTES.c.value_json, sa.func.count()).where(ATTRIBUTES.c.key == "failure")
         failures = connection.execute(named.group_by(ATTRIBUTES.c.value_json)).all()
+        runs = sa.cast(TRIALS.c.state, sa.String) == "RUNNING"  # a type of its own in PostgreSQL
+        placed = sa.select(ATTRIBUTES.c.value_json, sa.func.count()).join(
+            TRIALS, sa.and_(TRIALS.c.trial_id == ATTRIBUTES.c.trial_id, runs)
+        )
+        placed = placed.where(ATTRIBUTES.c.key == "device").group_by(ATTRIBUTES.c.value_json)
+        cohorts = connection.execute(placed).all()
         attempts = connection.execute(sa.select(webhooks.c.name, webhooks.c.attempts)).all()
         return Figures(
             studies={state: float(count) for state, count in by_state.items()},
             trials={str(state): float(count) for state, count in connection.execute(counted).all()},
             failures={str(json.loads(failure)): float(count) for failure, count in failures},
+            cohorts={str(json.loads(device)): float(count) for device, count in cohorts},
             tokens=sums.get("tokens", 0.0),
             device_seconds=sums.get("device_seconds", 0.0),
             queue_age=0.0 if oldest is None else max(0.0, now - oldest),

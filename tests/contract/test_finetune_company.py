@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from finetune_reference import a_config
@@ -49,6 +51,20 @@ def test_it_is_measured_by_training_which_leaves_nothing_behind():
     assert all(rate > 0 for rate in measured.tokens_per_second.values())
     after = finetune(config, prepared=prepared).reports
     assert [report.validation_loss for report in after] == [report.validation_loss for report in before]
+
+
+def test_a_core_that_others_use_too_says_nothing_of_company(monkeypatch):
+    config = a_config(batch_size=1)
+    prepared = prepare(config)
+    alone = company._tokens_per_second(prepared, config, 1)
+    real = company.gradients
+
+    def interrupted(*arguments):
+        time.sleep(0.2)  # many times what the step takes
+        return real(*arguments)
+
+    monkeypatch.setattr(company, "gradients", interrupted)
+    assert company._tokens_per_second(prepared, config, 1) > alone / 4
 
 
 def test_whole_models_train_one_by_one():

@@ -46,13 +46,19 @@ def test_the_figures_are_those_of_the_tables(migrated_url: str) -> None:
         else:
             trial.set_user_attr("failure", "diverged")
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    study.ask()
+    for number, device in enumerate(["one:gpu:0", "one:gpu:0", "two:gpu:0", None]):
+        trial = study.ask()
+        if device is not None:
+            trial.set_user_attr("device", device)
+        if number == 2:
+            study.tell(trial, 1.0)
     Outbox(database).claim("team", ["study.queued"], True, 60)
     found = figures(database)
     assert found.studies == {
         "queued": 1, "running": 1, "paused": 0, "finished": 0, "failed": 0, "cancelled": 1
     }  # fmt: skip
-    assert found.trials == {"COMPLETE": 2, "FAIL": 1, "RUNNING": 1}
+    assert found.trials == {"COMPLETE": 3, "FAIL": 1, "RUNNING": 3}
+    assert found.cohorts == {"one:gpu:0": 2}  # neither a trial that has ended, nor one that no device has yet
     assert found.failures == {"diverged": 1}
     assert (found.tokens, found.device_seconds) == (6000, 4.5)
     assert 0 < found.queue_age < 60
@@ -74,7 +80,8 @@ def test_the_figures_are_those_of_the_tables(migrated_url: str) -> None:
     assert set_aside(database, "waits") == {}
     assert found.webhooks == {"team": 0}
     text = Metrics(database).text().decode()
-    assert values(text)['hpsearch_trials{state="COMPLETE"}'] == 2
+    assert values(text)['hpsearch_trials{state="COMPLETE"}'] == 3
+    assert values(text)['hpsearch_cohort_size{device="one:gpu:0"}'] == 2
     storage.remove_session()
     storage.engine.dispose()  # type: ignore[attr-defined]
     database.close()
