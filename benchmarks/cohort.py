@@ -6,9 +6,10 @@
 
 `ticks` runs in one warm process with one thread; both ways take turns, and on a CPU what counts is the time that the
 process had, so that neighbours disturb less. `trials` uses the whole machine, from the first
-import to the last result: `hpsearch run`; a process for each trial, all at once; Ray Tune with OptunaSearch and the HF
-Trainer with PEFT, two trials at a time. All train one epoch of the bundled tickets with rank 8, evaluate twice and draw
-batch size and learning rate from the same ranges. Nothing is pruned: what is measured is running, not searching.
+import to the last result: `hpsearch run` as it decides by itself; a process for each trial, all at once; Ray Tune with
+OptunaSearch and the HF Trainer with PEFT, two trials at a time. It tells seconds and, in brackets, the CPU seconds of
+all processes, which neighbours change less. All train one epoch of the bundled tickets with rank 8, evaluate twice and
+draw batch size and learning rate from the same ranges. Nothing is pruned: what is measured is running, not searching.
 
 Needs `pip install -e '.[dev,bench]'`.
 """
@@ -26,7 +27,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -204,20 +207,45 @@ def _print_memory(asked: argparse.Namespace, prepared: Any) -> None:
 
 
 def trials(asked: argparse.Namespace) -> None:
-    print(f"{platform.machine()}, {os.cpu_count()} cores, medians of {asked.rounds} rounds: seconds for K trials\n")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, medians of {asked.rounds} rounds: seconds (CPU) for K trials\n"
+    )
     print("| K | " + " | ".join(asked.contenders) + " |")
     print("|---" * (1 + len(asked.contenders)) + "|", flush=True)
     for count in asked.trials:
-        taken: dict[str, list[float]] = {contender: [] for contender in asked.contenders}
+        taken: dict[str, list[tuple[float, float]]] = {contender: [] for contender in asked.contenders}
         for _ in range(asked.rounds):
             for contender in asked.contenders:
-                with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+                with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, _cpu_seconds() as spent:
                     started = time.perf_counter()
                     WAYS[contender](count, Path(folder))
-                    taken[contender].append(time.perf_counter() - started)
-        print(
-            f"| {count} | " + " | ".join(f"{statistics.median(each):.1f}" for each in taken.values()) + " |", flush=True
-        )
+                    seconds = time.perf_counter() - started
+                taken[contender].append((seconds, sum(spent.values())))
+        medians = ([statistics.median(each) for each in zip(*rounds, strict=True)] for rounds in taken.values())
+        print(f"| {count} | " + " | ".join(f"{wall:.1f} ({cpu:.1f})" for wall, cpu in medians) + " |", flush=True)
+
+
+@contextlib.contextmanager
+def _cpu_seconds() -> Iterator[dict[int, float]]:
+    """Of every process that is started inside and inherits this one's environment, at the last look, by its id."""
+    import psutil
+
+    tag, spent, over = uuid.uuid4().hex, {}, threading.Event()
+    os.environ["BENCHMARK_RUN"] = tag
+
+    def look() -> None:
+        while not over.wait(0.3):
+            for process in psutil.process_iter(["pid", "cpu_times", "environ"]):
+                if (process.info["environ"] or {}).get("BENCHMARK_RUN") == tag:
+                    spent[process.info["pid"]] = process.info["cpu_times"].user + process.info["cpu_times"].system
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield spent
+    finally:
+        over.set()
+        looking.join()
 
 
 def run_service(count: int, folder: Path) -> None:
@@ -235,7 +263,6 @@ def run_service(count: int, folder: Path) -> None:
         },
         "sampler": {"type": "random"},
         "pruner": {"type": "none"},
-        "parallelism": {"trials_per_device": max(1, count // (os.cpu_count() or 1))},
         "budget": {"trials": count},
     }
     (folder / "benchmark.json").write_text(json.dumps(spec))
