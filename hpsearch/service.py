@@ -12,7 +12,7 @@ import time
 
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 PARENT = "HPSEARCH_PARENT_PID"
-"""Set by `hpsearch serve` for the processes that it starts."""
+"""Set by `hpsearch serve` and `run` for the processes that they start."""
 
 
 class Lines(logging.Formatter):
@@ -49,7 +49,7 @@ def configure_logging(**fields: object) -> None:
 
 def end_with_parent() -> None:
     """End this process (SIGTERM) when the one that started it is gone, however that died."""
-    parent = int(os.environ.get(PARENT, "0"))
+    parent = int(os.environ.pop(PARENT, "0"))  # not for the processes that this one starts
     if parent:
         threading.Thread(target=_watch, args=(parent,), name="parent", daemon=True).start()
 

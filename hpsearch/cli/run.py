@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import httpx
 
 from hpsearch.cli.serve import START_SECONDS, STOP_SECONDS, say
 from hpsearch.errors import ServiceUnavailable
+from hpsearch.service import PARENT
 from hpsearch.settings import Settings
 
 
@@ -43,8 +45,9 @@ def service(port: int) -> Iterator[str]:
 def _start(port: int, log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as lines:
         arguments = [sys.executable, "-m", "hpsearch", "serve", "--port", str(port)]
+        environment = {**os.environ, PARENT: str(os.getpid())}
         # A session of its own: Ctrl-C ends the watching first, and the service after it, in order.
-        return subprocess.Popen(arguments, stdout=lines, stderr=lines, start_new_session=True)
+        return subprocess.Popen(arguments, env=environment, stdout=lines, stderr=lines, start_new_session=True)
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

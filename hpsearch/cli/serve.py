@@ -12,7 +12,7 @@ import time
 
 import httpx
 
-from hpsearch.service import PARENT
+from hpsearch.service import PARENT, end_with_parent
 
 START_SECONDS = 60
 STOP_SECONDS = 20
@@ -65,6 +65,7 @@ def serve(host: str, port: int) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    end_with_parent()  # `hpsearch run`, whose terminal may be closed
     api = Process("API", ["hpsearch.api", "--host", host, "--port", str(port)])
     url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
     if not _wait_until_ready(api, url, stop):

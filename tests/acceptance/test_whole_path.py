@@ -156,6 +156,33 @@ def test_one_command_searches_on_this_machine_and_a_second_one_finds_it_done(tmp
         httpx.get(f"http://127.0.0.1:{port}/livez")
 
 
+def test_a_closed_terminal_takes_the_service_of_run_with_it(tmp_path: Path, ray_address: str) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    environment = {
+        **os.environ,
+        "HPSEARCH_HOME": str(tmp_path / "home"),
+        "HPSEARCH_ALLOWED_ROOTS": str(STUDIES),
+        "HPSEARCH_RAY_ADDRESS": ray_address,
+    }
+    spec = a_spec_file(tmp_path, "left", epochs=6)
+    command = [sys.executable, "-m", "hpsearch", "run", str(spec), "--port", url.rpartition(":")[2]]
+    with (tmp_path / "terminal").open("wb") as terminal:
+        run = subprocess.Popen(command, env=environment, stdout=terminal, stderr=terminal)
+    wait_for(lambda: b"study started" in (tmp_path / "terminal").read_bytes(), 120)
+    run.send_signal(signal.SIGHUP)
+    assert run.wait(30) != 0
+
+    def is_gone() -> bool:
+        try:
+            httpx.get(f"{url}/livez", timeout=2)
+        except httpx.ConnectError:
+            return True
+        return False
+
+    wait_for(is_gone, 60)
+    assert "stopping: running trials are kept" in (tmp_path / "home/service.log").read_text()
+
+
 def test_a_submitted_study_is_followed_ranked_and_its_winner_taken_home(service: Service, tmp_path: Path) -> None:
     spec = a_spec_file(tmp_path, "followed")
     checked = service.run("check", str(spec))
