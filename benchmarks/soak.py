@@ -1,6 +1,11 @@
 """Faults injected into a running service: what was lost, what was repeated, how soon it went on.
 
     python benchmarks/soak.py [--times 2] [--trials 6] [--faults runner-kill,device-stop,...] [--seconds 900]
+    python benchmarks/soak.py --minutes 30 --every 20 [--faults ...]
+
+With `--minutes`, a random fault is injected every so many seconds, whether the last one is over or not, and what must
+hold at any moment (`invariants.py`) is asked of the database every 5 s. *Time to recover* is then the end of the
+longest silence that began around the fault: no trial reported in it.
 
 `hpsearch serve` on PostgreSQL, with a Ray of its own, searches with the bundled model, two trials at a time on one
 device. Each fault is injected at a random moment while both report. *Time to recover* is until all trials that it
@@ -35,6 +40,8 @@ sys.path.insert(0, str(ROOT))
 
 import httpx  # noqa: E402
 
+from benchmarks.invariants import EMPTY, Invariants, recoveries  # noqa: E402
+from hpsearch.crash import HANG_VARIABLE  # noqa: E402
 from hpsearch.errors import HpsearchError  # noqa: E402
 from tests.acceptance.test_whole_path import STUDIES, Service, wait_for  # noqa: E402
 from tests.conftest import Postgres, _postgres_binaries  # noqa: E402
@@ -61,13 +68,16 @@ class Soak:
             "HPSEARCH_DATABASE_URL": self.postgres.url("postgres"),
             "HPSEARCH_DEVICE_SILENT_SECONDS": "5",
             "HPSEARCH_LEAST_FREE_BYTES": "1000000",
+            "HPSEARCH_DEVICE_STALLED_SECONDS": "10",
+            HANG_VARIABLE: str(folder / "hang"),
         }
         self.service = Service(self.disk / "home", **settings)
         self.name, self.trials = "soak", trials
         self.at_interruption: dict[int, int] = {}
         """Exposures of the trials that a fault has interrupted, when that was noticed."""
 
-    def submit(self) -> None:
+    def submit(self, seconds: float | None = None) -> None:
+        """Queue the study; with a limit, it has more trials than it can train in so many seconds."""
         data = {}
         for split, count in (("train", 40), ("validation", 10)):
             lines = (STUDIES / f"data/tickets/{split}.jsonl").read_text().splitlines()[:count]
@@ -87,7 +97,7 @@ class Soak:
             "sampler": {"type": "random"},
             "pruner": {"type": "none"},
             "parallelism": {"trials_per_device": 2, "max_concurrent_trials": 2},
-            "budget": {"trials": self.trials},
+            "budget": {"trials": self.trials} if seconds is None else {"trials": None, "wall_clock": seconds},
         }
         path = self.folder / "soak.json"
         path.write_text(json.dumps(spec))
@@ -105,6 +115,12 @@ class Soak:
         with contextlib.suppress(httpx.HTTPError, HpsearchError):
             return self.service.client.study(self.name)["state"] in ("finished", "failed", "cancelled")
         return False
+
+    def client_state(self) -> str:
+        """The study's state; empty while the service does not answer."""
+        with contextlib.suppress(httpx.HTTPError, HpsearchError):
+            return str(self.service.client.study(self.name)["state"])
+        return ""
 
     def both_report(self) -> bool:
         """Whether two trials train, and more than their baselines are known."""
@@ -148,11 +164,17 @@ class Soak:
             while True:
                 stream.write(b"\0" * 65536)
                 stream.flush()
-        wait_for(lambda: self.service.client.study(self.name)["state"] == "paused", PATIENCE)
-        reason = self.service.client.study(self.name)["reason"]
-        assert reason.startswith("disk_full"), reason
-        ballast.unlink()
+        try:
+            wait_for(lambda: self.client_state() == "paused", PATIENCE)
+            reason = self.service.client.study(self.name)["reason"]
+            assert reason.startswith("disk_full"), reason
+        finally:
+            ballast.unlink()
         assert self.service.run("resume", self.name).returncode == 0
+
+    def hang(self) -> None:
+        """The next micro-batch of whoever trains never ends."""
+        (self.folder / "hang").touch()
 
     def kill_postgres(self) -> None:
         os.kill(int((self.cluster / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
@@ -174,6 +196,7 @@ class Soak:
             "device-term": lambda: self.kill("ray::Device", signal.SIGTERM),
             "device-stop": lambda: self.kill("ray::Device", signal.SIGSTOP),
             "trial-kill": lambda: self.kill("ray::FinetuneTrial", signal.SIGKILL),
+            "device-hang": self.hang,
             "raylet-kill": lambda: self.kill("/raylet", signal.SIGKILL),
             "gcs-kill": lambda: self.kill("/gcs_server", signal.SIGKILL),
             "postgres-kill": self.kill_postgres,
@@ -187,8 +210,8 @@ class Soak:
             subprocess.run(["umount", "-l", self.disk], check=False)
 
 
-def check(soak: Soak) -> dict[str, Any]:
-    """Every trial's outcome, beside that of the same config alone."""
+def check(soak: Soak, most: int | None = None) -> dict[str, Any]:
+    """Every trial's outcome; beside that of the same config alone for so many of those that completed."""
     from hpsearch.finetune import finetune, prepare
     from hpsearch.spec.finetune import FinetuneConfig
 
@@ -200,8 +223,9 @@ def check(soak: Soak) -> dict[str, Any]:
     prepared, deviation = None, 0.0
     for trial in trials:
         shown = client.trial(soak.name, trial["number"])
-        if trial["state"] != "COMPLETE":
+        if trial["state"] != "COMPLETE" or trial["cut_short"] or most == 0:
             continue
+        most = None if most is None else most - 1
         config = FinetuneConfig.model_validate(shown["config"])
         prepared = prepared or prepare(config)
         alone = finetune(config, prepared=prepared).reports
@@ -218,6 +242,51 @@ def check(soak: Soak) -> dict[str, Any]:
     }
 
 
+def soak_for(soak: Soak, options: argparse.Namespace) -> None:
+    """Random faults for so many minutes; then the study comes to its end undisturbed, and is checked."""
+    conninfo = soak.postgres.url("postgres").replace("postgresql+psycopg", "postgresql")
+    injected: list[tuple[str, float]] = []
+    try:
+        soak.submit(options.minutes * 60)
+        wait_for(lambda: bool(soak.running()), PATIENCE)
+        invariants = Invariants(conninfo)
+        faults = {
+            name: each
+            for name, each in soak.faults().items()
+            if not options.faults or name in options.faults.split(",")
+        }
+        deck: list[str] = []
+        until = time.monotonic() + options.minutes * 60
+        while time.monotonic() + options.every < until and not soak.is_over():
+            time.sleep(options.every)
+            deck = deck or DICE.sample(sorted(faults), len(faults))  # each as often as the others
+            name, at = deck.pop(), time.time()
+            try:
+                faults[name]()
+            except (AssertionError, StopIteration, ProcessLookupError, httpx.HTTPError, HpsearchError) as error:
+                print(f"{name}: not injected, the last fault is not over ({type(error).__name__})", flush=True)
+                continue
+            injected.append((name, at))
+            print(f"{name} at {at - injected[0][1]:.0f} s, {len(invariants.violations)} violations", flush=True)
+        (soak.folder / "hang").unlink(missing_ok=True)
+        if soak.client_state() == "paused":
+            soak.service.run("resume", soak.name)
+        wait_for(soak.is_over, 1800)
+        invariants.stop()
+        took = recoveries(conninfo, injected)
+        outcome = check(soak, options.checked)
+    finally:
+        soak.close()
+    print("\n| fault | times injected | time to recover, median (longest) |\n|---|---|---|")
+    for name, times in sorted(Counter(name for name, _ in injected).items()):
+        each = took.get(name)
+        seen = f"{statistics.median(each):.0f} s ({max(each):.0f} s)" if each else "the study ended before"
+        print(f"| {name} | {times} | {seen} |")
+    violated = sorted(invariants.violations) or "none"
+    print(f"{invariants.checks} checks of {len(EMPTY) + 3} invariants, violated: {violated}")
+    print(json.dumps(outcome))
+
+
 def main() -> None:
     """Inject, wait, check, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -225,11 +294,16 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--faults", default="")
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--every", type=float, default=20)
+    parser.add_argument("--checked", type=int, default=5, help="trials trained again alone at the end of --minutes")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="hpsearch-soak-"))
     soak = Soak(folder, options.trials)
     seconds: dict[str, list[float]] = {}
     started = time.monotonic()
+    if options.minutes is not None:
+        return soak_for(soak, options)
     try:
         soak.submit()
         faults = soak.faults()
