@@ -118,6 +118,8 @@ class Orders:
     spec: StudySpec
     """Its budget, priority and parallelism may differ from those that the search began with."""
     wishes: tuple[Wish, ...]
+    driven_seconds: float = 0.0
+    """How long it has held devices, all its runners together."""
 
 
 def check_move(name: str, current: StudyState, target: StudyState) -> None:

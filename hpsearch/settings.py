@@ -31,6 +31,12 @@ class Settings(BaseSettings):
     """A running Ray cluster (`auto`, `ray-head:6379`); left out, the runner starts one on this machine."""
     lease_seconds: float = Field(20, ge=2, le=3600)
     """A runner that was not heard of for so long has lost its study to the next one."""
+    studies_at_once: int = Field(50, ge=1, le=1000)
+    """Studies that one runner drives at once; they share the devices, and more than these wait in the queue."""
+    slice_seconds: float = Field(120, ge=1, le=86400)
+    """A trial trains at least so long before it gives its place to another study; the shortest turn of a study."""
+    owner_weights: dict[str, Annotated[float, Field(ge=0.001, le=1000)]] = Field(default_factory=dict)
+    """Parts of the devices by the names of tokens, as JSON: `{"nightly": 0.5}`; whoever isn't named has 1."""
     device_silent_seconds: float = Field(60, ge=2, le=3600)
     """A worker's process that does not answer for so long is killed; its trials go on from their checkpoints."""
     device_stalled_seconds: float = Field(600, ge=2, le=86400)

@@ -62,18 +62,34 @@ class Claim:
 
 @dataclass(frozen=True)
 class Share:
-    """What a study may hold."""
+    """What a study may hold, in trials."""
 
     trials: int
-    """When everybody has given back what is not theirs."""
+    """Once everybody has given back what is not theirs."""
     now: int
     """At this moment; not more than its share, and not what others have yet to give back."""
     release: int = 0
-    """So many of its trials should give their places to others, once they have run for a slice."""
+    """So many should give their places to others, once they have run for a slice."""
+    need: Need = Need(0, 0)
+    """What it was reckoned from."""
     studies: int = 1
-    """How many there are that share."""
-    devices: int = 1
+    """How many share."""
+    devices: int = 0
     """What they share."""
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        what = f"it may hold {_many(self.trials, 'trial', 'trials')}" if self.trials else "it waits for its turn"
+        return f"{what}: {_many(self.studies, 'study', 'studies')} on {_many(self.devices, 'device', 'devices')}"
+
+
+NONE = Share(0, 0)
+"""Of a study that nothing is known of yet."""
+
+
+def _many(count: int, one: str, more: str) -> str:
+    return f"{count} {one if count == 1 else more}"
 
 
 def divide(
@@ -106,6 +122,7 @@ def divide(
             trials.get(claim.study, 0),
             now.get(claim.study, 0),
             release.get(claim.study, 0),
+            claim.need,
             len(working),
             devices,
         )

@@ -70,6 +70,8 @@ class _Domain:
         yield _gauge("hpsearch_failures", "Failed trials of all stored studies by reason.", "failure", known.failures)
         yield _gauge("hpsearch_cohort_size", "Trials that train on a device now.", "device", known.cohorts)
         yield _gauge("hpsearch_lease_age_seconds", "Since the runner of a study was heard.", "study", known.lease_ages)
+        yield _gauge("hpsearch_study_held", "Trials that a running study holds devices for.", "study", known.held)
+        yield _gauge("hpsearch_study_share", "Trials that a running study may hold.", "study", known.shares)
         yield _gauge("hpsearch_webhook_attempts", "Failed so far, for the event in turn.", "webhook", known.webhooks)
         yield _gauge("hpsearch_devices_set_aside", "Failing what others train.", "study", known.set_aside)
         queue = "How long the study that waits longest has waited."

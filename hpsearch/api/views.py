@@ -31,6 +31,10 @@ class StudyView(View):
     """`paused` or `cancelled`: what its runner was asked for and has not done yet."""
     version: str
     """Changes with every act and every change of state; the answer's `ETag`, for `If-Match`."""
+    held: int
+    """Trials that its runner has handed out and that have not ended."""
+    share: int | None
+    """Trials that it may hold beside the other studies; null while nobody drives it."""
     created_by: str
     """The name of the token that it was created with."""
     created_at: dt.datetime
@@ -47,6 +51,8 @@ class StudyView(View):
             reason=row.reason,
             requested=row.requested,
             version=row.tag,
+            held=row.held,
+            share=row.share,
             created_by=row.created_by,
             created_at=utc(row.created_at),
             started_at=utc(row.started_at) if row.started_at else None,

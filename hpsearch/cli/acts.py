@@ -52,7 +52,7 @@ def extend(
 
 def change(
     name: Name,
-    priority: Annotated[int | None, typer.Option(min=-100, max=100, help="Queued studies start highest first.")] = None,
+    priority: Annotated[int | None, typer.Option(min=-100, max=100, help="Ten points more: twice the devices.")] = None,
     max_concurrent_trials: Annotated[str | None, typer.Option(help="Trials at once: a number, or `auto`.")] = None,
     version: Version = None,
     as_json: Json = False,

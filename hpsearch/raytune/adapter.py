@@ -14,13 +14,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ray.tune import Stopper
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 from ray.tune.search import Searcher
 
 from hpsearch.errors import DiskFull
-from hpsearch.raytune.devices import finish_everywhere, node_lives, own_node_died, release_everywhere
+from hpsearch.raytune.devices import LOOK_SECONDS, finish_everywhere, node_lives, own_node_died, release_everywhere
 from hpsearch.raytune.health import Health
+from hpsearch.raytune.holding import ASKED_AGAIN_SECONDS, Holding
 from hpsearch.raytune.messages import (
     KEY,
     Barred,
@@ -45,10 +47,8 @@ log = logging.getLogger(__name__)
 HANDOVER_SECONDS = 12
 """Trials that are to stop in order get so long to come to the end of a step and to be kept."""
 
-ASKED_AGAIN_SECONDS = 1.0
-
-LOOK_SECONDS = 5.0
-"""Between two looks at the node on which the driver runs: Tune would wait for ever for one that died."""
+ROOM_SECONDS = 1.0
+"""How long it is taken for granted that the search has use for so many trials, while none comes or goes."""
 
 DESERTED_SECONDS = 30.0
 """Devices that are set aside are tried again when for so long nothing was trained on any other."""
@@ -77,12 +77,18 @@ class Bridge:
         resolve: Resolve,
         place: Place,
         should_stop: ShouldStop,
+        *,
         placement: Placement,
+        holding: Holding,
     ) -> None:
         self.search = search
         self._resolve = resolve
         self._place = place
         self._should_stop, self._placement = should_stop, placement
+        self._holding = holding
+        self._known_room = (0, 0.0, -1)
+        self.rests = False
+        """Whether the last thing Tune was told is that the study must wait for its turn."""
         self._stopping_since: float | None = None
         self._told_at = 0.0
         self._looked_at = time.monotonic()
@@ -110,6 +116,7 @@ class Bridge:
         if wish is Stop.NOW or not (self.error is None or isinstance(self.error, DiskFull)):
             return True
         if wish is None and self.error is None and not self.is_stopping:
+            self._holding.give(self._running())
             return False
         self._stopping_since = self._stopping_since or now
         if now - self._told_at > ASKED_AGAIN_SECONDS:  # again and again: a trial may be on its way to a device
@@ -126,12 +133,18 @@ class Bridge:
         """The next trial's config for Tune; None to be asked again; FINISHED when nothing is left to do."""
         if self.stops() or self.is_stopping:
             return str(Searcher.FINISHED)
-        running = self._running()
-        wanted = self.search.spec.parallelism.max_concurrent_trials  # people may change it meanwhile
-        most = self._placement.sensible if wanted == "auto" else wanted
-        if running >= min(most, self._placement.room - len(self._barred)):
-            return None
+        running = len(self._running())
+        most = self.search.spec.parallelism.max_concurrent_trials  # people may change it meanwhile
+        allowed = self._placement.sensible if most == "auto" else most
+        free = min(allowed, self._placement.room - len(self._barred)) - running
         try:
+            if free <= 0:
+                self._holding.may_begin(running, running)  # which it may not: what is wanted is said
+                return None
+            room = min(free, self._room(running))
+            if not self._holding.may_begin(running, running + room) and (room or running):
+                self.rests = not running
+                return None if running else str(Searcher.FINISHED)
             self._make_room()
             self.search.set_aside({device: vars(each) for device, each in self._health.aside().items()})
             asked = self.search.ask()
@@ -145,6 +158,7 @@ class Bridge:
             return str(Searcher.FINISHED)
         self._numbers[trial_id] = asked.number
         self._configs[asked.number] = config.hyperparameters.model_dump_json()
+        self._holding.begun(asked.number)
         return {
             "study": self.search.spec.name,
             "number": asked.number,
@@ -162,8 +176,16 @@ class Bridge:
             "prove": asked.number < self.search.spec.verify,
         }
 
-    def _running(self) -> int:
-        return sum(map(self.search.is_running, self._numbers.values()))
+    def _running(self) -> list[int]:
+        return [number for number in self._numbers.values() if self.search.is_running(number)]
+
+    def _room(self, running: int) -> int:
+        """How many trials more the study has use for. Asking the search reads all trials, so the answer is kept."""
+        known, at, its_running = self._known_room
+        if running != its_running or time.monotonic() - at > ROOM_SECONDS:
+            known = self.search.room()
+            self._known_room = known, time.monotonic(), running
+        return known
 
     def receive(self, trial_id: str, text: str) -> bool:
         """Hand a trial's message to Search; the answer is whether the trial goes on."""
@@ -198,7 +220,8 @@ class Bridge:
             self._ran_at = now
         elif now - self._ran_at > DESERTED_SECONDS:
             self._health.forgive()
-        stays = not (self._is_over or self.is_stopping) and self._health.aside().keys() >= set(message.devices)
+        is_needed = not (self._is_over or self.rests or self.is_stopping)
+        stays = is_needed and self._health.aside().keys() >= set(message.devices)
         if not stays:
             self._barred.discard(trial_id)
         return stays
@@ -235,7 +258,8 @@ class Bridge:
         if isinstance(message, Finished):
             self.search.complete(number, message.best, message.contract, message.adapter)
         elif isinstance(message, Released):
-            self.search.interrupt(number, message.text, Loss.NONE)
+            gives = self._holding.is_giving(number)
+            self.search.interrupt(number, "another study has its place" if gives else message.text, Loss.NONE)
         elif isinstance(message, Failed):
             self._failed(number, message)
         elif isinstance(message, Lost):
@@ -306,6 +330,16 @@ class ReportScheduler(FIFOScheduler):  # type: ignore[misc]
     def __init__(self, bridge: Bridge) -> None:
         super().__init__()
         self._bridge = bridge
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Tune's own choice. The actor of a trial that has ended goes when no other trial takes it over at once.
+
+        It holds a share of a device, which is another study's then. Tune would keep one for later.
+        """
+        controller = tune_controller._tune_controller  # there is no public way
+        if not any(trial.status == Trial.PENDING for trial in controller.get_live_trials()):
+            controller._cleanup_cached_actors(force_all=True)
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Go on, or stop the trial."""

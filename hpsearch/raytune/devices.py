@@ -16,6 +16,9 @@ from hpsearch.raytune.device import Device
 
 log = logging.getLogger(__name__)
 
+LOOK_SECONDS = 5.0
+"""Between two looks at the node on which the driver runs: nobody else would say that it died."""
+
 
 def open_device(address: DeviceAddress) -> Any:
     """The device at this address, started if it is missing."""
@@ -34,16 +37,22 @@ def open_device(address: DeviceAddress) -> Any:
     )
 
 
-def release_everywhere(study: str) -> None:
-    """Ask every device of the cluster to let go of a study's trials, without waiting for it."""
+def release_everywhere(whose: str) -> None:
+    """Ask every device of the cluster to let go of a study's trials, or of one (`study/number`), without waiting."""
     for device in _all_devices():
-        device.release.remote(study)
+        device.release.remote(whose)
 
 
 def finish_everywhere(trial: str) -> None:
     """Ask whichever device trains a trial (`study/number`) to end it with its best report, without waiting for it."""
     for device in _all_devices():
         device.finish.remote(trial)
+
+
+def count_devices() -> int:
+    """GPUs of the cluster, or its cores when it has no GPU."""
+    cluster = ray.cluster_resources()
+    return int(cluster.get("GPU", 0)) or int(cluster.get("CPU", 0))
 
 
 def _all_devices() -> Iterator[Any]:

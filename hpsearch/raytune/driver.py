@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from ray import tune
 from hpsearch.basemodel import BaseModel
 from hpsearch.errors import DiskFull
 from hpsearch.raytune.adapter import AskSearcher, Bridge, ReportScheduler, ShouldStop, StudyStopper
+from hpsearch.raytune.holding import Holding
 from hpsearch.raytune.place import Place
-from hpsearch.raytune.placement import place_trials
+from hpsearch.raytune.placement import Placement, place_trials
 from hpsearch.raytune.trainable import FinetuneTrial
 from hpsearch.search import Asked, Search
 from hpsearch.spec.defaults import resolve
@@ -35,24 +37,27 @@ TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
+_REGISTERING = threading.Lock()
 
-def connect(address: str | None) -> None:
-    """Join the cluster at `address`, or start one on this machine that ends with this process."""
+
+def connect(address: str | None) -> str:
+    """Join the cluster at `address`, or start one on this machine that ends with this process; returns its name."""
     # Tune complains at the end that it finds no result files: it was told to write none.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     logging.getLogger("ray.tune.tune").setLevel(logging.WARNING)
     os.environ.update({name: os.environ.get(name, value) for name, value in TUNE_SETTINGS.items()})
     if address is not None:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False)
-        return
-    os.environ.pop("RAY_ADDRESS", None)  # it would win over the address given here
-    ray.init(
-        address="local",
-        namespace=NAMESPACE,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=128 * 2**20,  # messages are small; weights travel by disk
-    )
+    else:
+        os.environ.pop("RAY_ADDRESS", None)  # it would win over the address given here
+        ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=128 * 2**20,  # messages are small; weights travel by disk
+        )
+    return str(ray.get_runtime_context().get_session_name())
 
 
 def drive(
@@ -61,8 +66,10 @@ def drive(
     examples: int,
     place: Place,
     should_stop: ShouldStop = lambda: None,
+    *,
+    holding: Holding | None = None,
 ) -> bool:
-    """Run trials until the budget is used up or `should_stop` says so.
+    """Run trials until the budget is used up or `should_stop` says so. Several threads may drive a study each.
 
     Trials that were interrupted go on first, from their snapshots. After stopping in order, all trials wait to be
     gone on with; after stopping now, they are open in `search`.
@@ -73,6 +80,7 @@ def drive(
         examples: Size of the training set.
         place: Where the study's files are.
         should_stop: Looked at all the time.
+        holding: What the study may hold of the devices; left out, it has all of them for itself.
 
     Returns:
         Whether `should_stop` ended it.
@@ -87,19 +95,41 @@ def drive(
     def config_of(asked: Asked) -> FinetuneConfig:
         return resolve(search.spec, asked.params, examples, model.model_type, model.parameters)
 
+    holding = holding or Holding(search.spec.name)
     place.tidy(search.idle_snapshots(place.parked))
     _wait_for_workers(should_stop)
-    if should_stop():
+    if should_stop() or not holding.wait(should_stop):
         return True
     placement = place_trials(search, model, config_of, place.cache, should_stop)
     if placement is None:
         return True
 
-    bridge = Bridge(search, config_of, place, should_stop, placement)
+    holding.per_device = placement.per_device
+    bridge = Bridge(search, config_of, place, should_stop, placement=placement, holding=holding)
+    _fit(bridge, placement)
+    while bridge.rests and holding.wait(should_stop):
+        _fit(bridge, placement)
+    if bridge.error is not None and not isinstance(bridge.error, DiskFull):
+        raise bridge.error
+    if bridge.is_stopping:  # those that did not come to the end of a step in time, too
+        search.release("the study was stopped")
+    place.tidy(search.idle_snapshots(place.parked))
+    if bridge.error is not None:
+        raise bridge.error
+    return bridge.is_stopping or should_stop() is not None
+
+
+def _fit(bridge: Bridge, placement: Placement) -> None:
+    """Let Tune run trials until none is left, or the study must wait for its turn: then it holds nothing."""
+    bridge.rests = False
+    # Tune keeps trainables by name, for all threads of the process, in a dictionary that is not safe to change at once.
+    kind = "finetune-" + "-".join(f"{amount:g}-{resource}" for resource, amount in sorted(placement.resources.items()))
+    with _REGISTERING:
+        tune.register_trainable(kind, tune.with_resources(FinetuneTrial, placement.resources))
     folder = Path(tempfile.mkdtemp(prefix="hpsearch-tune-"))
     try:
         tuner = tune.Tuner(
-            tune.with_resources(FinetuneTrial, placement.resources),
+            kind,
             tune_config=tune.TuneConfig(
                 search_alg=AskSearcher(bridge),
                 scheduler=ReportScheduler(bridge),
@@ -109,7 +139,7 @@ def drive(
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
-                name=search.spec.name,
+                name=bridge.search.spec.name,
                 storage_path=str(folder),
                 stop=StudyStopper(bridge),
                 failure_config=tune.FailureConfig(max_failures=0),  # Tune's retry would mix two attempts in a curve
@@ -120,14 +150,6 @@ def drive(
         tuner.fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if bridge.error is not None and not isinstance(bridge.error, DiskFull):
-        raise bridge.error
-    if bridge.is_stopping:  # those that did not come to the end of a step in time, too
-        search.release("the study was stopped")
-    place.tidy(search.idle_snapshots(place.parked))
-    if bridge.error is not None:
-        raise bridge.error
-    return bridge.is_stopping or should_stop() is not None
 
 
 def _wait_for_workers(should_stop: ShouldStop) -> None:

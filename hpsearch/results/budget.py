@@ -52,6 +52,11 @@ def limit_reached(
     return spent(budget, trials, elapsed)
 
 
+def left(budget: BudgetSpec, trials: Sequence[Trial]) -> float:
+    """How many trials of the budget were not used yet; infinite without such a limit."""
+    return math.inf if budget.trials is None else max(0, budget.trials - _used(trials, budget.trials))
+
+
 def _used(trials: Sequence[Trial], most: int) -> int:
     """Trials that count. Taking over what is known is free, but only as often as the budget has trials."""
     reused = sum(trial.reused_from is not None for trial in trials)

@@ -16,13 +16,12 @@ log = logging.getLogger("hpsearch.runner")  # __name__ is "__main__" here, which
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT: trials then stop, and the study goes back to the queue; 1 when Ray's node died."""
+    """Run until SIGTERM or SIGINT: trials then stop, and the studies go back to the queue; 1 when Ray's node died."""
     os.environ["TZ"] = "UTC"
     configure_logging()
     end_with_parent()
     settings = Settings()
-    runner = Runner(settings)
-    connect(settings.ray_address)
+    runner = Runner(settings, connect(settings.ray_address))
     # After Ray, which installs a handler of its own.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: runner.stop.set())

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from hpsearch.crash import crash_point
 from hpsearch.lifecycle import Orders, Wish
 from hpsearch.results import Failure, Report, Trial, TrialState
-from hpsearch.results.budget import hopeless, limit_reached, spent
+from hpsearch.results.budget import hopeless, left, limit_reached, spent
 from hpsearch.results.curve import has_turned
 from hpsearch.results.trial import first_of
 from hpsearch.search import history
@@ -32,6 +32,9 @@ from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.points import Key, key
 from hpsearch.spec.space import Params
 from hpsearch.spec.study import StudySpec
+
+MANY = 1 << 20
+"""Trials; more than any cluster holds at once."""
 
 
 class Search(Record):
@@ -145,6 +148,16 @@ class Search(Record):
                 self.fail(trial.number, Failure.INFEASIBLE, f"never trained: {params} does not meet '{unmet}'")
                 continue
             return self._handed_out(trial, params)
+
+    def room(self) -> int:
+        """How many trials `ask` could hand out now, at most."""
+        trials = self.trials()
+        if self._ends(trials):
+            return 0
+        waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+        untried = self._points.untried(_tried(trials))
+        points = math.inf if untried is None else waiting + len(untried)
+        return int(min(points, left(self.spec.budget, trials), MANY))
 
     def _ends(self, trials: Sequence[Trial]) -> str | None:
         """Why no other trial is started, if so."""

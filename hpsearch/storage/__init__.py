@@ -1,6 +1,7 @@
 """Where it is kept: specs, states, leases, events and datasets beside Optuna's trials, in one database."""
 
 from hpsearch.storage.acts import Acting, Acts
+from hpsearch.storage.claims import Standing, claims
 from hpsearch.storage.database import Database
 from hpsearch.storage.datasets import DatasetRow, Datasets
 from hpsearch.storage.events import Event, events_after, last_event
@@ -20,8 +21,10 @@ __all__ = [
     "Lease",
     "Outbox",
     "Page",
+    "Standing",
     "Studies",
     "StudyRow",
+    "claims",
     "count_by_state",
     "events_after",
     "fenced",

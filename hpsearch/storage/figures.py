@@ -40,6 +40,10 @@ class Figures:
     """Seconds since the runner of each running study was heard."""
     set_aside: dict[str, float]
     """Devices that get no trials of a running study, because they fail what others train."""
+    held: dict[str, float]
+    """Trials that each running study has on devices or on their way to one."""
+    shares: dict[str, float]
+    """Trials that each running study may hold, as far as its runner knows."""
     webhooks: dict[str, float]
     """Attempts so far of what each webhook is to be told next."""
 
@@ -54,8 +58,8 @@ def figures(database: Database) -> Figures:
         waiting = sa.select(studies.c.created_at, studies.c.resumed_at, queued_at)
         queued = connection.execute(waiting.where(studies.c.state == StudyState.QUEUED)).all()
         oldest = min((max(at for at in times if at is not None) for times in queued), default=None)
-        driven = sa.select(studies.c.name, studies.c.driven_at).where(studies.c.state == StudyState.RUNNING)
-        heard = [(name, at) for name, at in connection.execute(driven).all() if at is not None]
+        standing = (studies.c.name, studies.c.driven_at, studies.c.held, studies.c.share)
+        driven = connection.execute(sa.select(*standing).where(studies.c.state == StudyState.RUNNING)).all()
         counted = sa.select(TRIALS.c.state, sa.func.count()).group_by(TRIALS.c.state)
         value = sa.cast(ATTRIBUTES.c.value_json, sa.Double)
         keys = ("tokens", "device_seconds")
@@ -78,8 +82,10 @@ def figures(database: Database) -> Figures:
             tokens=sums.get("tokens", 0.0),
             device_seconds=sums.get("device_seconds", 0.0),
             queue_age=0.0 if oldest is None else max(0.0, now - oldest),
-            lease_ages={name: max(0.0, now - at) for name, at in heard},
+            lease_ages={name: max(0.0, now - at) for name, at, _, _ in driven if at is not None},
             set_aside={name: float(len(aside)) for name, aside in _set_aside(connection, now).items()},
+            held={name: float(held) for name, _, held, _ in driven},
+            shares={name: float(share) for name, _, _, share in driven if share is not None},
             webhooks={name: float(count) for name, count in attempts},
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import optuna
@@ -16,6 +17,8 @@ from hpsearch.storage.database import engine_arguments, set_pragmas
 
 ATTEMPTS = 5
 
+_FENCE: ContextVar[Callable[[sa.Connection], None] | None] = ContextVar("fence", default=None)
+
 DATABASE_AWAY = (OperationalError, InterfaceError, optuna.exceptions.StorageInternalError)
 """What is raised while the database does not answer."""
 
@@ -26,6 +29,7 @@ def optuna_storage(url: str) -> optuna.storages.BaseStorage:
     # RDBStorage runs str.format on the URL (to fill in {SCHEMA_VERSION}): braces must not reach it.
     escaped = url.replace("{", "%7B").replace("}", "%7D")
     storage = _open(escaped, engine_arguments(url))
+    event.listen(storage.engine, "commit", _check_fence)
     if url.startswith("sqlite"):
         event.listen(storage.engine, "connect", set_pragmas)
         storage.engine.dispose()  # connections opened before the listener lack the pragmas
@@ -33,14 +37,22 @@ def optuna_storage(url: str) -> optuna.storages.BaseStorage:
 
 
 @contextmanager
-def fenced(storage: optuna.storages.BaseStorage, check: Callable[[sa.Connection], None]) -> Iterator[None]:
-    """Call `check` at the end of every transaction within the block; what it raises takes the transaction back."""
-    assert isinstance(storage, optuna.storages.RDBStorage)
-    event.listen(storage.engine, "commit", check)
+def fenced(check: Callable[[sa.Connection], None]) -> Iterator[None]:
+    """Call `check` at the end of every transaction that this thread makes on Optuna's tables within the block.
+
+    What it raises takes the transaction back. Other threads drive other studies, each within a fence of its own.
+    """
+    outer = _FENCE.set(check)
     try:
         yield
     finally:
-        event.remove(storage.engine, "commit", check)
+        _FENCE.reset(outer)
+
+
+def _check_fence(connection: sa.Connection) -> None:
+    check = _FENCE.get()
+    if check is not None:
+        check(connection)
 
 
 def _open(url: str, arguments: dict[str, Any]) -> optuna.storages.RDBStorage:

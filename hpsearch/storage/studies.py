@@ -12,6 +12,7 @@ from hpsearch.errors import LeaseLost, NameTaken, StudyNotFound
 from hpsearch.lifecycle import Orders, StudyState, Wish, WishKind, check_move
 from hpsearch.spec.study import StudySpec
 from hpsearch.storage import idempotency
+from hpsearch.storage.claims import NOTHING, Standing
 from hpsearch.storage.database import Database
 from hpsearch.storage.events import append
 from hpsearch.storage.tables import studies, wishes
@@ -38,9 +39,13 @@ class StudyRow:
     resumed_at: float | None
     """When a person last let it go on after its end."""
     driven_seconds: float
-    """How long runners have driven it; time in the queue, paused or over does not count."""
+    """How long it has held devices; time in the queue, waiting for its turn, paused or over does not count."""
     lease_owner: str | None
     lease_expires_at: float | None
+    held: int
+    """Trials that its runner has handed out and that have not ended, as of its last heartbeat."""
+    share: int | None
+    """Trials that it may hold, as of then; None while nobody drives it."""
 
     @property
     def tag(self) -> str:
@@ -169,19 +174,26 @@ class Studies:
                 "lease_expires_at": now + seconds,
                 "version": row["version"] + 1,
                 "driven_at": now,
+                **NOTHING,
             }
             connection.execute(studies.update().where(studies.c.name == row["name"]).values(changes))
             kind = "study.started" if row["started_at"] is None else "study.taken_over"
             append(connection, row["name"], kind, now, {"runner": owner})
             return get_study(connection, row["name"]), Lease(row["name"], owner, token)
 
-    def renew(self, lease: Lease, seconds: float) -> Orders:
-        """Extend the lease; the answer is what people want of the study now. LeaseLost if it is gone."""
+    def renew(self, lease: Lease, seconds: float, standing: Standing | None = None) -> Orders:
+        """Extend the lease, and keep what the study has use for; the answer is what people want of it now.
+
+        Raises:
+            LeaseLost: It is gone.
+        """
         with self._database.write() as connection:
             now = self._database.now(connection)
-            self._update_leased(connection, lease, {"lease_expires_at": now + seconds, **_driven_until(now)})
-            study = get_study(connection, lease.study)
-            return Orders(study.version, study.requested, study.spec, wishes_of(connection, lease.study))
+            stands = {} if standing is None else standing.columns(now)
+            changes = {"lease_expires_at": now + seconds, **_driven_until(now), **stands}
+            self._update_leased(connection, lease, changes)
+            study, wished = get_study(connection, lease.study), wishes_of(connection, lease.study)
+            return Orders(study.version, study.requested, study.spec, wished, study.driven_seconds)
 
     def fulfil(self, lease: Lease, wish: Wish) -> None:
         """The runner has done what was asked."""
@@ -240,6 +252,7 @@ class Studies:
                 "lease_owner": None,
                 "finished_at": now if state.is_over else None,
                 "driven_at": None,
+                **NOTHING,
             }
             self._update_leased(connection, lease, changes)
             append(connection, lease.study, f"study.{state}", now, {"reason": reason})
@@ -282,7 +295,9 @@ def wishes_of(connection: sa.Connection, study: str) -> tuple[Wish, ...]:
 
 
 def _driven_until(now: float) -> dict[str, Any]:
-    driven = studies.c.driven_seconds + now - sa.func.coalesce(studies.c.driven_at, now)
+    """Until now it has held what it said when it was heard last."""
+    since = sa.func.coalesce(studies.c.driven_at, now)
+    driven = studies.c.driven_seconds + sa.case((studies.c.held > 0, now - since), else_=0.0)
     return {"driven_seconds": driven, "driven_at": now}
 
 
@@ -303,6 +318,8 @@ def _as_study(row: sa.RowMapping) -> StudyRow:
         driven_seconds=row["driven_seconds"],
         lease_owner=row["lease_owner"],
         lease_expires_at=row["lease_expires_at"],
+        held=row["held"],
+        share=row["share"],
     )
 
 

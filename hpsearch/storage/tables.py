@@ -30,6 +30,12 @@ studies = sa.Table(
     sa.Column("lease_owner", sa.String(255)),
     sa.Column("lease_token", sa.BigInteger, nullable=False),
     sa.Column("lease_expires_at", sa.Double),
+    sa.Column("cluster", sa.String(255)),
+    sa.Column("wanted", sa.Integer),
+    sa.Column("held", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("per_device", sa.Integer),
+    sa.Column("share", sa.Integer),
+    sa.Column("turned_at", sa.Double),
 )
 
 datasets = sa.Table(

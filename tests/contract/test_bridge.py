@@ -12,6 +12,7 @@ from ray.tune.search import Searcher
 from hpsearch.raytune import adapter
 from hpsearch.raytune.adapter import Bridge
 from hpsearch.raytune.health import IN_A_ROW
+from hpsearch.raytune.holding import Holding
 from hpsearch.raytune.messages import Barred, Failed, Message, Placed, Reported, encode
 from hpsearch.raytune.place import Place
 from hpsearch.raytune.placement import Placement
@@ -34,7 +35,8 @@ class Tune:
             lambda asked: resolve(spec, asked.params, EXAMPLES, "llama", 10**6),
             Place(folder),
             lambda: None,
-            Placement({"CPU": 1}, 1, ROOM, ROOM),
+            placement=Placement({"CPU": 1}, 1, ROOM, ROOM),
+            holding=Holding("bridged"),
         )
         self._ids = 0
 

@@ -237,7 +237,7 @@ class TestClaiming:
         create(studies, "tickets")
         _, lease = studies.claim("one", SHORT) or pytest.fail("nothing claimed")
         storage = optuna_storage(database.url)
-        with fenced(storage, lambda connection: studies.check_within(connection, lease)):
+        with fenced(lambda connection: studies.check_within(connection, lease)):
             trials = optuna.create_study(study_name="tickets", storage=storage)
             trial = trials.ask()
             time.sleep(2 * SHORT)
@@ -264,7 +264,7 @@ class TestClaiming:
             rival.join(0.3)
             assert [row for row in claimed if row] == []  # SQLite: it waits; PostgreSQL: it passes over a locked row
 
-        with fenced(storage, check):
+        with fenced(check):
             storage.set_study_user_attr(trials._study_id, "spec", {})
         rival.join()
         assert any(claimed) == database.is_sqlite

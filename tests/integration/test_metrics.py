@@ -17,7 +17,8 @@ from hpsearch.api.metrics import Metrics
 from hpsearch.api.state import Service
 from hpsearch.search import history
 from hpsearch.settings import Settings
-from hpsearch.storage import Acting, Acts, Database, Outbox, Studies, optuna_storage, tables
+from hpsearch.shares import Need
+from hpsearch.storage import Acting, Acts, Database, Outbox, Standing, Studies, optuna_storage, tables
 from hpsearch.storage.figures import figures, set_aside
 from tests.builders import a_spec, spec_fields
 
@@ -34,7 +35,8 @@ def test_the_figures_are_those_of_the_tables(migrated_url: str) -> None:
     studies = Studies(database)
     for name in ("runs", "waits", "gone"):
         studies.create(a_spec(name=name))
-    studies.claim("runner", 60)
+    _, lease = studies.claim("runner", 60) or pytest.fail("nothing claimed")
+    studies.renew(lease, 60, Standing("cluster", Need(3, 1), 2))
     Acts(database).cancel("gone", Acting("alice"))
     study = optuna.create_study(study_name="runs", storage=storage)
     for number in range(3):
@@ -70,7 +72,7 @@ def test_the_figures_are_those_of_the_tables(migrated_url: str) -> None:
     assert figures(database).queue_age == 0
     Acts(database).resume("waits", Acting("alice"))
     assert 0 < figures(database).queue_age < 60  # paused, it did not wait for a runner
-    assert found.lease_ages.keys() == {"runs"}
+    assert (found.lease_ages.keys(), found.held, found.shares) == ({"runs"}, {"runs": 1}, {"runs": 2})
     assert found.set_aside == {}
     until = {"gpu-host/1a2b3c4d/gpu0": time.time() + 600, "gpu-host/1a2b3c4d/gpu1": time.time() - 600}
     aside = {device: {"until": end, "reason": "it fails"} for device, end in until.items()}

@@ -351,7 +351,7 @@ def test_trials_go_on_exactly_whatever_happens_to_their_device(
     assert len(set(reports)) == len(reports)
     for trial in study.search.trials():
         assert trial.attempts == interrupted.count(trial.number)
-        _check_equals_undisturbed(trial)
+        check_equals_undisturbed(trial)
 
 
 def _in_order_after(thread: threading.Thread) -> ShouldStop:
@@ -362,7 +362,7 @@ class FarEnoughError(Exception):
     pass
 
 
-def _check_equals_undisturbed(trial: Any) -> None:
+def check_equals_undisturbed(trial: Any) -> None:
     from hpsearch.finetune import finetune
     from hpsearch.spec.finetune import FinetuneConfig
 

@@ -79,9 +79,9 @@ def test_studies_that_pack_a_device_share_one() -> None:
 
 def test_a_newcomer_gets_its_place_from_who_has_most() -> None:
     found = divide([claim("a", 4), claim("b", 0, owner="bob")], 4, SLICE, {})
-    assert found == {"a": Share(2, 2, 2, 2, 4), "b": Share(2, 0, 0, 2, 4)}
+    assert found == {"a": Share(2, 2, 2, Need(MANY, 4), 2, 4), "b": Share(2, 0, 0, Need(MANY, 0), 2, 4)}
     later = divide([claim("a", 3), claim("b", 0, owner="bob")], 4, SLICE, {})
-    assert later == {"a": Share(2, 2, 1, 2, 4), "b": Share(2, 1, 0, 2, 4)}
+    assert later == {"a": Share(2, 2, 1, Need(MANY, 3), 2, 4), "b": Share(2, 1, 0, Need(MANY, 0), 2, 4)}
 
 
 def test_nothing_is_taken_from_who_has_too_much_while_nobody_has_use_for_it() -> None:
@@ -95,9 +95,9 @@ def test_a_waiting_study_gets_its_turn_after_a_slice_and_not_before() -> None:
     assert shares(holds, waits, devices=1) == {"a": 1, "b": 0}
     over = replace(holds, since=SLICE)
     found = divide([over, waits], 1, SLICE, {})
-    assert (found["a"], found["b"]) == (Share(0, 0, 1, 2, 1), Share(1, 0, 0, 2, 1))
+    assert (found["a"], found["b"]) == (Share(0, 0, 1, over.need, 2, 1), Share(1, 0, 0, waits.need, 2, 1))
     given_back = replace(over, need=Need(MANY, 0), since=1.0)
-    assert divide([given_back, waits], 1, SLICE, {})["b"] == Share(1, 1, 0, 2, 1)
+    assert divide([given_back, waits], 1, SLICE, {})["b"] == Share(1, 1, 0, waits.need, 2, 1)
     assert shares(replace(over, priority=10, since=2 * SLICE - 1), waits, devices=1) == {"a": 1, "b": 0}
 
 

@@ -1,0 +1,97 @@
+"""What a study holds of the devices: when it may take more, and which of its trials give their places to others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+
+from hpsearch.raytune.devices import LOOK_SECONDS, own_node_died, release_everywhere
+from hpsearch.shares import Need, Share
+
+ASKED_AGAIN_SECONDS = 1.0
+"""Devices are asked so often to let go of something: it may be on its way to one."""
+
+POLL_SECONDS = 0.1
+
+ShareOf = Callable[[Need], Share]
+"""Told what a study has use for, it answers what the study may hold."""
+
+
+def everything(need: Need) -> Share:
+    """The share of a study that is alone."""
+    return Share(need.wanted, need.wanted, need=need)
+
+
+class Holding:
+    """The places of one study's trials.
+
+    Args:
+        study: Its name.
+        share: Its share, whenever it is asked.
+        slice_seconds: A trial gives its place up after so long at the earliest.
+    """
+
+    def __init__(self, study: str, share: ShareOf = everything, slice_seconds: float = 0.0) -> None:
+        self._study, self._share, self._slice_seconds = study, share, slice_seconds
+        self.per_device = 1
+        self._need = Need(1, 0)
+        self._begun: dict[int, float] = {}
+        self._giving: set[int] = set()
+        self._asked_at = 0.0
+
+    def wait(self, should_stop: Callable[[], object]) -> bool:
+        """Wait until the study may hold something, and claim a place; False when told to stop.
+
+        Raises:
+            WorkerLost: The Ray node of this process died.
+        """
+        self._need = Need(max(1, self._need.wanted), 0, self.per_device)
+        looked_at = time.monotonic()
+        while not self._share(self._need).now:
+            if should_stop():
+                return False
+            if time.monotonic() - looked_at > LOOK_SECONDS:
+                looked_at = time.monotonic()
+                if (error := own_node_died()) is not None:
+                    raise error
+            time.sleep(POLL_SECONDS)
+        self._tell(self._need.wanted, 1)
+        return True
+
+    def may_begin(self, running: int, wanted: int) -> bool:
+        """Whether one trial more may begin now. If so, its place is claimed.
+
+        Args:
+            running: Trials of the study that run.
+            wanted: Trials that it has use for, these included.
+        """
+        begins = running < min(wanted, self._share(self._need).now)
+        self._tell(wanted, running + begins)
+        return begins
+
+    def _tell(self, wanted: int, held: int) -> None:
+        self._need = Need(wanted, held, self.per_device)
+        self._share(self._need)
+
+    def begun(self, number: int) -> None:
+        """A trial was handed out."""
+        self._begun[number] = time.monotonic()
+        self._giving.discard(number)
+
+    def is_giving(self, number: int) -> bool:
+        """Whether a trial was asked to give its place to another study."""
+        return number in self._giving
+
+    def give(self, running: Collection[int]) -> None:
+        """Ask devices to let go of as many trials as others are to have the places of, those begun last first."""
+        share, now = self._share(self._need), time.monotonic()
+        if share.need == self._need and share.need.held == len(running):  # no trial has come or gone since it was told
+            having = [number for number in running if number not in self._giving]
+            ripe = [number for number in having if now - self._begun[number] >= self._slice_seconds]
+            ripe.sort(key=self._begun.__getitem__, reverse=True)
+            self._giving.update(ripe[: max(0, share.release - (len(running) - len(having)))])
+        giving = self._giving & set(running)
+        if giving and now - self._asked_at > ASKED_AGAIN_SECONDS:
+            self._asked_at = now
+            for number in giving:
+                release_everywhere(f"{self._study}/{number}")

@@ -1,0 +1,149 @@
+"""One claimed study, from its claim to how it is left. Several are driven at once, each in a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from hpsearch.basemodel import BaseModel, describe
+from hpsearch.dataset.fingerprint import fingerprint
+from hpsearch.dataset.load import load
+from hpsearch.errors import DiskFull, HpsearchError, InvalidInput, LeaseLost, WorkerLost
+from hpsearch.lifecycle import StudyState
+from hpsearch.raytune.adapter import Stop
+from hpsearch.raytune.driver import drive
+from hpsearch.raytune.holding import Holding
+from hpsearch.raytune.place import Place
+from hpsearch.results import Failure
+from hpsearch.runner.fair import Fair
+from hpsearch.runner.heartbeat import Heartbeat
+from hpsearch.search import Lineage, Search, history
+from hpsearch.settings import Settings
+from hpsearch.spec.defaults import default_params
+from hpsearch.spec.study import StudySpec
+from hpsearch.storage import DATABASE_AWAY, Lease, Studies, StudyRow, fenced
+
+log = logging.getLogger(__name__)
+
+
+class Driving:
+    """What driving a study needs besides the study; one for all studies of a runner.
+
+    Args:
+        settings: The operator's.
+        studies: The table of studies.
+        storage: Where Optuna keeps the trials.
+        fair: The studies' shares.
+        is_stopping: Whether the runner lays its studies down.
+        lost_node: Told when Ray's node on this machine died.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        studies: Studies,
+        storage: Any,
+        fair: Fair,
+        *,
+        is_stopping: Callable[[], bool],
+        lost_node: Callable[[], None],
+    ) -> None:
+        self._settings, self._studies, self._storage, self._fair = settings, studies, storage, fair
+        self._is_stopping, self._lost_node = is_stopping, lost_node
+
+    def drive(self, study: StudyRow, lease: Lease) -> None:
+        """Drive a claimed study to its end, and write how it ended. Nothing that goes wrong gets out of here."""
+        try:
+            with Heartbeat(self._studies, lease, self._settings.lease_seconds, self._fair) as heartbeat:
+                with fenced(lambda connection: self._studies.check_within(connection, lease)):
+                    state, reason, version = self._search(study, lease, heartbeat)
+                state = self._studies.end(lease, state, reason, version)
+            if state == StudyState.CANCELLED:  # perhaps only as the study was laid down
+                history.close_open(self._storage, study.name, "the study was cancelled")
+            log.info("study ended", extra={"study": study.name, "state": state, "reason": reason})
+        except LeaseLost:
+            log.warning("lease lost", extra={"study": study.name})
+        except DATABASE_AWAY:  # nothing can be written: the lease runs out, and whoever is there then takes over
+            log.warning("study given up: the database is away", exc_info=True, extra={"study": study.name})
+        except Exception as error:  # a study that can't be driven fails with its reason, and the others go on
+            log.exception("study failed", extra={"study": study.name})
+            text = str(error) if isinstance(error, HpsearchError) else f"{type(error).__name__}: {error}"
+            self._end_failed(lease, text)
+
+    def _end_failed(self, lease: Lease, text: str) -> None:
+        try:
+            self._studies.end(lease, StudyState.FAILED, text[:2000])
+        except (LeaseLost, *DATABASE_AWAY):
+            log.warning("end not written", exc_info=True, extra={"study": lease.study})
+
+    def _search(self, study: StudyRow, lease: Lease, heartbeat: Heartbeat) -> tuple[StudyState, str, int | None]:
+        """The state in which the study is left, why, and the version of the orders that this was decided on."""
+        spec = study.spec
+
+        def event(kind: str, details: dict[str, Any]) -> None:
+            self._studies.append_event(lease, kind, details)
+
+        def should_stop() -> Stop | None:
+            return heartbeat.wish or (Stop.IN_ORDER if self._is_stopping() else None)
+
+        try:
+            model = describe(spec.model.base, spec.model.revision)
+            examples, lineage = _learns_from(spec, model)
+        except InvalidInput as error:  # it was fine when it was queued: somebody has changed or moved it since
+            return StudyState.FAILED, str(error), None
+        search = Search(
+            spec,
+            self._storage,
+            examples=examples,
+            default_params=default_params(spec, examples),
+            lineage=lineage,
+            elapsed=lambda: heartbeat.orders.driven_seconds,
+            resumed_at=study.resumed_at or 0.0,
+            fence=lambda: self._studies.check(lease),
+            event=event,
+            orders=lambda: heartbeat.orders,
+            fulfilled=lambda wish: self._studies.fulfil(lease, wish),
+        )
+        place = Place(
+            self._settings.artifacts_folder / spec.name,
+            self._settings.token_cache_folder,
+            self._settings.device_silent_seconds,
+            self._settings.least_free_bytes,
+            self._settings.study_bytes,
+            self._settings.parked_trials,
+        )
+        holding = Holding(spec.name, heartbeat.share, self._settings.slice_seconds)
+        try:
+            stopped = drive(search, model, examples, place, should_stop, holding=holding)
+        except (LeaseLost, *DATABASE_AWAY):
+            raise
+        except WorkerLost as error:
+            search.release(str(error))
+            self._lost_node()
+            return StudyState.QUEUED, f"{error}; the next runner goes on", None
+        except DiskFull as error:
+            return StudyState.PAUSED, f"{error.code}: {error}", None
+        except Exception:
+            search.close(Failure.ERROR, "the study's driver failed")
+            search.close_waiting("the study failed")
+            raise
+        if heartbeat.orders.requested == StudyState.CANCELLED:
+            search.close(Failure.CANCELLED, "the study was cancelled")
+            search.close_waiting("the study was cancelled")
+            place.tidy(search.idle_snapshots(parked=0))
+            return StudyState.CANCELLED, "cancelled", None
+        if stopped:
+            return StudyState.QUEUED, "its runner was stopped; the next one goes on", None
+        search.close(Failure.ERROR, "the search ended while the trial was running")
+        search.close_waiting("the search is over")
+        search.note()
+        ended_well, reason = search.verdict()
+        return (StudyState.FINISHED if ended_well else StudyState.FAILED), reason, search.heeded
+
+
+def _learns_from(spec: StudySpec, model: BaseModel) -> tuple[int, Lineage]:
+    """How many examples it trains on, and which. They are not kept: the devices read them for themselves."""
+    split = load(spec.data)
+    prints = fingerprint(split.train), fingerprint(split.validation)
+    return len(split.train), Lineage(model.model_type, spec.model.method, *prints)

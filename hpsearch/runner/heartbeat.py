@@ -1,0 +1,89 @@
+"""A claimed study's heartbeat: it keeps the lease, says what the study holds, and hears what people want."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from hpsearch.errors import LeaseLost
+from hpsearch.lifecycle import StudyState
+from hpsearch.raytune.adapter import Stop
+from hpsearch.runner.fair import Fair
+from hpsearch.shares import Need, Share
+from hpsearch.storage import Lease, Standing, Studies
+
+log = logging.getLogger(__name__)
+
+RENEW_SECONDS = 1.0
+"""Also how soon it is heard what people want."""
+
+GATHER_SECONDS = 0.1
+"""What changes within so short a time is said at once."""
+
+
+class Heartbeat:
+    """Renews a lease in a thread of its own, and tells the study's share as it changes."""
+
+    def __init__(self, studies: Studies, lease: Lease, seconds: float, fair: Fair) -> None:
+        self.orders = studies.renew(lease, seconds)
+        """What people want, as of the last beat."""
+        self.lost = threading.Event()
+        self._studies, self._lease, self._seconds, self._fair = studies, lease, seconds, fair
+        self._need: Need | None = None
+        self._told: int | None = None
+        self._soon, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"heartbeat {lease.study}", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._soon.set()
+        self._thread.join()
+
+    @property
+    def wish(self) -> Stop | None:
+        """Whether the study must stop, and how."""
+        if self.lost.is_set() or self.orders.requested == StudyState.CANCELLED:
+            return Stop.NOW
+        return Stop.IN_ORDER if self.orders.requested else None
+
+    def share(self, need: Need) -> Share:
+        """Say what the study has use for; the answer is what it may hold, as far as is known."""
+        if need != self._need:
+            self._need = need
+            self._soon.set()
+        return self._fair.of(self._lease.study)
+
+    def _beat(self) -> None:
+        while not self._ended.is_set():
+            if self._soon.wait(RENEW_SECONDS):
+                self._ended.wait(GATHER_SECONDS)
+                self._soon.clear()
+            try:
+                self._renew()
+            except LeaseLost:
+                self.lost.set()
+                return
+            except Exception:  # a database that is away for a moment; if it stays away, the lease runs out by itself
+                log.warning("lease not renewed", exc_info=True, extra={"study": self._lease.study})
+
+    def _renew(self) -> None:
+        need, share = self._need, self._fair.of(self._lease.study)
+        standing = None if need is None else Standing(self._fair.cluster, need, share.trials)
+        self.orders = self._studies.renew(self._lease, self._seconds, standing)
+        if need is not None:
+            if need != share.need:
+                self._fair.look()
+            self._tell(need, share)
+
+    def _tell(self, need: Need, share: Share) -> None:
+        """An event where the study gets less than it has use for, and when that changes."""
+        if share.need != need or share.devices == 0:  # not reckoned yet, or with nobody to train
+            return
+        limit = share.trials if share.trials < need.wanted else None
+        if limit != self._told:
+            self._told = limit
+            self._studies.append_event(self._lease, "study.share", {"trials": share.trials, "text": share.text})
