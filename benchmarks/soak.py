@@ -142,7 +142,7 @@ class Soak:
         return False
 
     def descendants(self, name: str) -> list[int]:
-        """Processes of the service whose program is this."""
+        """Processes of the service whose program has this in its name (Ray adds what an actor is doing)."""
         listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
         fields = [line.split(None, 2) for line in listed.splitlines()]
         rows = [(int(pid), int(parent), args) for pid, parent, args in fields]
@@ -152,11 +152,12 @@ class Soak:
             if grown == family:
                 break
             family = grown
-        return [pid for pid, _, args in rows if pid in family and args.split()[0].endswith(name)]
+        return [pid for pid, _, args in rows if pid in family and name in args.split()[0]]
 
     def kill(self, name: str, number: int) -> None:
-        wait_for(lambda: self.descendants(name), PATIENCE)
-        os.kill(DICE.choice(self.descendants(name)), number)
+        found: list[int] = []
+        wait_for(lambda: found.extend(self.descendants(name)) or found, PATIENCE)
+        os.kill(DICE.choice(found), number)
 
     def fill_disk(self) -> None:
         ballast = self.disk / "ballast"
