@@ -144,31 +144,32 @@ def _filled(
 ) -> dict[str, int]:
     """Trials of each study when `room` is given out on top, one by one, up to the studies' limits."""
     given = dict(trials)
-    own: dict[str, list[Claim]] = {}
+    of_owners = dict.fromkeys((claim.owner for claim in claims), Fraction(0))
     for claim in claims:
-        own.setdefault(claim.owner, []).append(claim)
+        of_owners[claim.owner] += given[claim.study] * claim.size
     while True:
         open_ones = [claim for claim in claims if given[claim.study] < limits[claim.study] and claim.size <= room]
         if not open_ones:
             return given
-        chosen = _least_served(open_ones, own, given, owner_weights)
+        chosen = _least_served(open_ones, of_owners, given, owner_weights)
         given[chosen.study] += 1
+        of_owners[chosen.owner] += chosen.size
         room -= chosen.size
 
 
 def _least_served(
     open_ones: Sequence[Claim],
-    own: Mapping[str, Sequence[Claim]],
+    of_owners: Mapping[str, Fraction],
     given: Mapping[str, int],
     owner_weights: Mapping[str, float],
 ) -> Claim:
-    """Whose owner, and then which itself, would hold least for its weight with one trial more."""
+    """Whose owner, who has so many devices, and then which itself, would hold least for its weight with one more."""
     priority: dict[str, float] = {}
     for claim in open_ones:  # only what still has use for more gives its owner weight
         priority[claim.owner] = max(priority.get(claim.owner, 0.0), claim.weight)
 
     def burden(claim: Claim) -> tuple[float, float]:
-        of_owner = _taken(own[claim.owner], given) + claim.size
+        of_owner = of_owners[claim.owner] + claim.size
         of_study = (given[claim.study] + 1) * claim.size
         weight = owner_weights.get(claim.owner, 1.0) * priority[claim.owner]
         return float(of_owner) / weight, float(of_study) / claim.weight
@@ -179,9 +180,15 @@ def _least_served(
 def _released(
     claims: Sequence[Claim], trials: Mapping[str, int], now: Mapping[str, int], room: Fraction
 ) -> dict[str, int]:
-    """How many trials each study gives back, so that those below their shares can have them; most from who has most."""
+    """How many trials each study gives back, so that those below their shares can have them; most from who has most.
+
+    More may be held than there is, which is `room` below 0: what was handed out on shares that have changed meanwhile
+    waits in Ray for a device. Those within their shares are not to wait for those above them.
+    """
     short = sum(((trials[claim.study] - now[claim.study]) * claim.size for claim in claims), Fraction(0))
-    short -= max(room, Fraction(0))
+    within = [claim for claim in claims if claim.need.held <= trials[claim.study]]
+    queued = sum((claim.need.held * claim.size for claim in within), Fraction(0))
+    short -= max(room, -queued)
     released = dict.fromkeys(trials, 0)
 
     def surplus(claim: Claim) -> Fraction:

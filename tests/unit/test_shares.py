@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -88,6 +89,29 @@ def test_nothing_is_taken_from_who_has_too_much_while_nobody_has_use_for_it() ->
     assert divide([claim("a", 4), claim("b", 1, wanted=1)], 6, SLICE, {})["a"].release == 0
     below_its_share = divide([claim("a", 3), claim("b", 1, wanted=2)], 4, SLICE, {})
     assert (below_its_share["a"].release, below_its_share["b"].now) == (1, 1)
+
+
+def test_who_has_too_much_makes_room_for_what_already_waits_in_ray() -> None:
+    """The newcomer was told of a place that the other, told a moment earlier, took as well."""
+    found = divide([claim("a", 3), claim("b", 1, owner="bob", wanted=1)], 3, SLICE, {})
+    assert (found["a"].trials, found["a"].release, found["b"].release) == (2, 1, 0)
+
+
+def test_nobody_gives_way_to_nobody_when_devices_are_lost() -> None:
+    """The trials that were on them end by themselves; those that still run are not to be interrupted, too."""
+    assert divide([claim("a", 8)], 4, SLICE, {})["a"].release == 0
+
+
+def test_many_studies_on_many_devices_are_divided_in_little_time() -> None:
+    """It is done every second, beside the threads that drive the studies: not for each study, each owner's anew."""
+
+    def seconds(studies: int) -> float:
+        claims = [claim(f"s{place}") for place in range(studies)]
+        began = time.process_time()
+        divide(claims, 200, SLICE, {})
+        return time.process_time() - began
+
+    assert min(seconds(100) for _ in range(3)) < 8 * min(seconds(20) for _ in range(3))
 
 
 def test_a_waiting_study_gets_its_turn_after_a_slice_and_not_before() -> None:
