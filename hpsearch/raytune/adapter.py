@@ -240,6 +240,7 @@ class Bridge:
         return False
 
     def _reported(self, number: int, message: Reported) -> bool:
+        self._holding.trains(number)
         self._health.reported(number, message.report.exposure)
         decision = self.search.report(number, message.report, message.contract, message.warnings)
         if decision is Decision.FINISH:  # what the device says then is its last message

@@ -13,6 +13,9 @@ ASKED_AGAIN_SECONDS = 1.0
 
 POLL_SECONDS = 0.1
 
+LOADING_SLICES = 5
+"""A trial that doesn't train yet keeps its place so long: what was loaded in vain is loaded again at the next turn."""
+
 ShareOf = Callable[[Need], Share]
 """Told what a study has use for, it answers what the study may hold."""
 
@@ -28,7 +31,7 @@ class Holding:
     Args:
         study: Its name.
         share: Its share, whenever it is asked.
-        slice_seconds: A trial gives its place up after so long at the earliest.
+        slice_seconds: A trial gives its place up after training so long at the earliest.
     """
 
     def __init__(self, study: str, share: ShareOf = everything, slice_seconds: float = 0.0) -> None:
@@ -36,6 +39,7 @@ class Holding:
         self.per_device = 1
         self._need = Need(1, 0)
         self._begun: dict[int, float] = {}
+        self._trains: dict[int, float] = {}
         self._giving: set[int] = set()
         self._asked_at = 0.0
 
@@ -76,7 +80,17 @@ class Holding:
     def begun(self, number: int) -> None:
         """A trial was handed out."""
         self._begun[number] = time.monotonic()
+        self._trains.pop(number, None)
         self._giving.discard(number)
+
+    def trains(self, number: int) -> None:
+        """A trial has reported: the first time it does, also when it goes on, it has just been loaded."""
+        self._trains.setdefault(number, time.monotonic())
+
+    def _is_ripe(self, number: int, now: float) -> bool:
+        if number in self._trains:
+            return now - self._trains[number] >= self._slice_seconds
+        return now - self._begun[number] >= LOADING_SLICES * self._slice_seconds
 
     def is_giving(self, number: int) -> bool:
         """Whether a trial was asked to give its place to another study."""
@@ -87,7 +101,7 @@ class Holding:
         share, now = self._share(self._need), time.monotonic()
         if share.need == self._need and share.need.held == len(running):  # no trial has come or gone since it was told
             having = [number for number in running if number not in self._giving]
-            ripe = [number for number in having if now - self._begun[number] >= self._slice_seconds]
+            ripe = [number for number in having if self._is_ripe(number, now)]
             ripe.sort(key=self._begun.__getitem__, reverse=True)
             self._giving.update(ripe[: max(0, share.release - (len(running) - len(having)))])
         giving = self._giving & set(running)
