@@ -12,6 +12,7 @@ import optuna
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from hpsearch.storage.database import engine_arguments, set_pragmas
 
@@ -19,8 +20,8 @@ ATTEMPTS = 5
 
 _FENCE: ContextVar[Callable[[sa.Connection], None] | None] = ContextVar("fence", default=None)
 
-DATABASE_AWAY = (OperationalError, InterfaceError, optuna.exceptions.StorageInternalError)
-"""What is raised while the database does not answer."""
+DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout, optuna.exceptions.StorageInternalError)
+"""What is raised while the database does not answer, also to a thread that finds all connections waiting for it."""
 
 
 def optuna_storage(url: str) -> optuna.storages.BaseStorage:

@@ -20,6 +20,7 @@ from hpsearch.errors import IdempotencyMismatch, IllegalMove, LeaseLost, NameTak
 from hpsearch.lifecycle import StudyState
 from hpsearch.settings import Settings
 from hpsearch.storage import (
+    DATABASE_AWAY,
     Acting,
     Acts,
     Database,
@@ -31,6 +32,7 @@ from hpsearch.storage import (
     fenced,
     optuna_storage,
 )
+from hpsearch.storage.database import engine_arguments
 from hpsearch.storage.tables import metadata
 from tests.builders import a_spec
 from tests.conftest import Postgres
@@ -542,6 +544,18 @@ class TestOpening:
             process.stdin.flush()
         errors = [process.communicate(timeout=60)[1] for process in started]
         assert [process.returncode for process in started] == [0, 0, 0, 0], "\n".join(errors)[-3000:]
+
+    def test_who_finds_all_connections_in_use_for_too_long_is_told_that_the_database_is_away(
+        self, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Many studies are driven at once: a database that hangs keeps the connections of some, and fails none."""
+        arguments = engine_arguments(migrated_url)
+        few = {**arguments, "pool_size": 1, "max_overflow": 0, "pool_timeout": 0.1}
+        monkeypatch.setattr("hpsearch.storage.database.engine_arguments", lambda _: few)
+        database = Database(migrated_url)
+        with database.read(), pytest.raises(DATABASE_AWAY):
+            Studies(database).get("tickets")
+        database.close()
 
     def test_half_a_transaction_leaves_nothing(self, database: Database, studies: Studies) -> None:
         class BreaksOffError(Exception):
