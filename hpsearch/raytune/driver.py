@@ -116,7 +116,8 @@ def drive(
     place.tidy(search.idle_snapshots(place.parked))
     if bridge.error is not None:
         raise bridge.error
-    return bridge.is_stopping or should_stop() is not None
+    # One that waits was told to stop too, even if people have taken that back since.
+    return bridge.is_stopping or bridge.rests or should_stop() is not None
 
 
 def _fit(bridge: Bridge, placement: Placement) -> None:

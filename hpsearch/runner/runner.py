@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 TIDY_SECONDS = 6 * 3600.0
 
+UNREADABLE_SECONDS = 30.0
+"""After a claim that failed for another reason than the database being away, the next one waits so long."""
+
 
 class Runner:
     """Claims and drives studies until it is told to stop.
@@ -49,7 +52,19 @@ class Runner:
         )
 
     def run(self) -> None:
-        """Drive studies, at most so many at once as the settings say; tidy up now and then."""
+        """Drive studies, at most so many at once as the settings say; tidy up now and then.
+
+        Raises:
+            Exception: What nobody foresaw. The studies were laid down before, so a new process can take them over.
+        """
+        try:
+            self._claim_and_drive()
+        finally:
+            self.stop.set()
+            for driver in self._drivers:
+                driver.join()
+
+    def _claim_and_drive(self) -> None:
         while not self.stop.is_set():
             self._tidy()
             self._drivers = [driver for driver in self._drivers if driver.is_alive()]
@@ -62,14 +77,16 @@ class Runner:
             driver = threading.Thread(target=self._driving.drive, args=claimed, name=f"study {name}")
             driver.start()
             self._drivers.append(driver)
-        for driver in self._drivers:
-            driver.join()
 
     def _claimed(self) -> tuple[StudyRow, Lease] | None:
         try:
             return self._studies.claim(self._owner, self._settings.lease_seconds)
         except DATABASE_AWAY:
             log.warning("database away", exc_info=True)
+            return None
+        except Exception:  # such as a study that a newer version wrote: those that are driven already go on
+            log.exception("study not claimed")
+            self.stop.wait(UNREADABLE_SECONDS)
             return None
 
     def _lost_node(self) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
 
-from hpsearch.raytune import adapter
+from hpsearch.basemodel import describe
+from hpsearch.raytune import adapter, driver
 from hpsearch.raytune.adapter import Bridge
 from hpsearch.raytune.health import IN_A_ROW
 from hpsearch.raytune.holding import Holding
@@ -19,6 +21,7 @@ from hpsearch.raytune.placement import Placement
 from hpsearch.results import Failure, TrialState
 from hpsearch.spec.defaults import resolve
 from hpsearch.storage import optuna_storage
+from tests.conftest import STUDIES
 from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, Storage, a_report, spec_of
 
 ROOM = 4
@@ -143,3 +146,21 @@ def test_shares_are_held_no_longer_than_the_search_lasts(tune: Tune) -> None:
         tune.tell("next", Failed(Failure.ERROR, "another error"))
     assert asked == Searcher.FINISHED
     assert not tune.tell(holds, Barred(("bad",)))
+
+
+def test_a_study_that_was_told_to_stop_while_it_waited_for_its_turn_is_not_over(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if people have taken back by then what they told it."""
+
+    class Waiting(Holding):
+        turns = iter([True, False])
+
+        def wait(self, should_stop: Callable[[], object]) -> bool:
+            return next(self.turns)
+
+    monkeypatch.setattr(driver, "_wait_for_workers", lambda _: None)
+    monkeypatch.setattr(driver, "place_trials", lambda *_: Placement({"CPU": 1}, 1, ROOM, ROOM))
+    monkeypatch.setattr(driver, "_fit", lambda bridge, _: setattr(bridge, "rests", True))
+    model = describe(str(STUDIES / "models" / "pydoc-llama"))
+    assert driver.drive(tune.driven.search, model, EXAMPLES, Place(tmp_path), holding=Waiting("bridged"))
