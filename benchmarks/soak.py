@@ -14,8 +14,8 @@ interrupted have reported anew, or the API answers. Afterwards every trial is tr
 config, and the curves are compared. What is lost is a trial without its result; what is repeated is a report told
 twice, or params evaluated twice without being linked as a retry.
 
-With `--nodes`, the service joins a Ray cluster whose head trains nothing, and so many nodes of one core. A fault of a node
-takes all of its processes, as if the machine went; when its trials have gone on, another node joins in its place.
+With `--nodes`, the service joins a Ray cluster whose head trains nothing, and so many nodes of one core. A fault of
+a node takes all of its processes, as if the machine went; when its trials have gone on, another joins in its place.
 
 The disk is a small one of its own (a tmpfs, which takes root), filled to the last byte; without root that fault is left
 out. Needs PostgreSQL, and the tests' helpers (`tests/conftest.py`, `tests/acceptance`).
