@@ -83,7 +83,9 @@ def limit_tokens(member: Member, share: float) -> None:
 def kept_bytes_per_token(member: Member) -> float:
     """What a forward pass keeps for the backward pass, measured once for each way of training a base model."""
     config, prepared = member.config, member.prepared
-    way = config.model.method, config.model.activation_checkpointing, config.model.lora
+    chosen, model = config.hyperparameters, config.model
+    # Dropout keeps a byte for each input; below the lowest trained layer nothing is kept.
+    way = model.method, model.activation_checkpointing, model.lora, chosen.frozen_layers, chosen.dropout > 0
     known = _measured.setdefault(prepared.base, {})
     if way not in known:
         turn = _few(member.turn())

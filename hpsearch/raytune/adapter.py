@@ -276,6 +276,7 @@ class Bridge:
     def _failed(self, number: int, message: Failed) -> None:
         if message.failure is Failure.DISK_FULL:  # nobody's fault: the study pauses, and the trial goes on then
             self.search.interrupt(number, message.text, Loss.NONE)
+            self._place.tidy(self.search.idle_snapshots(parked=0))  # those of pruned trials may be what is in the way
             raise DiskFull(message.text)
         self.search.fail(number, message.failure, message.text)
 

@@ -70,7 +70,7 @@ class Device:
         """Drop a trial: it ended, was pruned or was cancelled."""
         self._roster.remove(key)
 
-    def get_ready(self, config: str, cache: str | None) -> None:
+    def get_ready(self, config: str, cache: str | None, stalled_seconds: float) -> None:
         """Load what trials like this one will need, without making anybody wait; what fails now fails again then."""
 
         def load() -> None:
@@ -79,9 +79,9 @@ class Device:
             except Exception:  # the trial that needs it will say so
                 log.info("not made ready", exc_info=True)
 
-        self._roster.do(load)
+        self._roster.do(load, stalled_seconds)
 
-    def measure(self, config: str, cache: str | None, most: int) -> tuple[int, str]:
+    def measure(self, config: str, cache: str | None, stalled_seconds: float, most: int) -> tuple[int, str]:
         """How many trials like this one should share the device, at most so many, and why.
 
         Raises:
@@ -95,7 +95,7 @@ class Device:
             except Exception as error:  # whoever asked decides
                 found.set_exception(error)
 
-        self._roster.do(measure)
+        self._roster.do(measure, stalled_seconds)
         return found.result()
 
     def pid(self) -> int:

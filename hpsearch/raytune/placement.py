@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from hpsearch.basemodel import BaseModel
 from hpsearch.raytune.address import DeviceAddress, devices_of
 from hpsearch.raytune.devices import open_device, own_node_died
+from hpsearch.raytune.place import Place
 from hpsearch.search import Asked, Search
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.study import StudySpec
@@ -44,6 +44,10 @@ LEARNS_NOTHING = {"random", "qmc", "grid"}
 """Samplers whose trials don't depend on the others."""
 
 
+Asking = tuple[str, str | None, float]
+"""What a device is asked with: a typical config as JSON, the folder of tokenised data, and seconds without progress."""
+
+
 @dataclass(frozen=True)
 class Placement:
     """What Tune is told."""
@@ -61,7 +65,7 @@ def place_trials(
     search: Search,
     model: BaseModel,
     config_of: Callable[[Asked], FinetuneConfig],
-    cache: Path | None,
+    place: Place,
     should_stop: Callable[[], object],
 ) -> Placement | None:
     """Find out how many trials go on a device, and let devices load what they need; None when told to stop.
@@ -70,7 +74,7 @@ def place_trials(
         search: The study's; it is told what was decided, and why.
         model: Facts about the base model.
         config_of: Resolves a trial's params.
-        cache: Folder of tokenised data.
+        place: Where tokenised data is, and how long a device may make no progress.
         should_stop: Looked at while something is measured.
     """
     spec, cluster = search.spec, ray.cluster_resources()
@@ -82,17 +86,18 @@ def place_trials(
         fitting = int(cluster.get("memory", 0)) // (PROCESS_BYTES + 4 * model.parameters * copies)
         sensible = min(devices, max(1, fitting))
     typical = config_of(Asked(0, search.typical_params, "defaults")).model_dump_json()
+    asking = (typical, None if place.cache is None else str(place.cache), place.stalled_seconds)
     wanted = spec.parallelism.max_concurrent_trials
     if not gpus:
         at_once = min(limit for limit in (sensible, wanted, spec.budget.trials) if isinstance(limit, int))
         for address in _cores(at_once):
-            open_device(address).get_ready.remote(typical, None if cache is None else str(cache))
+            open_device(address).get_ready.remote(*asking)
     per_device = spec.parallelism.trials_per_device
     circumstances = {"devices": devices, "gpus": gpus > 0, "most": _most(spec, devices)}
     if per_device == "auto" and (known := search.placed_before(circumstances)) is not None:
         per_device = known  # the runner before this one has measured it
     if per_device == "auto":
-        found = _measured(spec, devices, typical, cache, should_stop)
+        found = _measured(spec, devices, asking, should_stop)
         if found is None:
             return None
         per_device, reason, is_known = found
@@ -126,7 +131,7 @@ def _cores(count: int) -> list[DeviceAddress]:
 
 
 def _measured(
-    spec: StudySpec, devices: int, config: str, cache: Path | None, should_stop: Callable[[], object]
+    spec: StudySpec, devices: int, asking: Asking, should_stop: Callable[[], object]
 ) -> tuple[int, str, bool] | None:
     """How many trials share a device, why, and whether that is known for good; None when told to stop."""
     if spec.model.method == "full":
@@ -143,13 +148,13 @@ def _measured(
                 return None
             if time.monotonic() > deadline:
                 return 1, f"no device was free within {FREE_SECONDS:.0f} s to measure more", False
-        return _measured_in(group, kind, (config, None if cache is None else str(cache), most), should_stop)
+        return _measured_in(group, kind, (*asking, most), should_stop)
     finally:
         remove_placement_group(group)
 
 
 def _measured_in(
-    group: PlacementGroup, kind: str, asking: tuple[str, str | None, int], should_stop: Callable[[], object]
+    group: PlacementGroup, kind: str, asking: tuple[*Asking, int], should_stop: Callable[[], object]
 ) -> tuple[int, str, bool] | None:
     """The answer of a device that is held.
 
@@ -184,10 +189,10 @@ def _most(spec: StudySpec, devices: int) -> int:
 
 
 @ray.remote(max_retries=0)  # type: ignore[untyped-decorator]
-def _measure(config: str, cache: str | None, most: int) -> Any:
+def _measure(config: str, cache: str | None, stalled_seconds: float, most: int) -> Any:
     """Runs where it holds a whole device, so that nobody else trains there."""
     context = ray.get_runtime_context()
     addresses = devices_of(context.get_node_id(), [str(gpu) for gpu in ray.get_gpu_ids()])
     idle = (address for address in addresses if not ray.get(open_device(address).trials.remote()))
     address = next(idle, addresses[0])  # of the cores, the one held has no number
-    return ray.get(open_device(address).measure.remote(config, cache, most))
+    return ray.get(open_device(address).measure.remote(config, cache, stalled_seconds, most))

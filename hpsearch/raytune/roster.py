@@ -44,6 +44,7 @@ class Roster:
         self._finishing: set[str] = set()
         self._outdated: set[str] = set()
         self._is_closed = False
+        self._stalled_seconds = STALLED_SECONDS
         self._outbox: dict[str, queue.Queue[str]] = {}
 
     def admit(self, key: str, slot: Slot, has_room_for_all: bool) -> bool:
@@ -119,17 +120,18 @@ class Roster:
 
     @property
     def stalled_seconds(self) -> float:
-        """How long its trials are patient with the training thread."""
-        return max((slot.stalled_seconds for slot in list(self._slots.values())), default=STALLED_SECONDS)
+        """How long its trials are patient with the training thread; without any, whoever last sent it on an errand."""
+        return max((slot.stalled_seconds for slot in list(self._slots.values())), default=self._stalled_seconds)
 
     def wait_until_empty(self, seconds: float) -> None:
         """Until the last trial was removed, but no longer."""
         with self._changed:
             self._changed.wait_for(lambda: not self._slots, timeout=seconds)
 
-    def do(self, errand: Callable[[], None]) -> None:
-        """Have the training thread do something between two ticks."""
+    def do(self, errand: Callable[[], None], stalled_seconds: float) -> None:
+        """Have the training thread do something between two ticks, and be so patient with it."""
         with self._changed:
+            self._stalled_seconds = stalled_seconds
             self._errands.append(errand)
             self._changed.notify_all()
 

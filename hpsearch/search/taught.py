@@ -28,9 +28,15 @@ NOTES = ("cma:", "curves:")
 
 
 def continued(trials: Iterable[FrozenTrial]) -> frozenset[int]:
-    """The numbers of pruned trials that others go on with: each of those has the whole curve."""
-    others = (trial for trial in trials if trial.state not in (TrialState.WAITING, TrialState.FAIL))
-    return frozenset(trial.user_attrs[CONTINUES] for trial in others if CONTINUES in trial.user_attrs)
+    """The numbers of pruned trials that others go on with, or try again: each of those has the whole curve."""
+    by_number = {trial.number: trial for trial in trials}
+    found = set[int]()
+    for trial in by_number.values():
+        earlier = None if trial.state in (TrialState.WAITING, TrialState.FAIL) else _same_draw(trial)
+        while earlier is not None:
+            found.add(earlier)
+            earlier = _same_draw(by_number[earlier])
+    return frozenset(found)
 
 
 class Taught:

@@ -11,6 +11,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from hpsearch.basemodel import describe
+from hpsearch.errors import DiskFull
 from hpsearch.raytune import adapter, driver
 from hpsearch.raytune.adapter import Bridge
 from hpsearch.raytune.health import IN_A_ROW
@@ -131,6 +132,25 @@ def test_when_all_others_are_gone_the_device_is_tried_again(tune: Tune, monkeypa
     _, config = tune.start()
     assert config["set_aside"] == []
     assert "study.device_back" in [kind for kind, _ in tune.driven.events]
+
+
+def test_a_full_disk_costs_the_snapshots_of_pruned_trials_before_it_costs_the_study(tune: Tune, tmp_path: Path) -> None:
+    """Else a study that is resumed finds the disk as full as before."""
+    number = tune.driven.must_ask().number
+    tune.driven.search.start(number, resolve(tune.driven.spec, tune.driven.trial(number).params, EXAMPLES, "llama", 1))
+    for exposure in (0, 50):
+        tune.driven.search.report(number, a_report(exposure), CONTRACT)
+    tune.driven.search.prune(number)
+    trial_id, config = tune.start()
+    for each in (number, config["number"]):
+        Place(tmp_path).progress(each).mkdir(parents=True)
+    Place(tmp_path).tidy(tune.driven.search.idle_snapshots(Place(tmp_path).parked))
+    assert Place(tmp_path).progress(number).is_dir(), "a person may have it continued"
+    tune.bridge.receive(trial_id, encode(Placed("good", "node", 1)))
+    tune.bridge.receive(trial_id, encode(Failed(Failure.DISK_FULL, "no space left")))
+    assert isinstance(tune.bridge.error, DiskFull)
+    assert not Place(tmp_path).progress(number).exists()
+    assert Place(tmp_path).progress(config["number"]).is_dir()
 
 
 def test_shares_are_held_no_longer_than_the_search_lasts(tune: Tune) -> None:

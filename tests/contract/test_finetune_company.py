@@ -100,6 +100,17 @@ def test_recomputing_keeps_less_and_a_long_batch_no_more_for_each_token():
     assert kept["again"] < 0.7 * kept["plain"]
 
 
+def test_what_is_kept_is_not_known_from_a_trial_that_drops_nothing_or_trains_fewer_layers():
+    prepared = prepare(a_config())
+    trained = {"some": {"frozen_layers": 1}, "all": {}, "dropping": {"dropout": 0.1}}  # in this order: the least first
+    kept = {
+        name: memory.kept_bytes_per_token(Member(a_config(**changes), prepared)) for name, changes in trained.items()
+    }
+    inputs = sum(layer.in_features for layer in prepared.base.layers.values())
+    assert kept["some"] < 0.8 * kept["all"]
+    assert kept["dropping"] >= kept["all"] + inputs
+
+
 def test_little_memory_makes_small_micro_batches_and_the_same_curve(monkeypatch):
     config = a_config(batch_size=16)
     prepared = prepare(config)

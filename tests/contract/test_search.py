@@ -876,6 +876,17 @@ class TestContinuing:
         ]
         assert place == 1
 
+    def test_its_curve_teaches_once_after_it_was_tried_again_from_its_start_too(self, sqlite: Storage) -> None:
+        driven, before = self.pruned(sqlite)
+        again = self.going_on(driven, budget={"trials": 3})
+        again.search.fail(again.must_ask().number, Failure.WORKER_LOST, "there is no checkpoint")
+        again.run(again.must_ask())
+        again.must_ask()
+        shown, _ = lesson(again.search.frozen(), current=3, direction="minimize")
+        assert [(trial.number, trial.state, trial.params) for trial in shown] == [
+            (0, OptunaState.COMPLETE, before.params)
+        ]
+
     def test_snapshots_are_kept_of_what_runs_and_of_the_best_that_were_pruned(self, sqlite: Storage) -> None:
         spec = a_spec(
             pruner={"type": "threshold", "worst": 0.1, "min_reports": 1},

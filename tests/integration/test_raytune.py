@@ -309,7 +309,7 @@ def test_measuring_ends_when_the_node_of_the_driver_died(monkeypatch: pytest.Mon
     group = ray.util.placement_group([{"CPU": 1}])
     try:
         with pytest.raises(WorkerLost, match="the node died"):
-            placement._measured_in(group, "CPU", ("{}", None, 2), lambda: None)
+            placement._measured_in(group, "CPU", ("{}", None, 60.0, 2), lambda: None)
     finally:
         ray.util.remove_placement_group(group)
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from hpsearch import watchdog
+from hpsearch.raytune.roster import Roster
 from hpsearch.watchdog import LENGTHY, Progress, begin, lengthy, mark, watch, where
 
 PATIENCE = 0.4
@@ -105,3 +106,10 @@ def test_a_process_that_was_stopped_for_long_has_not_hung_for_long(monkeypatch: 
         monkeypatch.setattr(watchdog.time, "monotonic", lambda: now() + 3600)
         time.sleep(2 * PATIENCE)
         assert said == []
+
+
+def test_a_device_without_trials_has_the_patience_of_whoever_has_it_load_or_measure() -> None:
+    """The first trial's model is loaded before the trial is there: an operator's longer patience must hold for that."""
+    roster = Roster()
+    roster.do(lambda: None, stalled_seconds=7200.0)
+    assert roster.stalled_seconds == 7200.0
