@@ -58,7 +58,11 @@ def export(client: Client, name: str, trial: str, output: Path | None, *, to: Fo
 
 
 def _as_asked(trained: Path, to: Format, base: str | None) -> Path:
-    if to == "trained" or (trained / "config.json").is_file():  # a full fine-tune is a whole model
+    if to == "trained":
+        return trained
+    if (trained / "config.json").is_file():  # a full fine-tune is a whole model
+        if base is not None:
+            raise InvalidInput("--base is of no use here: the trial is a full fine-tune, a whole model without a base")
         return trained
     from hpsearch.finetune.merge import merge
 

@@ -11,7 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hpsearch.raytune.messages import Failed, Lost, Placed
+from hpsearch.results import Failure
 from hpsearch.results.budget import BROKEN
+
+DEVICES_FAULT = BROKEN - {Failure.OUT_OF_MEMORY}
+"""What may be a device's fault. A config that runs out of memory may be too large for a device that is well, and in a
+space that has many of those three in a row are no rarity."""
 
 IN_A_ROW = 3
 """So many failures in a row, of different configs, and the device is set aside."""
@@ -73,9 +78,11 @@ class Health:
 
     def reported(self, number: int, exposure: int) -> None:
         """A trial gets on. The baseline alone proves nothing: it is evaluated once for all trials."""
+        if not exposure:
+            return
         self._reporting.add(number)
         placed = self._placed.get(number)
-        if placed is not None and exposure:
+        if placed is not None:
             self._streaks.pop(placed.device, None)
 
     def left(self, number: int) -> None:
@@ -92,7 +99,7 @@ class Health:
             message: How it ended.
         """
         placed = self._placed.get(number)
-        if placed is None or (isinstance(message, Failed) and message.failure not in BROKEN):
+        if placed is None or (isinstance(message, Failed) and message.failure not in DEVICES_FAULT):
             return
         streak = self._streaks.setdefault(placed.device, [])
         died = isinstance(message, Lost) and message.died

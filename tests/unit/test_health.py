@@ -54,7 +54,7 @@ def driven() -> Driven:
 def test_a_device_that_fails_different_configs_while_another_trains_is_set_aside_with_its_reason(
     driven: Driven,
 ) -> None:
-    driven.train("b")
+    driven.train("b", exposure=50)
     for _ in range(IN_A_ROW - 1):
         driven.fail("a")
     assert driven.aside == set()
@@ -64,7 +64,7 @@ def test_a_device_that_fails_different_configs_while_another_trains_is_set_aside
 
 
 def test_it_comes_back_after_a_while_and_one_more_failure_sets_it_aside_again(driven: Driven) -> None:
-    driven.train("b")
+    driven.train("b", exposure=50)
     for _ in range(IN_A_ROW):
         driven.fail("a")
     driven.now += ASIDE_SECONDS + 1
@@ -74,7 +74,7 @@ def test_it_comes_back_after_a_while_and_one_more_failure_sets_it_aside_again(dr
 
 
 def test_where_no_other_device_trains_it_may_be_the_study_s_fault(driven: Driven) -> None:
-    other = driven.train("b")
+    other = driven.train("b", exposure=50)
     driven.health.left(other)
     for _ in range(2 * IN_A_ROW):
         driven.fail("a")
@@ -83,7 +83,7 @@ def test_where_no_other_device_trains_it_may_be_the_study_s_fault(driven: Driven
 
 
 def test_a_trial_that_gets_further_proves_the_device_well_but_its_baseline_does_not(driven: Driven) -> None:
-    driven.train("b")
+    driven.train("b", exposure=50)
     for _ in range(IN_A_ROW - 1):
         driven.fail("a")
     driven.train("a", exposure=50)
@@ -96,14 +96,14 @@ def test_a_trial_that_gets_further_proves_the_device_well_but_its_baseline_does_
 
 
 def test_one_config_that_fails_again_and_again_is_itself_to_blame(driven: Driven) -> None:
-    driven.train("b")
+    driven.train("b", exposure=50)
     for _ in range(2 * IN_A_ROW):
         driven.fail("a", config="poison")
     assert driven.aside == set()
 
 
 def test_the_death_of_a_process_is_one_failure_however_many_trials_it_had(driven: Driven) -> None:
-    driven.train("b")
+    driven.train("b", exposure=50)
     driven.die("a", "1", "2", "3", "4", "5")
     assert driven.aside == set()
     driven.die("a", "6", "7")
@@ -112,14 +112,22 @@ def test_the_death_of_a_process_is_one_failure_however_many_trials_it_had(driven
 
 
 def test_a_config_that_was_there_at_each_death_is_suspected_itself(driven: Driven) -> None:
-    driven.train("b")
+    driven.train("b", exposure=50)
     for mates in (("1", "2"), ("2", "3"), ("4", "5")):
         driven.die("a", "poison", *mates)
     assert driven.aside == set()
 
 
-def test_diverging_is_no_device_s_fault(driven: Driven) -> None:
+@pytest.mark.parametrize("failure", [Failure.DIVERGED, Failure.OUT_OF_MEMORY])
+def test_what_a_config_does_is_no_device_s_fault(driven: Driven, failure: Failure) -> None:
+    driven.train("b", exposure=50)
+    for _ in range(2 * IN_A_ROW):
+        driven.fail("a", message=Failed(failure, "the loss is inf, say"))
+    assert driven.aside == set()
+
+
+def test_others_that_have_only_shown_the_baseline_do_not_train_yet(driven: Driven) -> None:
     driven.train("b")
     for _ in range(2 * IN_A_ROW):
-        driven.fail("a", message=Failed(Failure.DIVERGED, "the loss is inf"))
+        driven.fail("a")
     assert driven.aside == set()
