@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 from hpsearch.errors import TrialNotFound
 from hpsearch.results import Failure, Report, Trial, TrialState
-from hpsearch.search.taught import CONTINUES
+from hpsearch.search.taught import CONTINUES, RETRY_OF
 
 BASELINE = "baseline"
 """Study attribute: the untouched base model's figures and their evaluation contract."""
@@ -104,7 +104,7 @@ def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
         failure=attributes.get("failure"),
         failure_text=attributes.get("failure_text"),
         origin=attributes.get("origin", "search"),
-        retry_of=attributes.get("retry_of"),
+        retry_of=attributes.get(RETRY_OF),
         continues=attributes.get(CONTINUES),
         carried=attributes.get("carried", 0),
         is_spared=attributes.get(SPARED, False),

@@ -14,7 +14,7 @@ from hpsearch.crash import crash_point
 from hpsearch.results import Failure, Report, Trial, TrialState
 from hpsearch.results.trial import first_of, gone_on
 from hpsearch.search import history, note
-from hpsearch.search.taught import TEACHES
+from hpsearch.search.taught import RETRY_OF, TEACHES
 from hpsearch.spec.space import Params
 from hpsearch.spec.study import StudySpec
 
@@ -236,7 +236,7 @@ class Record:
             # First the retry, then the end of this attempt: dying in between must not lose the params.
             reached = max(ended.reached, exposure(ended))
             inherited = {"lost": lost + 1, "orphaned": orphaned, "reached": reached}
-            origin = {"origin": "retry", "retry_of": number, history.SPARED: ended.is_spared, **inherited}
+            origin = {"origin": "retry", RETRY_OF: number, history.SPARED: ended.is_spared, **inherited}
             self.enqueue(ended.params, origin)
         self._tell(trial, state=OptunaState.FAIL)
         self._live.pop(number, None)

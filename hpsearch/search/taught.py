@@ -20,6 +20,9 @@ from hpsearch.results import Failure
 TEACHES = frozenset({Failure.DIVERGED, Failure.OUT_OF_MEMORY, Failure.INFEASIBLE})
 """Failures through the params' own fault."""
 
+RETRY_OF = "retry_of"
+"""Trial attribute: the number of the lost trial that it repeats."""
+
 CONTINUES = "continues"
 """Trial attribute: the number of the pruned trial that it goes on with."""
 
@@ -117,8 +120,10 @@ def _make_comparable(trials: Iterable[FrozenTrial], direction: str) -> None:
 
 
 def _at(trial: FrozenTrial, place: int) -> FrozenTrial:
+    """The trial under another number, without its links: those are numbers of the study."""
     moved = copy.copy(trial)
     moved.number = place
+    moved.user_attrs = {key: value for key, value in trial.user_attrs.items() if key not in (RETRY_OF, CONTINUES)}
     return moved
 
 
@@ -138,7 +143,7 @@ def _places(trials: Iterable[FrozenTrial], first: int) -> dict[int, int]:
 
 def _same_draw(trial: FrozenTrial) -> int | None:
     """The earlier trial whose params it has."""
-    found: int | None = trial.user_attrs.get("retry_of", trial.user_attrs.get(CONTINUES))
+    found: int | None = trial.user_attrs.get(RETRY_OF, trial.user_attrs.get(CONTINUES))
     return found
 
 
