@@ -2,20 +2,16 @@
 
     python benchmarks/soak.py [--times 2] [--trials 6] [--faults runner-kill,device-stop,...] [--seconds 900]
     python benchmarks/soak.py --minutes 30 --every 20 [--faults ...]
-    python benchmarks/soak.py --nodes 2 --faults node-kill,node-term,node-stop
 
 With `--minutes`, a random fault is injected every so many seconds, whether the last one is over or not, and what must
 hold at any moment (`invariants.py`) is asked of the database every 5 s. *Time to recover* is then the end of the
 longest silence that began around the fault: no trial reported in it.
 
-`hpsearch serve` on PostgreSQL, with a Ray of its own, searches with the bundled model, two trials at a time on each
-device. Each fault is injected at a random moment while all report. *Time to recover* is until all trials that it
+`hpsearch serve` on PostgreSQL, with a Ray of its own, searches with the bundled model, two trials at a time on one
+device. Each fault is injected at a random moment while both report. *Time to recover* is until all trials that it
 interrupted have reported anew, or the API answers. Afterwards every trial is trained again alone, from its stored
 config, and the curves are compared. What is lost is a trial without its result; what is repeated is a report told
 twice, or params evaluated twice without being linked as a retry.
-
-With `--nodes`, the service joins a Ray cluster whose head trains nothing, and so many nodes of one core. A fault of
-a node takes all of its processes, as if the machine went; when its trials have gone on, another joins in its place.
 
 The disk is a small one of its own (a tmpfs, which takes root), filled to the last byte; without root that fault is left
 out. Needs PostgreSQL, and the tests' helpers (`tests/conftest.py`, `tests/acceptance`).
@@ -36,7 +32,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,72 +43,17 @@ import httpx  # noqa: E402
 from benchmarks.invariants import EMPTY, Invariants, recoveries  # noqa: E402
 from hpsearch.crash import HANG_VARIABLE  # noqa: E402
 from hpsearch.errors import HpsearchError  # noqa: E402
-from tests.acceptance.test_whole_path import STUDIES, Service, free_port, wait_for  # noqa: E402
+from tests.acceptance.test_whole_path import STUDIES, Service, wait_for  # noqa: E402
 from tests.conftest import Postgres, _postgres_binaries  # noqa: E402
 
 DICE = random.Random(0)
 PATIENCE = 240.0
 
 
-def family(root: int) -> list[tuple[int, str]]:
-    """A process and all that descend from it: their numbers and command lines."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    fields = [line.split(None, 2) for line in listed.splitlines()]
-    rows = [(int(pid), int(parent), args) for pid, parent, args in fields]
-    members = {root}
-    for _ in rows:
-        grown = members | {pid for pid, parent, _ in rows if parent in members}
-        if grown == members:
-            break
-        members = grown
-    return [(pid, args) for pid, _, args in rows if pid in members]
-
-
-class Nodes:
-    """A Ray cluster on this machine: a head without cores, and nodes with one each."""
-
-    def __init__(self, folder: Path, count: int) -> None:
-        self._folder = folder
-        self.address = f"127.0.0.1:{free_port()}"
-        self._environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-        self._head = self._start("--head", f"--port={self.address.rpartition(':')[2]}", "--num-cpus=0")
-        time.sleep(8)
-        self._nodes = [self._join() for _ in range(count)]
-
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        common = ["--block", "--disable-usage-stats", "--object-store-memory=134217728", "--include-dashboard=false"]
-        command = [str(Path(sys.executable).parent / "ray"), "start", *arguments, *common]
-        with (self._folder / "nodes.log").open("ab") as log:
-            return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, start_new_session=True)
-
-    def _join(self) -> subprocess.Popen[bytes]:
-        return self._start(f"--address={self.address}", "--num-cpus=1")
-
-    def signal(self, number: int) -> None:
-        """To every process of the oldest node; a signal that asks it to end is for its `ray start` alone."""
-        node = self._nodes[0]
-        for pid, _ in [(node.pid, "")] if number == signal.SIGTERM else family(node.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-    def replace(self) -> None:
-        """End what is left of the oldest node; another joins."""
-        self.signal(signal.SIGKILL)
-        self._nodes.pop(0).wait()
-        self._nodes.append(self._join())
-
-    def stop(self) -> None:
-        for started in [*self._nodes, self._head]:
-            for pid, _ in family(started.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            started.wait()
-
-
 class Soak:
     """One service under fire."""
 
-    def __init__(self, folder: Path, trials: int, nodes: int = 0) -> None:
+    def __init__(self, folder: Path, trials: int) -> None:
         self.folder = folder
         self.disk = folder / "disk"
         self.disk.mkdir()
@@ -131,11 +71,8 @@ class Soak:
             "HPSEARCH_DEVICE_STALLED_SECONDS": "10",
             HANG_VARIABLE: str(folder / "hang"),
         }
-        self.nodes = Nodes(folder, nodes) if nodes else None
-        if self.nodes is not None:
-            settings |= {"HPSEARCH_RAY_ADDRESS": self.nodes.address, "RAY_AUTH_MODE": "disabled"}
         self.service = Service(self.disk / "home", **settings)
-        self.name, self.trials, self.at_once = "soak", trials, 2 * max(1, nodes)
+        self.name, self.trials = "soak", trials
         self.at_interruption: dict[int, int] = {}
         """Exposures of the trials that a fault has interrupted, when that was noticed."""
 
@@ -159,7 +96,7 @@ class Soak:
             "objective": {"reports_per_epoch": 4},
             "sampler": {"type": "random"},
             "pruner": {"type": "none"},
-            "parallelism": {"trials_per_device": 2, "max_concurrent_trials": self.at_once},
+            "parallelism": {"trials_per_device": 2, "max_concurrent_trials": 2},
             "budget": {"trials": self.trials} if seconds is None else {"trials": None, "wall_clock": seconds},
         }
         path = self.folder / "soak.json"
@@ -185,10 +122,10 @@ class Soak:
             return str(self.service.client.study(self.name)["state"])
         return ""
 
-    def all_report(self) -> bool:
-        """Whether as many trials train as may, and more than their baselines are known."""
+    def both_report(self) -> bool:
+        """Whether two trials train, and more than their baselines are known."""
         running = self.running()
-        return len(running) == self.at_once and min(trial["exposure"] for trial in running.values()) > 0
+        return len(running) == 2 and min(trial["exposure"] for trial in running.values()) > 0
 
     def has_recovered_since(self, before: dict[int, dict[str, Any]]) -> bool:
         """Whether something was interrupted, and all that was has got further or has ended since."""
@@ -206,7 +143,16 @@ class Soak:
 
     def descendants(self, name: str) -> list[int]:
         """Processes of the service whose program has this in its name (Ray adds what an actor is doing)."""
-        return [pid for pid, args in family(self.service.process.pid) if name in args.split()[0]]
+        listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+        fields = [line.split(None, 2) for line in listed.splitlines()]
+        rows = [(int(pid), int(parent), args) for pid, parent, args in fields]
+        family = {self.service.process.pid}
+        for _ in rows:
+            grown = family | {pid for pid, parent, _ in rows if parent in family}
+            if grown == family:
+                break
+            family = grown
+        return [pid for pid, _, args in rows if pid in family and name in args.split()[0]]
 
     def kill(self, name: str, number: int) -> None:
         found: list[int] = []
@@ -243,9 +189,6 @@ class Soak:
 
     def faults(self) -> dict[str, Callable[[], None]]:
         """By name."""
-        if self.nodes is not None:
-            numbers = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
-            return {f"node-{name}": partial(self.nodes.signal, number) for name, number in numbers.items()}
         return {
             "runner-kill": lambda: os.kill(self.service.child("hpsearch.runner"), signal.SIGKILL),
             "runner-term": lambda: os.kill(self.service.child("hpsearch.runner"), signal.SIGTERM),
@@ -263,8 +206,6 @@ class Soak:
 
     def close(self) -> None:
         self.service.stop()
-        if self.nodes is not None:
-            self.nodes.stop()
         self.postgres.stop()
         if self.has_disk:
             subprocess.run(["umount", "-l", self.disk], check=False)
@@ -355,12 +296,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--faults", default="")
     parser.add_argument("--minutes", type=float)
-    parser.add_argument("--nodes", type=int, default=0)
     parser.add_argument("--every", type=float, default=20)
     parser.add_argument("--checked", type=int, default=5, help="trials trained again alone at the end of --minutes")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="hpsearch-soak-"))
-    soak = Soak(folder, options.trials, options.nodes)
+    soak = Soak(folder, options.trials)
     seconds: dict[str, list[float]] = {}
     started = time.monotonic()
     if options.minutes is not None:
@@ -372,7 +312,7 @@ def main() -> None:
         for name in names * options.times:
             if time.monotonic() - started > options.seconds or soak.is_over():
                 break
-            wait_for(lambda: soak.is_over() or soak.all_report(), PATIENCE)
+            wait_for(lambda: soak.is_over() or soak.both_report(), PATIENCE)
             time.sleep(DICE.uniform(0, 3))
             before, at = soak.running(), time.monotonic()
             soak.at_interruption = {}
@@ -380,8 +320,6 @@ def main() -> None:
             answers, recovered = soak.service.answers, lambda since=before: soak.has_recovered_since(since)
             wait_for(answers if name == "api-kill" else recovered, PATIENCE)
             seconds.setdefault(name, []).append(time.monotonic() - at)
-            if soak.nodes is not None:
-                soak.nodes.replace()
             print(f"{name}: went on after {seconds[name][-1]:.1f} s", flush=True)
         wait_for(soak.is_over, 1200)
         outcome = check(soak)
