@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from hpsearch.errors import InvalidInput, UnsupportedModel
 from hpsearch.finetune.checkpoint import PEFT_PREFIX, replacing
 from hpsearch.finetune.lora import is_conv1d
+from hpsearch.finetune.model import read_model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -33,7 +34,11 @@ def merge(adapter: Path, output: Path, base: str | None = None) -> None:
     if not (adapter / CONFIG).is_file():
         raise InvalidInput(f"{adapter} holds no LoRA adapter: a full fine-tune is a whole model already")
     config = json.loads((adapter / CONFIG).read_text("utf-8"))
-    model, tokenizer = _loaded(base or config["base_model_name_or_path"], None if base else config["revision"])
+    try:
+        named = base or config["base_model_name_or_path"]
+        model, tokenizer = read_model(named, None if base else config["revision"], "auto")
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{error}; say with --base where the base model is", "base") from error
     state = load_file(adapter / WEIGHTS)
     names = {name.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0] for name in state}
     modules = dict(model.named_modules())
@@ -44,22 +49,6 @@ def merge(adapter: Path, output: Path, base: str | None = None) -> None:
     with replacing(output) as fresh:
         model.save_pretrained(fresh, safe_serialization=True)
         tokenizer.save_pretrained(fresh)
-
-
-def _loaded(base: str, revision: str | None) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
-
-    logging.disable_progress_bar()
-    safely = {"revision": revision, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base, **safely)
-        model = AutoModelForCausalLM.from_pretrained(base, **safely, use_safetensors=True, dtype="auto")
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise UnsupportedModel(
-            f"transformers can't load the base model {base}: {reason}; say with --base where it is", "base"
-        ) from error
-    return model, tokenizer
 
 
 def _add(module: Any, name: str, change: torch.Tensor) -> None:

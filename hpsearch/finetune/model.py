@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,24 +72,31 @@ def load_model(spec: ModelSpec, device: torch.device, facts: BaseModel | None = 
         UnknownModel, UnsupportedModel: As `hpsearch.basemodel.describe`, or transformers can't load it.
     """
     facts = facts or describe(spec.base, spec.revision)
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging  # seconds: not before the cheap checks
-
-    logging.disable_progress_bar()  # it would draw into the log of a service
-
     # A hub model's fingerprint is its commit: facts and weights are then of one version.
     revision = None if Path(spec.base).is_absolute() else facts.fingerprint
     frozen_on_gpu = spec.method == "lora" and device.type == "cuda"
-    safely = {"revision": revision, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(spec.base, **safely)
-        model = AutoModelForCausalLM.from_pretrained(
-            spec.base, **safely, use_safetensors=True, dtype=torch.bfloat16 if frozen_on_gpu else torch.float32
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise UnsupportedModel(f"transformers can't load {spec.base}: {reason}", FIELD) from error
+    model, tokenizer = read_model(spec.base, revision, torch.bfloat16 if frozen_on_gpu else torch.float32)
     model.to(device).eval().requires_grad_(requires_grad=False)
     return LoadedModel(facts, model, tokenizer, device, examine(model))
+
+
+def read_model(base: str, revision: str | None, dtype: torch.dtype | Literal["auto"]) -> tuple[Any, Any]:
+    """A model as transformers reads it, and its tokenizer; `auto` is the precision that it is stored in.
+
+    Raises:
+        UnsupportedModel: transformers can't load it.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging  # seconds: not before the cheap checks
+
+    logging.disable_progress_bar()  # it would draw into the log of a service
+    safely = {"revision": revision, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, **safely)
+        model = AutoModelForCausalLM.from_pretrained(base, **safely, use_safetensors=True, dtype=dtype)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise UnsupportedModel(f"transformers can't load {base}: {reason}", FIELD) from error
+    return model, tokenizer
 
 
 def examine(model: Any) -> Anatomy:
