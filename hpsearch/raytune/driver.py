@@ -15,10 +15,12 @@ from ray import tune
 
 from hpsearch.basemodel import BaseModel
 from hpsearch.errors import DiskFull
-from hpsearch.raytune.adapter import AskSearcher, Bridge, ReportScheduler, ShouldStop, StudyStopper
+from hpsearch.raytune.adapter import AskSearcher, ReportScheduler, StudyStopper
+from hpsearch.raytune.bridge import Bridge
 from hpsearch.raytune.holding import Holding
 from hpsearch.raytune.place import Place
 from hpsearch.raytune.placement import Placement, place_trials
+from hpsearch.raytune.stopping import ShouldStop, Stopping
 from hpsearch.raytune.trainable import FinetuneTrial
 from hpsearch.search import Asked, Search
 from hpsearch.spec.defaults import resolve
@@ -105,19 +107,20 @@ def drive(
         return True
 
     holding.per_device = placement.per_device
-    bridge = Bridge(search, config_of, place, should_stop, placement=placement, holding=holding)
+    stopping = Stopping(search.spec.name, should_stop)
+    bridge = Bridge(search, config_of, place, stopping, placement=placement, holding=holding)
     _fit(bridge, placement)
     while bridge.rests and holding.wait(should_stop):
         _fit(bridge, placement)
-    if bridge.error is not None and not isinstance(bridge.error, DiskFull):
-        raise bridge.error
-    if bridge.is_stopping:  # those that did not come to the end of a step in time, too
+    if stopping.error is not None and not isinstance(stopping.error, DiskFull):
+        raise stopping.error
+    if stopping.is_wanted:  # those that did not come to the end of a step in time, too
         search.release("the study was stopped")
     place.tidy(search.idle_snapshots(place.parked))
-    if bridge.error is not None:
-        raise bridge.error
+    if stopping.error is not None:
+        raise stopping.error
     # One that waits was told to stop too, even if people have taken that back since.
-    return bridge.is_stopping or bridge.rests or should_stop() is not None
+    return stopping.is_wanted or bridge.rests or should_stop() is not None
 
 
 def _fit(bridge: Bridge, placement: Placement) -> None:

@@ -11,10 +11,10 @@ from hpsearch.dataset.fingerprint import fingerprint
 from hpsearch.dataset.load import load
 from hpsearch.errors import DiskFull, HpsearchError, InvalidInput, LeaseLost, WorkerLost
 from hpsearch.lifecycle import StudyState
-from hpsearch.raytune.adapter import Stop
 from hpsearch.raytune.driver import drive
 from hpsearch.raytune.holding import Holding
 from hpsearch.raytune.place import Place
+from hpsearch.raytune.stopping import Stop
 from hpsearch.results import Failure
 from hpsearch.runner.fair import Fair
 from hpsearch.runner.heartbeat import Heartbeat

@@ -7,7 +7,7 @@ import threading
 
 from hpsearch.errors import LeaseLost
 from hpsearch.lifecycle import StudyState
-from hpsearch.raytune.adapter import Stop
+from hpsearch.raytune.stopping import Stop
 from hpsearch.runner.fair import Fair
 from hpsearch.shares import Need, Share
 from hpsearch.storage import Lease, Standing, Studies

@@ -12,13 +12,14 @@ from ray.tune.search import Searcher
 
 from hpsearch.basemodel import describe
 from hpsearch.errors import DiskFull
-from hpsearch.raytune import adapter, driver
-from hpsearch.raytune.adapter import Bridge
+from hpsearch.raytune import bridge, driver, outcome, stopping
+from hpsearch.raytune.bridge import Bridge
 from hpsearch.raytune.health import IN_A_ROW
 from hpsearch.raytune.holding import Holding
 from hpsearch.raytune.messages import Barred, Failed, Message, Placed, Reported, encode
 from hpsearch.raytune.place import Place
 from hpsearch.raytune.placement import Placement
+from hpsearch.raytune.stopping import Stopping
 from hpsearch.results import Failure, TrialState
 from hpsearch.spec.defaults import resolve
 from hpsearch.storage import optuna_storage
@@ -38,7 +39,7 @@ class Tune:
             self.driven.search,
             lambda asked: resolve(spec, asked.params, EXAMPLES, "llama", 10**6),
             Place(folder),
-            lambda: None,
+            Stopping(spec.name, lambda: None),
             placement=Placement({"CPU": 1}, 1, ROOM, ROOM),
             holding=Holding("bridged"),
         )
@@ -53,7 +54,7 @@ class Tune:
 
     def tell(self, trial_id: str, message: Message) -> bool:
         goes_on = self.bridge.receive(trial_id, encode(message))
-        assert self.bridge.error is None
+        assert self.bridge.stopping.error is None
         if not goes_on:
             self.bridge.ended(trial_id, lost=False)
         return goes_on
@@ -74,8 +75,8 @@ class Tune:
 
 @pytest.fixture
 def tune(sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tune:
-    monkeypatch.setattr(adapter, "LOOK_SECONDS", float("inf"))
-    monkeypatch.setattr(adapter, "node_lives", lambda _: True)  # there is no Ray whose node could have died
+    monkeypatch.setattr(stopping, "LOOK_SECONDS", float("inf"))
+    monkeypatch.setattr(outcome, "node_lives", lambda _: True)  # there is no Ray whose node could have died
     shutil.copy(sqlite_template, tmp_path / "study.db")
     return Tune(optuna_storage(f"sqlite:///{tmp_path}/study.db"), tmp_path)
 
@@ -128,7 +129,7 @@ def test_when_all_others_are_gone_the_device_is_tried_again(tune: Tune, monkeypa
     assert tune.tell(holds, Barred(("bad",)))
     tune.bridge.ended(good, lost=True)
     assert tune.tell(holds, Barred(("bad",))), "not at once: the next trial may be on its way"
-    monkeypatch.setattr(adapter, "DESERTED_SECONDS", -1.0)
+    monkeypatch.setattr(bridge, "DESERTED_SECONDS", -1.0)
     assert not tune.tell(holds, Barred(("bad",)))
     _, config = tune.start()
     assert config["set_aside"] == []
@@ -149,7 +150,7 @@ def test_a_full_disk_costs_the_snapshots_of_pruned_trials_before_it_costs_the_st
     assert Place(tmp_path).progress(number).is_dir(), "a person may have it continued"
     tune.bridge.receive(trial_id, encode(Placed("good", "node", 1)))
     tune.bridge.receive(trial_id, encode(Failed(Failure.DISK_FULL, "no space left")))
-    assert isinstance(tune.bridge.error, DiskFull)
+    assert isinstance(tune.bridge.stopping.error, DiskFull)
     assert not Place(tmp_path).progress(number).exists()
     assert Place(tmp_path).progress(config["number"]).is_dir()
 

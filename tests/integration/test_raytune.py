@@ -23,11 +23,11 @@ from hpsearch.dataset.load import load
 from hpsearch.errors import LeaseLost, WorkerLost
 from hpsearch.lifecycle import Orders, Wish, WishKind
 from hpsearch.raytune import placement
-from hpsearch.raytune.adapter import ShouldStop, Stop
 from hpsearch.raytune.address import devices_of
 from hpsearch.raytune.driver import drive
 from hpsearch.raytune.health import Aside, Health
 from hpsearch.raytune.place import Place
+from hpsearch.raytune.stopping import ShouldStop, Stop
 from hpsearch.results import Failure, TrialState
 from hpsearch.search import Lineage, Search
 from hpsearch.spec import StudySpec

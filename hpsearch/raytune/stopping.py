@@ -1,0 +1,69 @@
+"""How driving a study ends before its search does: because somebody wants that, or because something went wrong."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable
+
+from hpsearch.errors import DiskFull
+from hpsearch.raytune.devices import LOOK_SECONDS, own_node_died, release_everywhere
+from hpsearch.raytune.holding import ASKED_AGAIN_SECONDS
+
+HANDOVER_SECONDS = 12
+"""Trials that are to stop in order get so long to come to the end of a step and to be kept."""
+
+
+class Stop(enum.Enum):
+    """How driving a study ends before its search does."""
+
+    IN_ORDER = "in_order"
+    """Each trial stops between two steps, and goes on from there when the study is driven again."""
+    NOW = "now"
+    """Trials are dropped where they are."""
+
+
+ShouldStop = Callable[[], Stop | None]
+
+
+class Stopping:
+    """Whether a study's trials must end, and since when they were told to.
+
+    Args:
+        study: Its name.
+        should_stop: Looked at all the time.
+    """
+
+    def __init__(self, study: str, should_stop: ShouldStop) -> None:
+        self._study, self._should_stop = study, should_stop
+        self._since: float | None = None
+        self._told_at = 0.0
+        self._looked_at = time.monotonic()
+        self.error: Exception | None = None
+        """The first thing that went wrong while Tune called: kept, because Tune would pass it on as text only."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether its trials were told to stop in order."""
+        return self._since is not None
+
+    def went_wrong(self, error: Exception) -> None:
+        """Driving ends, and whoever drives decides what to make of it."""
+        self.error = self.error or error
+
+    def is_due(self) -> bool:
+        """Whether every trial must end now. Those that are to stop in order are told here."""
+        now = time.monotonic()
+        if self.error is None and now - self._looked_at > LOOK_SECONDS:
+            self._looked_at = now
+            self.error = own_node_died()
+        wish = self._should_stop()
+        if wish is Stop.NOW or not (self.error is None or isinstance(self.error, DiskFull)):
+            return True
+        if wish is None and self.error is None and not self.is_wanted:
+            return False
+        self._since = self._since or now
+        if now - self._told_at > ASKED_AGAIN_SECONDS:  # again and again: a trial may be on its way to a device
+            self._told_at = now
+            release_everywhere(self._study)
+        return now - self._since > HANDOVER_SECONDS
