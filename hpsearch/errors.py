@@ -22,6 +22,7 @@
     │   └── IdempotencyMismatch     the key was used for another request
     ├── Unauthorized                no token, or a wrong one
     ├── Forbidden                   the token's role doesn't allow this
+    ├── StudyUnreadable             what is stored of a study is damaged, or of a newer version
     ├── LeaseLost                   another runner drives the study now: stop writing
     ├── TrialFailure                one fine-tune can't go on; its reason is stored on the trial
     │   ├── Diverged
@@ -181,6 +182,12 @@ class Forbidden(HpsearchError):
     """The token's role does not allow this."""
 
     code = "forbidden"
+
+
+class StudyUnreadable(HpsearchError):
+    """The stored spec can't be read by this version of hpsearch. Upgrade it, or delete the study."""
+
+    code = "study_unreadable"
 
 
 class LeaseLost(HpsearchError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import OrderedDict, defaultdict
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import optuna
 from fastapi import Depends, Request
 
-from hpsearch.errors import AdapterNotFound
+from hpsearch.errors import AdapterNotFound, StudyUnreadable
 from hpsearch.lifecycle import StudyState
 from hpsearch.results import Ranking, Trial, TrialState, rank
 from hpsearch.results.trial import gone_on
@@ -95,7 +96,8 @@ class Service:
         """Read the trials of running studies before somebody looks at them: ten thousand take many seconds."""
         try:
             for row in self.studies.page(OUTLINED_STUDIES, state=StudyState.RUNNING).rows:
-                self.ranking(row)
+                with contextlib.suppress(StudyUnreadable):  # whoever looks at it is told
+                    self.ranking(row)
         except DATABASE_AWAY:
             log.warning("not read ahead: the database is away", exc_info=True)
 

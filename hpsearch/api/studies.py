@@ -10,7 +10,7 @@ from hpsearch.api.auth import Require, Role, Who
 from hpsearch.api.preflight import Preflight
 from hpsearch.api.state import Door
 from hpsearch.api.views import CheckView, DeviceAsideView, RankingView, StudyDetailView, StudyListView, StudyView, utc
-from hpsearch.errors import InvalidSpec, StudyNotFound
+from hpsearch.errors import InvalidSpec, StudyNotFound, StudyUnreadable
 from hpsearch.lifecycle import StudyState
 from hpsearch.spec.auto import resolved_pruner, resolved_sampler
 from hpsearch.spec.study import NAME_PATTERN, StudySpec
@@ -100,7 +100,15 @@ def list_studies(
 ) -> StudyListView:
     """Studies, newest first."""
     page = service.studies.page(limit, after, state)
-    return StudyListView(data=[StudyView.of(row) for row in page.rows], has_more=page.has_more)
+    return StudyListView(data=[_listed(row) for row in page.rows], has_more=page.has_more)
+
+
+def _listed(row: StudyRow) -> StudyView:
+    """One study that can't be read does not hide the others."""
+    try:
+        return StudyView.of(row)
+    except StudyUnreadable:
+        return StudyView.listed(row, None)
 
 
 @router.get("/studies/{name}", dependencies=[read])

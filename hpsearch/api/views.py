@@ -40,11 +40,17 @@ class StudyView(View):
     created_at: dt.datetime
     started_at: dt.datetime | None
     finished_at: dt.datetime | None
-    spec: StudySpec
+    spec: StudySpec | None
+    """Null in a list where this version can't read it."""
 
     @classmethod
     def of(cls, row: StudyRow) -> StudyView:
-        """From the stored row."""
+        """From the stored row; StudyUnreadable when its spec can't be read."""
+        return cls.listed(row, row.spec)
+
+    @classmethod
+    def listed(cls, row: StudyRow, spec: StudySpec | None) -> StudyView:
+        """From the stored row, with what could be read of its spec."""
         return cls(
             name=row.name,
             state=row.state,
@@ -57,7 +63,7 @@ class StudyView(View):
             created_at=utc(row.created_at),
             started_at=utc(row.started_at) if row.started_at else None,
             finished_at=utc(row.finished_at) if row.finished_at else None,
-            spec=row.spec,
+            spec=spec,
         )
 
 

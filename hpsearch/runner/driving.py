@@ -9,7 +9,7 @@ from typing import Any
 from hpsearch.basemodel import BaseModel, describe
 from hpsearch.dataset.fingerprint import fingerprint
 from hpsearch.dataset.load import load
-from hpsearch.errors import DiskFull, HpsearchError, InvalidInput, LeaseLost, WorkerLost
+from hpsearch.errors import DiskFull, HpsearchError, InvalidInput, LeaseLost, StudyUnreadable, WorkerLost
 from hpsearch.lifecycle import StudyState
 from hpsearch.raytune.driver import drive
 from hpsearch.raytune.holding import Holding
@@ -66,10 +66,21 @@ class Driving:
             log.warning("lease lost", extra={"study": study.name})
         except DATABASE_AWAY:  # nothing can be written: the lease runs out, and whoever is there then takes over
             log.warning("study given up: the database is away", exc_info=True, extra={"study": study.name})
+        except StudyUnreadable as error:  # a version that can read it goes on with its trials once it is resumed
+            log.warning("study failed", exc_info=True, extra={"study": study.name})
+            self._end_unread(lease, str(error))
         except Exception as error:  # a study that can't be driven fails with its reason, and the others go on
             log.exception("study failed", extra={"study": study.name})
             text = str(error) if isinstance(error, HpsearchError) else f"{type(error).__name__}: {error}"
             self._end_failed(lease, text)
+
+    def _end_unread(self, lease: Lease, text: str) -> None:
+        try:
+            with fenced(lambda connection: self._studies.check_within(connection, lease)):
+                history.interrupt_running(self._storage, lease.study)
+        except (LeaseLost, *DATABASE_AWAY):
+            log.warning("trials not laid down", exc_info=True, extra={"study": lease.study})
+        self._end_failed(lease, text)
 
     def _end_failed(self, lease: Lease, text: str) -> None:
         try:

@@ -53,6 +53,13 @@ def close_open(storage: optuna.storages.BaseStorage, name: str, text: str) -> li
     return [frozen.number for frozen in closed]
 
 
+def interrupt_running(storage: optuna.storages.BaseStorage, name: str) -> None:
+    """Nobody drives the study: its running trials wait to be handed out again, under their numbers."""
+    study = load(storage, name)
+    for frozen in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)) if study else []:
+        storage.set_trial_state_values(frozen._trial_id, optuna.trial.TrialState.WAITING)
+
+
 def trials(study: optuna.Study | None, curves: bool = True) -> list[Trial]:
     """All trials, by number; without `curves`, with no reports: of thousands of trials, those are what takes time."""
     return [] if study is None else [as_trial(frozen, curves) for frozen in study.get_trials(deepcopy=False)]

@@ -7,7 +7,8 @@ from hpsearch.storage.datasets import DatasetRow, Datasets
 from hpsearch.storage.events import Event, events_after, last_event
 from hpsearch.storage.optuna_storage import DATABASE_AWAY, fenced, optuna_storage
 from hpsearch.storage.outbox import Delivery, Outbox
-from hpsearch.storage.studies import Lease, Page, Studies, StudyRow, count_by_state
+from hpsearch.storage.rows import Lease, Page, StudyRow, count_by_state
+from hpsearch.storage.studies import Studies
 
 __all__ = [
     "DATABASE_AWAY",

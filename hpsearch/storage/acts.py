@@ -21,7 +21,7 @@ from hpsearch.spec.study import StudySpec
 from hpsearch.storage import idempotency
 from hpsearch.storage.database import Database
 from hpsearch.storage.events import DELETED, append
-from hpsearch.storage.studies import StudyRow, get_study
+from hpsearch.storage.rows import StudyRow, get_study
 from hpsearch.storage.tables import events, idempotency_keys, studies, wishes
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from hpsearch.lifecycle import StudyState
 from hpsearch.storage.database import Database
-from hpsearch.storage.studies import count_by_state
+from hpsearch.storage.rows import count_by_state
 from hpsearch.storage.tables import events, studies, webhooks
 
 # Optuna's tables, as far as they are read here.

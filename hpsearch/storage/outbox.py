@@ -61,7 +61,7 @@ class Outbox:
             query = sa.select(events, studies.c.spec).select_from(joined).where(wanted).order_by(events.c.id)
             rows = connection.execute(query.limit(FAR_BEHIND)).mappings().all()  # no more: others wait for their turn
             for row in rows:
-                if every_study or webhook in json.loads(row["spec"] or "{}").get("notify", ()):
+                if every_study or webhook in _named(row["spec"]):
                     attempt = place["attempts"] + 1
                     self._set(connection, webhook, attempts=attempt, next_at=now + seconds)
                     event = Event(row["id"], row["study"], row["kind"], row["at"], json.loads(row["details"]))
@@ -105,3 +105,12 @@ class Outbox:
     @staticmethod
     def _set(connection: sa.Connection, webhook: str, **values: float) -> None:
         connection.execute(webhooks.update().where(webhooks.c.name == webhook).values(values))
+
+
+def _named(spec: str | None) -> Collection[str]:
+    """The webhooks that a study's spec names; none when the study is gone, or its spec is damaged."""
+    try:
+        named = json.loads(spec or "{}").get("notify", ())
+    except (ValueError, AttributeError):
+        return ()
+    return named if isinstance(named, list) else ()

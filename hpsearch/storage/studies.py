@@ -2,72 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from hpsearch.errors import LeaseLost, NameTaken, StudyNotFound
-from hpsearch.lifecycle import Orders, StudyState, Wish, WishKind, check_move
+from hpsearch.errors import LeaseLost, NameTaken
+from hpsearch.lifecycle import Orders, StudyState, Wish, check_move
 from hpsearch.spec.study import StudySpec
 from hpsearch.storage import idempotency
 from hpsearch.storage.claims import NOTHING, Standing
 from hpsearch.storage.database import Database
 from hpsearch.storage.events import append
+from hpsearch.storage.rows import Lease, Page, StudyRow, as_study, get_study, wishes_of
 from hpsearch.storage.tables import studies, wishes
-
-
-@dataclass(frozen=True)
-class StudyRow:
-    """One study as it is stored."""
-
-    name: str
-    spec: StudySpec
-    fingerprint: str
-    state: StudyState
-    reason: str
-    requested: StudyState | None
-    """PAUSED or CANCELLED: what its runner was asked for and has not done yet."""
-    version: int
-    """Grows with every act of a person and with every change of state."""
-    created_by: str
-    """The name of the token that it was created with."""
-    created_at: float
-    started_at: float | None
-    finished_at: float | None
-    resumed_at: float | None
-    """When a person last let it go on after its end."""
-    driven_seconds: float
-    """How long it has held devices; time in the queue, waiting for its turn, paused or over does not count."""
-    lease_owner: str | None
-    lease_expires_at: float | None
-    held: int
-    """Trials that its runner has handed out and that have not ended, as of its last heartbeat."""
-    share: int | None
-    """Trials that it may hold, as of then; None while nobody drives it."""
-
-    @property
-    def tag(self) -> str:
-        """Names this version of this study: another study of the same name never has it."""
-        return f"{round(self.created_at * 1000):x}-{self.version}"
-
-
-@dataclass(frozen=True)
-class Lease:
-    """The right to drive one study. The token grows with each claim, so a former holder's writes are refused."""
-
-    study: str
-    owner: str
-    token: int
-
-
-@dataclass(frozen=True)
-class Page:
-    """Part of the list of studies, newest first."""
-
-    rows: tuple[StudyRow, ...]
-    has_more: bool
 
 
 class Studies:
@@ -150,7 +97,7 @@ class Studies:
                 )
             if state is not None:
                 query = query.where(studies.c.state == state)
-            rows = [_as_study(row) for row in connection.execute(query).mappings()]
+            rows = [as_study(row) for row in connection.execute(query).mappings()]
         return Page(tuple(rows[:limit]), len(rows) > limit)
 
     def claim(self, owner: str, seconds: float) -> tuple[StudyRow, Lease] | None:
@@ -277,55 +224,8 @@ class Studies:
             raise LeaseLost(f"the lease on study '{lease.study}' has passed to another runner")
 
 
-def get_study(connection: sa.Connection, name: str) -> StudyRow:
-    """The study of this name; StudyNotFound without one."""
-    row = connection.execute(sa.select(studies).where(studies.c.name == name)).mappings().first()
-    if row is None:
-        raise StudyNotFound(f"there is no study named '{name[:63]}'")
-    return _as_study(row)
-
-
-def wishes_of(connection: sa.Connection, study: str) -> tuple[Wish, ...]:
-    """What people asked of the study's trials and is not done yet, oldest first."""
-    rows = connection.execute(sa.select(wishes).where(wishes.c.study == study).order_by(wishes.c.id)).mappings()
-    return tuple(
-        Wish(row["id"], WishKind(row["kind"]), row["by"], json.loads(row["params"] or "null"), row["number"])
-        for row in rows
-    )
-
-
 def _driven_until(now: float) -> dict[str, Any]:
     """Until now it has held what it said when it was heard last."""
     since = sa.func.coalesce(studies.c.driven_at, now)
     driven = studies.c.driven_seconds + sa.case((studies.c.held > 0, now - since), else_=0.0)
     return {"driven_seconds": driven, "driven_at": now}
-
-
-def _as_study(row: sa.RowMapping) -> StudyRow:
-    return StudyRow(
-        name=row["name"],
-        spec=StudySpec.model_validate(json.loads(row["spec"])),
-        fingerprint=row["fingerprint"],
-        state=StudyState(row["state"]),
-        reason=row["reason"],
-        requested=StudyState(row["requested"]) if row["requested"] else None,
-        version=row["version"],
-        created_by=row["created_by"],
-        created_at=row["created_at"],
-        started_at=row["started_at"],
-        finished_at=row["finished_at"],
-        resumed_at=row["resumed_at"],
-        driven_seconds=row["driven_seconds"],
-        lease_owner=row["lease_owner"],
-        lease_expires_at=row["lease_expires_at"],
-        held=row["held"],
-        share=row["share"],
-    )
-
-
-def count_by_state(database: Database) -> dict[str, int]:
-    """How many studies are in each state."""
-    query = sa.select(studies.c.state, sa.func.count()).group_by(studies.c.state)
-    with database.read() as connection:
-        found: dict[str, int] = {row[0]: row[1] for row in connection.execute(query)}
-    return {str(state): found.get(state, 0) for state in StudyState}

@@ -22,7 +22,7 @@ from hpsearch.spec.budget import BudgetExtension
 from hpsearch.spec.defaults import resolve
 from hpsearch.spec.space import Params
 from hpsearch.storage import Acting, Acts, Database, Lease, Studies, StudyRow, events_after, optuna_storage
-from hpsearch.storage.studies import wishes_of
+from hpsearch.storage.rows import wishes_of
 from tests.builders import a_report, a_spec
 
 NAME = "tickets"

@@ -6,13 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import optuna
 import pytest
 import sqlalchemy as sa
 
+from hpsearch.lifecycle import StudyState
 from hpsearch.runner import runner as runner_module
 from hpsearch.runner.runner import Runner
 from hpsearch.settings import Settings
-from hpsearch.storage import Database, Lease, Studies, StudyRow
+from hpsearch.storage import Acting, Acts, Database, Lease, Studies, StudyRow, optuna_storage
 from hpsearch.storage.tables import studies
 from tests.builders import a_spec
 
@@ -62,12 +64,44 @@ def driven(home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch) -> Itera
     driven.thread.join(PATIENCE)
 
 
-def test_a_study_that_cannot_be_read_does_not_stop_those_that_are_driven(
+@pytest.mark.parametrize("text", ['{"name": "unread", "invented": 1}', '{"name": "unr', "[]"])
+def test_a_study_whose_spec_cannot_be_read_fails_and_those_behind_it_go_on(
+    home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """Somebody went back to an old version, or the row is damaged. What it has trained waits for who can read it."""
+    database = Database(home_with_tables.sql_url)
+    created, trials = Studies(database), optuna_storage(home_with_tables.sql_url)
+    written = created.create(a_spec(name="unread", priority=9))[0].spec_text
+    created.create(a_spec(name="behind"))
+    unread = studies.update().where(studies.c.name == "unread")
+    with database.write() as connection:
+        connection.execute(unread.values(spec=text))
+    optuna.create_study(study_name="unread", storage=trials).ask()
+    runner = Runner(home_with_tables, "none")
+    monkeypatch.setattr(runner._driving, "_search", lambda *_: (StudyState.FINISHED, "done", None))
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    try:
+        until(lambda: created.get("behind").state == StudyState.FINISHED, "the study behind it was driven")
+    finally:
+        runner.stop.set()
+        thread.join(PATIENCE)
+    failed = created.get("unread")
+    assert failed.state == StudyState.FAILED
+    assert "can't be read" in failed.reason
+    (trial,) = optuna.load_study(study_name="unread", storage=trials).get_trials()
+    assert trial.state == optuna.trial.TrialState.WAITING
+    with database.write() as connection:  # upgraded
+        connection.execute(unread.values(spec=written))
+    assert Acts(database).resume("unread", Acting("alice")).state == StudyState.QUEUED
+
+
+def test_a_claim_that_fails_does_not_stop_those_that_are_driven(
     driven: Driven, caplog: pytest.LogCaptureFixture
 ) -> None:
     newer = {
         "name": "newer",
-        "spec": "{}",
+        "requested": "hibernated",
         "state": "queued",
     }  # as it may be after somebody went back to an old version
     columns = [sa.literal(newer[each.name]) if each.name in newer else each for each in studies.c]

@@ -20,7 +20,8 @@ from hpsearch.lifecycle import StudyState
 from hpsearch.search import Decision, Search
 from hpsearch.settings import Settings
 from hpsearch.spec.defaults import resolve
-from hpsearch.storage import Acting
+from hpsearch.storage import Acting, Acts
+from hpsearch.storage.tables import studies
 from tests.builders import a_report, spec_fields
 from tests.conftest import served
 
@@ -242,3 +243,21 @@ def test_the_command_line_acts(service_url: str, monkeypatch: pytest.MonkeyPatch
     assert run("continue", "tickets", "0")[0] == 1
     assert run("cancel", "tickets") == (0, "study 'tickets' is cancelled\n")
     assert run("delete", "tickets") == (0, "study 'tickets' is deleted\n")
+
+
+def test_a_study_that_cannot_be_read_hides_no_other_and_can_be_deleted(api: TestClient) -> None:
+    for name in ("unread", "fine"):
+        assert api.post("/v1/studies", json=spec_fields(name=name)).status_code == 201
+    service: Service = api.app.state.service  # type: ignore[attr-defined]
+    with service.database.write() as connection:
+        unread = studies.update().where(studies.c.name == "unread")
+        connection.execute(unread.values(spec='{"name": "unread", "invented": 1}'))
+    listed = api.get("/v1/studies").json()["data"]
+    assert {study["name"]: study["spec"] is None for study in listed} == {"unread": True, "fine": False}
+    answer = api.get("/v1/studies/unread")
+    assert (answer.status_code, answer.json()["code"]) == (500, "study_unreadable")
+    assert "invented" in answer.json()["detail"]
+    assert api.get("/v1/studies/fine").status_code == 200
+    service.read_ahead()
+    Acts(service.database).cancel("unread", Acting("alice"))
+    assert api.delete("/v1/studies/unread").status_code == 204
