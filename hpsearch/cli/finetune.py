@@ -105,7 +105,8 @@ def read_config(path: Path) -> FinetuneConfig:
             raise InvalidSpec(f"the trial in {path} never started, so it has no config", "config")
     try:
         config = FinetuneConfig.model_validate(content)
-        SearchSpace.model_validate(config.hyperparameters.model_dump())  # knows what values make sense
+        for chosen in (config.hyperparameters, *(phase.hyperparameters for phase in config.earlier)):
+            SearchSpace.model_validate(chosen.model_dump())  # knows what values make sense
     except ValidationError as error:
         raise as_invalid_spec(error) from None
     if config.learning_rate <= 0:

@@ -45,12 +45,13 @@ class Attempt:
         with telling_disk_full():
             self._folder.mkdir(parents=True, exist_ok=True)
 
-    def go_on(self, member: Member, reported: int | None) -> bool:
+    def go_on(self, member: Member, reported: int | None, inherited: Path | None = None) -> bool:
         """Bring a fresh member to where the trial stood; False when there is nothing to go on from.
 
         Args:
             member: Just made.
             reported: The exposure of the last report that is known of the trial; None before any.
+            inherited: Folder of the snapshot of another trial, from which this one began.
 
         Raises:
             WorkerLost: The trial was trained, and can't be continued: no snapshot, or one of another fine-tune.
@@ -62,6 +63,15 @@ class Attempt:
                 if saved is not None:
                     member.restore(saved)
                     return True
+            except InvalidInput as error:
+                reasons.append(str(error))
+        if inherited is not None:
+            try:
+                saved = snapshot.read(inherited)
+                if saved is not None:
+                    member.take_over(saved)
+                    return True
+                reasons.append(f"there is no checkpoint in {inherited}")
             except InvalidInput as error:
                 reasons.append(str(error))
         if reported:
@@ -88,6 +98,19 @@ class Attempt:
             if elapsed < self._cost / SHARE:
                 return
         self.keep(member)
+
+    def hand_over(self, member: Member, folder: Path) -> None:
+        """Write a snapshot that stays, for other trials to go on from; nothing where there is one already.
+
+        Raises:
+            DiskFull: The disk has no room for it.
+            OSError: It could not be written.
+        """
+        if snapshot.exists(folder):
+            return
+        self.keep(member)
+        with telling_disk_full():
+            snapshot.share(self._folder, folder)
 
     def keep(self, member: Member) -> None:
         """Write a snapshot of where the member stands; earlier ones are forgotten.

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hpsearch.errors import Diverged
+from hpsearch.errors import Diverged, InvalidInput
 from hpsearch.finetune.batches import optimizer_batch, steps_per_epoch
 from hpsearch.finetune.evaluate import Evaluation, evaluate
 from hpsearch.finetune.optimizer import Optimizer, check_frozen_layers
@@ -75,8 +75,10 @@ class Member:
         self._has_turned = False
         self._points = list(report_exposures(count, chosen.epochs, config.reports_per_epoch))
         self._warmup = warmup_steps(self.total_steps, chosen.warmup_fraction)
-        self.weights = own_weights(config, prepared.loaded, prepared.base.layers)
-        self._optimizer = Optimizer(self.weights, anatomy, config)
+        self._now = config.at(0)
+        """What it trains with; it changes where a phase ends."""
+        self.weights = own_weights(self._now, prepared.loaded, prepared.base.layers)
+        self._optimizer = Optimizer(self.weights, anatomy, self._now)
         self.token_budget = prepared.token_budget
         self.evaluation_budget = prepared.evaluation_budget
         self._nll = torch.zeros((), dtype=torch.float64, device=prepared.loaded.device)
@@ -112,7 +114,7 @@ class Member:
             Diverged: The last reports, all of which are out by now, were far above the baseline.
         """
         self._check_near_baseline()
-        chosen, examples = self.config.hyperparameters, self.prepared.train.examples
+        chosen, examples = self._now.hyperparameters, self.prepared.train.examples
         places = optimizer_batch(self.config.seed, self.steps, len(examples), chosen.batch_size)
         return Turn(self.weights, self.steps, [examples[place] for place in places], chosen.prompt_loss_weight)
 
@@ -135,6 +137,7 @@ class Member:
         self._optimizer.step(learning_rate_factor(schedule, self.steps, self.total_steps, self._warmup))
         self.steps += 1
         self.exposure += len(turn.examples)
+        self._change()
         self.tokens += turn.tokens
         self._nll += nll
         self._weight += turn.weight
@@ -143,6 +146,15 @@ class Member:
             self._training_loss()
         self.seconds += seconds + time.perf_counter() - started
         return point
+
+    def _change(self) -> None:
+        """Where a phase ends: other numbers from the next step on, the same weights and AdamW's same averages."""
+        now = self.config.at(self.exposure)
+        if now != self._now:
+            self._now, state = now, self._optimizer.state()
+            self.weights.change(now)
+            self._optimizer = Optimizer(self.weights, self.prepared.loaded.anatomy, now)
+            self._optimizer.restore(state)
 
     def report(self, point: int, evaluation: Evaluation, seconds: float) -> Report:
         """The report of a point that was reached.
@@ -208,6 +220,22 @@ class Member:
             InvalidInput: It is of a fine-tune with another config, other data or another evaluation contract.
         """
         snapshot.check_belongs_to(identity(self.config, self.prepared, self.metric))
+        self._stand_at(snapshot)
+
+    def take_over(self, snapshot: Snapshot) -> None:
+        """Go on from another fine-tune, at the end of the last of the config's earlier phases.
+
+        Raises:
+            InvalidInput: It is of a fine-tune that was not trained as those phases say, or stands elsewhere.
+        """
+        until = self.config.earlier[-1].until
+        snapshot.check_belongs_to(identity(self.config.at(until - 1), self.prepared, self.metric))
+        reached = snapshot.progress["reports"][-1]["exposure"]
+        if reached != until or snapshot.progress["weight"]:
+            raise InvalidInput(f"the checkpoint stands behind exposure {reached}, and is to be taken over at {until}")
+        self._stand_at(snapshot)
+
+    def _stand_at(self, snapshot: Snapshot) -> None:
         progress, named = snapshot.progress, self.weights.named
         self.steps, self.exposure = progress["steps"], progress["exposure"]
         self.tokens, self.seconds = progress["tokens"], progress["seconds"]
@@ -219,6 +247,7 @@ class Member:
         self._points = [point for point in self._points if point > self.exposure]
         self._has_turned = self._turned()
         self._best_state = snapshot.part("best")
+        self._change()
         with torch.no_grad():
             for name, tensor in snapshot.part("last").items():
                 named[name].copy_(tensor)

@@ -7,6 +7,7 @@ file is written aside and then renamed over the last one: after a kill at any mo
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
@@ -123,6 +124,24 @@ def read(folder: Path) -> Snapshot | None:
         raise InvalidInput(f"the checkpoint {path} is damaged (its checksum is wrong); {_WAY_OUT}")
     known = json.loads(content)
     return Snapshot(known["identity"], known["progress"], tensors)
+
+
+def exists(folder: Path) -> bool:
+    """Whether there is a snapshot in a folder."""
+    return (folder / FILE).is_file()
+
+
+def share(folder: Path, other: Path) -> None:
+    """The snapshot in a folder in another one too, where it stays when the first one is replaced."""
+    other.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(folder / FILE, other / FILE)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links; or somebody was quicker, with the same content
+        shutil.copy2(folder / FILE, other / _ASIDE)
+        flush(other / _ASIDE)
+        (other / _ASIDE).replace(other / FILE)
 
 
 def remove(folder: Path) -> None:

@@ -74,6 +74,10 @@ class LoraWeights:
             start = end
         return found
 
+    def change(self, config: FinetuneConfig) -> None:
+        """Train on under another dropout."""
+        self.config = config
+
     def save(self, state: State, folder: Path) -> None:
         """PEFT's format."""
         checkpoint.save_adapters(state, folder, self.config, self.loaded, self.layers)
@@ -101,6 +105,11 @@ class FullWeights:
     def pieces(self, runs: Iterable[Sequence[str]]) -> list[list[Piece]]:
         """One for each parameter: see `optimizer.Trained`."""
         return [[Piece((name,), (self.named[name].numel(),), self.named[name]) for name in run] for run in runs]
+
+    def change(self, config: FinetuneConfig) -> None:
+        """Train on under another dropout."""
+        self.config = config
+        set_dropout(self.model, config.hyperparameters.dropout)
 
     def save(self, state: State, folder: Path) -> None:
         """As `save_pretrained` does, with the tokenizer."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hpsearch.spec.closed import Closed
 from hpsearch.spec.data import DataSpec
@@ -56,6 +56,23 @@ class Hyperparameters(Closed):
     layer_lr_decay: float
 
 
+CHANGEABLE = ("learning_rate_multiplier", "prompt_loss_weight", "dropout", "weight_decay", "layer_lr_decay")
+"""What may change in the middle of a fine-tune: numbers of a step's loss and of AdamW's update. All others decide what
+the weights are (frozen layers), or what a step is and where in its schedule (epochs, batch size, schedule, warm-up)."""
+
+MOST_PHASES = 1000
+
+
+class Phase(Closed):
+    """An earlier part of a fine-tune, under other hyperparameters than its last part."""
+
+    until: int = Field(ge=1)
+    """Training examples seen at its end, over all epochs: the first step that reaches them is its last."""
+    hyperparameters: Hyperparameters
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate."""
+
+
 class FinetuneConfig(Closed):
     """One fine-tune, resolved: nothing in it is `auto`."""
 
@@ -72,6 +89,43 @@ class FinetuneConfig(Closed):
     """Validation passes per epoch, at equal exposures."""
     patience: int | None = Field(None, ge=1, le=1000, exclude_if=lambda patience: patience is None)
     """The fine-tune ends after so many reports in a row without a new best one; None to train every epoch."""
+    earlier: tuple[Phase, ...] = Field((), max_length=MOST_PHASES, exclude_if=lambda phases: not phases)
+    """Parts of the training under other hyperparameters, in order; those above are of the rest. Weights and AdamW's
+    state go on from one part to the next. Population based training makes such configs."""
+
+    @model_validator(mode="after")
+    def _check_phases(self) -> Self:
+        ends = [phase.until for phase in self.earlier]
+        if ends != sorted(set(ends)):
+            raise ValueError(f"the parts of `earlier` end one after the other, not at {ends}")
+        fixed = self.hyperparameters.model_dump(exclude=set(CHANGEABLE))
+        for phase in self.earlier:
+            for name, value in phase.hyperparameters.model_dump(exclude=set(CHANGEABLE)).items():
+                if value != fixed[name]:
+                    raise ValueError(f"{name} can't change in the middle of a fine-tune: {value}, then {fixed[name]}")
+        return self
+
+    def at(self, exposure: int) -> FinetuneConfig:
+        """The config of the part that trains on after so many examples, as if it were the last one."""
+        for place, phase in enumerate(self.earlier):
+            if exposure < phase.until:
+                part = {"hyperparameters": phase.hyperparameters, "learning_rate": phase.learning_rate}
+                return self.model_copy(update={**part, "earlier": self.earlier[:place]})
+        return self
+
+    def changed(self, exposure: int, hyperparameters: Hyperparameters) -> FinetuneConfig:
+        """The config of what is trained as here up to an exposure, and under other hyperparameters from there on."""
+        before = self.at(exposure - 1)
+        phase = Phase(until=exposure, hyperparameters=before.hyperparameters, learning_rate=before.learning_rate)
+        rate = self.base_learning_rate * hyperparameters.learning_rate_multiplier
+        values = {"hyperparameters": hyperparameters.model_dump(), "learning_rate": rate}
+        return FinetuneConfig.model_validate(
+            {
+                **self.model_dump(),
+                **values,
+                "earlier": [*(each.model_dump() for each in before.earlier), phase.model_dump()],
+            }
+        )
 
     def curve_terms(self) -> dict[str, Any]:
         """What of it decides a curve: not where files lie, nor what only moves memory and time around."""

@@ -230,11 +230,12 @@ def reference_run(
     """(training loss, validation loss) after every optimizer step.
 
     Args:
-        config: Without dropout, frozen layers and rates by depth.
+        config: Without dropout, frozen layers and rates by depth. Where one of its phases ends, the optimizer's numbers
+            are changed in place.
         order: Epoch to the order of its examples.
         initial: The adapters' first tensors, for LoRA.
     """
-    chosen = config.hyperparameters
+    chosen = config.at(0).hyperparameters
     tokenizer = transformers.AutoTokenizer.from_pretrained(config.model.base)
     train = [reference_tokens(record, tokenizer) for record in records_of(config.data.train)]
     validation = [reference_tokens(record, tokenizer) for record in records_of(config.data.validation or "")]
@@ -244,7 +245,7 @@ def reference_run(
     decayed = [parameter for parameter in trained.values() if parameter.ndim > 1]
     spared = [parameter for parameter in trained.values() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": chosen.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate)
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.at(0).learning_rate)
     steps = -(-len(train) // chosen.batch_size) * chosen.epochs
     schedule = _schedule(chosen.lr_schedule, optimizer, -int(-steps * chosen.warmup_fraction // 1), steps)
     curve = []
@@ -258,6 +259,10 @@ def reference_run(
             if config.model.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(trained.values(), config.model.max_grad_norm)
             optimizer.step()
+            seen = epoch * len(train) + min(start + chosen.batch_size, len(train))
+            now, chosen = config.at(seen), config.at(seen).hyperparameters
+            schedule.base_lrs = [now.learning_rate] * len(schedule.base_lrs)
+            optimizer.param_groups[0]["weight_decay"] = chosen.weight_decay  # the other group, of vectors, has none
             schedule.step()
             curve.append((loss.item(), reference_validation(model, validation)))
     return curve
