@@ -17,6 +17,7 @@
     ├── Conflict
     │   ├── NameTaken               the name belongs to a study with another spec
     │   ├── IllegalMove             this study state doesn't allow that act
+    │   ├── BudgetSpent             nothing more would be trained before the budget is extended
     │   ├── TrialFinished           the trial has ended: nothing about it changes any more
     │   ├── ChangedMeanwhile        If-Match names a version that is not the present one
     │   └── IdempotencyMismatch     the key was used for another request
@@ -152,6 +153,12 @@ class IllegalMove(Conflict):
     """The study's state doesn't allow this."""
 
     code = "illegal_move"
+
+
+class BudgetSpent(Conflict):
+    """The study's budget is used up, so nothing more would be trained. Extend it first: `hpsearch extend NAME`."""
+
+    code = "budget_spent"
 
 
 class TrialFinished(Conflict):

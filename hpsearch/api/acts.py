@@ -52,8 +52,8 @@ def pause_study(name: Name, service: Door, acting: Condition, response: Response
 
 @router.post("/resume", status_code=202, dependencies=[submit])
 def resume_study(name: Name, service: Door, acting: Condition, response: Response) -> StudyView:
-    """Queue a paused study again, or one that failed for a reason that was mended."""
-    return tagged(response, service.acts.resume(name, acting))
+    """Queue a paused study again, or one that failed for a reason that was mended and has budget left."""
+    return tagged(response, service.acts.resume(name, acting, service.spent(name, resumes=True)))
 
 
 @router.post("/extend", status_code=202, dependencies=[submit])
@@ -97,7 +97,7 @@ def add_trial(
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise InvalidInput(f"params.{parameter} is a number or a word", f"params.{parameter}")
         given[parameter] = value
-    return tagged(response, service.acts.add_trial(name, given, acting))
+    return tagged(response, service.acts.add_trial(name, given, acting, service.spent(name)))
 
 
 @router.post("/trials/{number}/stop", status_code=202, dependencies=[submit])
@@ -124,7 +124,7 @@ def continue_trial(name: Name, number: Number, service: Door, acting: Condition,
     other = service.goes_on_as(name, number)
     if other is not None:
         raise IllegalMove(f"trial {number} of '{name}' goes on already, as trial {other}")
-    return tagged(response, service.acts.continue_trial(name, number, acting))
+    return tagged(response, service.acts.continue_trial(name, number, acting, service.spent(name)))
 
 
 @router.post("/cancel", status_code=202, dependencies=[submit])

@@ -16,6 +16,7 @@ from fastapi import Depends, Request
 from hpsearch.errors import AdapterNotFound, StudyUnreadable
 from hpsearch.lifecycle import StudyState
 from hpsearch.results import Ranking, Trial, TrialState, rank
+from hpsearch.results.budget import Limit, left, limit_spent
 from hpsearch.results.trial import gone_on
 from hpsearch.search import history
 from hpsearch.settings import Settings
@@ -80,6 +81,18 @@ class Service:
     def goes_on_as(self, study: str, number: int) -> int | None:
         """The number under which a pruned trial goes on; None when nobody has it continued."""
         return gone_on(history.trials(history.load(self.optuna_storage, study), curves=False)).get(number)
+
+    def spent(self, name: str, *, resumes: bool = False) -> Limit | None:
+        """The limit of a study's budget that leaves no room for a trial of one's own, or for any of a failed study."""
+        study = self.studies.get(name)
+        budget = study.spec.budget
+        is_timed = (budget.wall_clock, budget.gpu_hours, budget.tokens) != (None, None, None)
+        if not (study.state == StudyState.FAILED if resumes else is_timed):
+            return None  # reading thousands of curves takes time
+        trials = history.trials(history.load(self.optuna_storage, name))
+        if resumes and left(budget, trials) == 0:
+            return Limit("trials", f"all {budget.trials} trials of the budget were used")
+        return limit_spent(budget, trials, study.driven_seconds)
 
     def ranking(self, study: StudyRow) -> Ranking:
         """The study's completed trials, best first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from hpsearch.results.trial import Failure, Trial, TrialState
 from hpsearch.spec.budget import BudgetSpec
@@ -81,15 +82,30 @@ def _since_best(trials: Sequence[Trial], direction: Direction, since: float) -> 
     return sum(counts(trial) for trial in ended[best + 1 :] if (trial.finished_at or 0.0) > since)
 
 
+class Limit(NamedTuple):
+    """One of the budget's."""
+
+    name: str
+    """The field of the budget."""
+    text: str
+    """That it was used up."""
+
+
 def spent(budget: BudgetSpec, trials: Sequence[Trial], elapsed: float) -> str | None:
-    """The limit on time or tokens that is used up, which stops running trials too; None while none is."""
+    """That time or tokens are used up, which stops running trials too; None while none are."""
+    limit = limit_spent(budget, trials, elapsed)
+    return None if limit is None else limit.text
+
+
+def limit_spent(budget: BudgetSpec, trials: Sequence[Trial], elapsed: float) -> Limit | None:
+    """The limit on time or tokens that is used up; None while none is."""
     if budget.wall_clock is not None and elapsed >= budget.wall_clock:
-        return f"the wall-clock budget of {budget.wall_clock:g} s was used"
+        return Limit("wall_clock", f"the wall-clock budget of {budget.wall_clock:g} s was used")
     trained = [trial for trial in trials if trial.reused_from is None]
     if budget.gpu_hours is not None and sum(trial.device_seconds for trial in trained) >= budget.gpu_hours * 3600:
-        return f"the budget of {budget.gpu_hours:g} device hours was used"
+        return Limit("gpu_hours", f"the budget of {budget.gpu_hours:g} device hours was used")
     if budget.tokens is not None and sum(trial.tokens for trial in trained) >= budget.tokens:
-        return f"the budget of {budget.tokens:,} training tokens was used"
+        return Limit("tokens", f"the budget of {budget.tokens:,} training tokens was used")
     return None
 
 

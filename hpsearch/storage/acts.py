@@ -12,8 +12,9 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import ValidationError
 
-from hpsearch.errors import ChangedMeanwhile, InvalidInput
+from hpsearch.errors import BudgetSpent, ChangedMeanwhile, InvalidInput
 from hpsearch.lifecycle import Act, StudyState, WishKind, after
+from hpsearch.results.budget import Limit
 from hpsearch.spec.budget import BudgetExtension, BudgetSpec
 from hpsearch.spec.closed import as_invalid_spec
 from hpsearch.spec.space import Params
@@ -56,9 +57,15 @@ class Acts:
         """End the study, or ask its runner to. Cancelling twice is once."""
         return self._stop(name, Act.CANCEL, StudyState.CANCELLED, acting)
 
-    def resume(self, name: str, acting: Acting) -> StudyRow:
-        """Let a paused or failed study go on, or take a wish to pause back. Resuming what runs changes nothing."""
+    def resume(self, name: str, acting: Acting, spent: Limit | None = None) -> StudyRow:
+        """Let a paused or failed study go on, or take a wish to pause back. Resuming what runs changes nothing.
+
+        Raises:
+            BudgetSpent: It has failed, and `spent` says what it would end of at once.
+        """
         with self._act(name, Act.RESUME, acting) as act:
+            if act.is_new and act.study.state == StudyState.FAILED:
+                _check_unspent(name, spent)
             if act.is_new and (act.target != act.study.state or act.study.requested is not None):
                 act.change("study.resumed", {"requested": None})
         return self._get(name)
@@ -84,14 +91,16 @@ class Acts:
                 act.change("study.changed", {**values, "priority": json.loads(values["spec"])["priority"]}, **changes)
         return self._get(name)
 
-    def add_trial(self, name: str, params: Params, acting: Acting) -> StudyRow:
+    def add_trial(self, name: str, params: Params, acting: Acting, spent: Limit | None = None) -> StudyRow:
         """Line up params of one's own; what is left out is drawn. The budget grows by the one trial.
 
         Raises:
             InvalidInput: The params lie outside the search space.
+            BudgetSpent: `spent` is the limit that leaves no room for it.
         """
         with self._act(name, Act.ADD_TRIAL, acting, json.dumps(params, sort_keys=True)) as act:
             if act.is_new:
+                _check_unspent(name, spent)
                 spec = act.study.spec
                 params = _checked(spec, params)
                 wish = {"kind": WishKind.ADD, "params": json.dumps(params)}
@@ -109,13 +118,17 @@ class Acts:
                 act.change("trial.stop_requested", {}, number=number)
         return self._get(name)
 
-    def continue_trial(self, name: str, number: int, acting: Acting) -> StudyRow:
+    def continue_trial(self, name: str, number: int, acting: Acting, spent: Limit | None = None) -> StudyRow:
         """Ask the runner to let a pruned trial go on, under a new number. The budget grows by the one trial.
 
         Asking twice is once.
+
+        Raises:
+            BudgetSpent: `spent` is the limit that leaves no room for it.
         """
         with self._act(name, Act.CONTINUE_TRIAL, acting, str(number)) as act:
             if act.is_new and not act.is_wished(WishKind.CONTINUE, number):
+                _check_unspent(name, spent)
                 act.wish({"kind": WishKind.CONTINUE, "number": number})
                 limits = _with_room_for_one(act.study.spec)
                 values = _kept(act.study.spec, {"budget": limits})
@@ -224,6 +237,16 @@ class _Act:
         values = {**values, "version": self.study.version + 1}
         self.connection.execute(studies.update().where(studies.c.name == self.study.name).values(values))
         append(self.connection, self.study.name, event, self.now, {"by": self.by, **details})
+
+
+def _check_unspent(name: str, spent: Limit | None) -> None:
+    if spent is not None:
+        option = f"--{spent.name.replace('_', '-')}"
+        raise BudgetSpent(
+            f"{spent.text}, so study '{name}' would end without training anything more: extend it first, with "
+            f"`hpsearch extend {name} {option} AMOUNT` or `POST /v1/studies/{name}/extend` and `{spent.name}`",
+            f"budget.{spent.name}",
+        )
 
 
 def _kept(spec: StudySpec, changes: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from hpsearch.api.state import Service
 from hpsearch.cli.app import app as commands
 from hpsearch.client import Client
 from hpsearch.lifecycle import StudyState
+from hpsearch.results import Failure
 from hpsearch.search import Decision, Search
 from hpsearch.settings import Settings
+from hpsearch.shares import Need
 from hpsearch.spec.defaults import resolve
-from hpsearch.storage import Acting, Acts
+from hpsearch.storage import Acting, Acts, Standing
 from hpsearch.storage.tables import studies
 from tests.builders import a_report, spec_fields
 from tests.conftest import served
@@ -261,3 +264,50 @@ def test_a_study_that_cannot_be_read_hides_no_other_and_can_be_deleted(api: Test
     service.read_ahead()
     Acts(service.database).cancel("unread", Acting("alice"))
     assert api.delete("/v1/studies/unread").status_code == 204
+
+
+@pytest.mark.parametrize(("limit", "amount"), [("wall_clock", 0.001), ("tokens", 100), ("gpu_hours", 0.0001)])
+def test_what_a_spent_budget_leaves_no_room_for_is_refused_until_it_is_extended(
+    api: TestClient, limit: str, amount: float
+) -> None:
+    """Else the study is queued, and ends without having done it."""
+    service: Service = api.app.state.service  # type: ignore[attr-defined]
+    fields = spec_fields(
+        pruner={"type": "threshold", "worst": 0.1, "min_reports": 1}, budget={"trials": 5, limit: amount}
+    )
+    assert api.post("/v1/studies", json=fields).status_code == 201
+    study, lease = service.studies.claim("runner", 60) or pytest.fail("nothing to claim")
+    search = Search(study.spec, service.optuna_storage, examples=100, default_params={"epochs": 4})
+    asked = search.ask() or pytest.fail("no trial")
+    search.start(asked.number, resolve(study.spec, asked.params, 100, "llama", 1_000_000))
+    service.studies.renew(lease, 60, Standing("here", Need(1, 1), 1))
+    for exposure in (0, 100):
+        search.report(asked.number, a_report(exposure), "contract")
+    search.prune(asked.number)
+    time.sleep(0.01)
+    service.studies.end(lease, StudyState.FAILED, "something that was mended")
+    before = service.studies.get("tickets")
+    acts: list[tuple[str, Any]] = [("trials", {"params": {}}), ("trials/0/continue", None), ("resume", None)]
+    for path, body in acts:
+        refused = api.post(f"/v1/studies/tickets/{path}", json=body)
+        assert (refused.status_code, refused.json()["code"]) == (409, "budget_spent")
+        assert refused.json()["field"] == f"budget.{limit}"
+        assert f"hpsearch extend tickets --{limit.replace('_', '-')}" in refused.json()["detail"]
+    assert service.studies.get("tickets") == before
+    assert api.post("/v1/studies/tickets/extend", json={limit: 10_000}).status_code == 202
+    for path, body in acts:
+        assert api.post(f"/v1/studies/tickets/{path}", json=body).status_code == 202
+
+
+def test_a_failed_study_that_has_used_all_its_trials_is_not_resumed_for_nothing(api: TestClient) -> None:
+    service: Service = api.app.state.service  # type: ignore[attr-defined]
+    api.post("/v1/studies", json=spec_fields(budget={"trials": 1}))
+    study, lease = service.studies.claim("runner", 60) or pytest.fail("nothing to claim")
+    search = Search(study.spec, service.optuna_storage, examples=100, default_params={"epochs": 4})
+    asked = search.ask() or pytest.fail("no trial")
+    search.fail(asked.number, Failure.ERROR, "its GPU is broken")
+    service.studies.end(lease, StudyState.FAILED, "its GPU is broken")
+    refused = api.post("/v1/studies/tickets/resume")
+    assert (refused.status_code, refused.json()["code"]) == (409, "budget_spent")
+    assert "extend tickets --trials" in refused.json()["detail"]
+    assert api.post("/v1/studies/tickets/trials", json={"params": {}}).status_code == 202, "the budget grows by it"

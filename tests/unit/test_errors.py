@@ -83,6 +83,7 @@ STATUSES = {
     "Conflict": 409,
     "NameTaken": 409,
     "IllegalMove": 409,
+    "BudgetSpent": 409,
     "IdempotencyMismatch": 409,
     "TrialFinished": 409,
     "ChangedMeanwhile": 412,
