@@ -99,6 +99,8 @@ def drive(
 
     holding = holding or Holding(search.spec.name)
     place.tidy(search.idle_snapshots(place.parked))
+    if search.is_over():  # its budget was spent when it was interrupted: it ends without its turn on a device
+        return should_stop() is not None
     _wait_for_workers(should_stop)
     if should_stop() or not holding.wait(should_stop):
         return True

@@ -128,13 +128,10 @@ class Search(Record):
         while True:
             self._wishes.heed()
             trials = self.trials()
-            waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
-            tried = _tried(trials)
-            is_over = (not waiting and self._points.untried(tried) == []) or self._ends(trials) is not None
-            # Told to end with what they have, and interrupted before they had: else that would be lost.
-            unfinished = [trial for trial in waiting if trial.cut_short]
+            is_over, unfinished = self._is_over(trials)
             if is_over and not unfinished:
                 return None
+            waiting, tried = _waiting(trials), _tried(trials)
             self._fence()
             past = functools.partial(self._study.get_trials, deepcopy=False)
             self._study.sampler = Draw(self._points, tried, past, lessons(self._study, self._points.distributions))
@@ -149,12 +146,27 @@ class Search(Record):
                 continue
             return self._handed_out(trial, params)
 
+    def is_over(self) -> bool:
+        """Whether `ask` has nothing more to hand out, even when all that runs has ended."""
+        self._wishes.heed()
+        is_over, unfinished = self._is_over(self.trials())
+        return is_over and not unfinished
+
+    def _is_over(self, trials: Sequence[Trial]) -> tuple[bool, list[Trial]]:
+        """Whether nothing new is tried, and the trials that have to come to their ends all the same.
+
+        They were told to end with what they have, and interrupted before they had: else that would be lost.
+        """
+        waiting = _waiting(trials)
+        is_over = (not waiting and self._points.untried(_tried(trials)) == []) or self._ends(trials) is not None
+        return is_over, [trial for trial in waiting if trial.cut_short]
+
     def room(self) -> int:
         """How many trials `ask` could hand out now, at most."""
         trials = self.trials()
         if self._ends(trials):
             return 0
-        waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+        waiting = len(_waiting(trials))
         untried = self._points.untried(_tried(trials))
         points = math.inf if untried is None else waiting + len(untried)
         return int(min(points, left(self.spec.budget, trials), MANY))
@@ -286,6 +298,11 @@ class Search(Record):
         if not any(trial.state == TrialState.COMPLETE for trial in trials):
             return False, f"no trial completed: {limit}" if limit else "no trial completed"
         return True, limit or "the search space is exhausted: every point was tried"
+
+
+def _waiting(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that were lined up or interrupted."""
+    return [trial for trial in trials if trial.state == TrialState.WAITING]
 
 
 def _tried(trials: Sequence[Trial]) -> frozenset[Key]:

@@ -186,3 +186,27 @@ def test_a_study_that_was_told_to_stop_while_it_waited_for_its_turn_is_not_over(
     monkeypatch.setattr(driver, "_fit", lambda bridge, _: setattr(bridge, "rests", True))
     model = describe(str(STUDIES / "models" / "pydoc-llama"))
     assert driver.drive(tune.driven.search, model, EXAMPLES, Place(tmp_path), holding=Waiting("bridged"))
+
+
+def test_a_study_whose_budget_is_spent_ends_without_its_turn(
+    sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its interrupted trial has learnt counts; no device is needed for that."""
+
+    class Waiting(Holding):
+        def wait(self, should_stop: Callable[[], object]) -> bool:
+            pytest.fail("it waits for its turn")
+
+    monkeypatch.setattr(driver, "_wait_for_workers", lambda _: pytest.fail("it waits for a device"))
+    shutil.copy(sqlite_template, tmp_path / "study.db")
+    storage = optuna_storage(f"sqlite:///{tmp_path}/study.db")
+    spec = spec_of(20, budget={"trials": 20, "tokens": 100})
+    before = Driven(storage, spec)
+    first, interrupted = before.must_ask(), before.must_ask()
+    before.search.report(interrupted.number, a_report(0), CONTRACT)
+    before.run(first)
+    before.search.release("its runner was stopped")
+    search = Driven(storage, spec).search
+    model = describe(str(STUDIES / "models" / "pydoc-llama"))
+    assert not driver.drive(search, model, EXAMPLES, Place(tmp_path), holding=Waiting("bridged"))
+    assert "training tokens was used" in search.verdict()[1]
