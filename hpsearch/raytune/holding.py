@@ -42,6 +42,7 @@ class Holding:
         self._trains: dict[int, float] = {}
         self._giving: set[int] = set()
         self._asked_at = 0.0
+        self._has_trained = False
 
     def wait(self, should_stop: Callable[[], object]) -> bool:
         """Wait until the study may hold something, and claim a place; False when told to stop.
@@ -85,7 +86,15 @@ class Holding:
 
     def trains(self, number: int) -> None:
         """A trial has reported: the first time it does, also when it goes on, it has just been loaded."""
+        self._has_trained = True
         self._trains.setdefault(number, time.monotonic())
+
+    def has_had(self, seconds: float) -> bool:
+        """Whether the study has had its slice: it has trained, and held something for so many seconds altogether.
+
+        Where nothing has trained yet, the slice is longer, as it is for a trial.
+        """
+        return seconds >= self._slice_seconds * (1 if self._has_trained else LOADING_SLICES)
 
     def _is_ripe(self, number: int, now: float) -> bool:
         if number in self._trains:

@@ -18,6 +18,7 @@ from hpsearch.raytune.stopping import Stop
 from hpsearch.results import Failure
 from hpsearch.runner.fair import Fair
 from hpsearch.runner.heartbeat import Heartbeat
+from hpsearch.runner.turns import Turn
 from hpsearch.search import Lineage, Search, history
 from hpsearch.settings import Settings
 from hpsearch.spec.defaults import default_params
@@ -52,13 +53,13 @@ class Driving:
         self._settings, self._studies, self._storage, self._fair = settings, studies, storage, fair
         self._is_stopping, self._lost_node = is_stopping, lost_node
 
-    def drive(self, study: StudyRow, lease: Lease) -> None:
+    def drive(self, study: StudyRow, lease: Lease, turn: Turn) -> None:
         """Drive a claimed study to its end, and write how it ended. Nothing that goes wrong gets out of here."""
         try:
             with Heartbeat(self._studies, lease, self._settings.lease_seconds, self._fair) as heartbeat:
                 with fenced(lambda connection: self._studies.check_within(connection, lease)):
-                    state, reason, version = self._search(study, lease, heartbeat)
-                state = self._studies.end(lease, state, reason, version)
+                    state, reason, version = self._search(study, lease, heartbeat, turn)
+                state = self._studies.end(lease, state, reason, version, behind=turn.gives_way)
             if state == StudyState.CANCELLED:  # perhaps only as the study was laid down
                 history.close_open(self._storage, study.name, "the study was cancelled")
             log.info("study ended", extra={"study": study.name, "state": state, "reason": reason})
@@ -88,7 +89,9 @@ class Driving:
         except (LeaseLost, *DATABASE_AWAY):
             log.warning("end not written", exc_info=True, extra={"study": lease.study})
 
-    def _search(self, study: StudyRow, lease: Lease, heartbeat: Heartbeat) -> tuple[StudyState, str, int | None]:
+    def _search(
+        self, study: StudyRow, lease: Lease, heartbeat: Heartbeat, turn: Turn
+    ) -> tuple[StudyState, str, int | None]:
         """The state in which the study is left, why, and the version of the orders that this was decided on."""
         spec = study.spec
 
@@ -96,7 +99,7 @@ class Driving:
             self._studies.append_event(lease, kind, details)
 
         def should_stop() -> Stop | None:
-            return heartbeat.wish or (Stop.IN_ORDER if self._is_stopping() else None)
+            return heartbeat.wish or (Stop.IN_ORDER if self._is_stopping() or turn.gives_way else None)
 
         try:
             model = describe(spec.model.base, spec.model.revision)
@@ -125,6 +128,7 @@ class Driving:
             self._settings.parked_trials,
         )
         holding = Holding(spec.name, heartbeat.share, self._settings.slice_seconds)
+        turn.begin(holding, lambda: heartbeat.orders)
         try:
             stopped = drive(search, model, examples, place, should_stop, holding=holding)
         except (LeaseLost, *DATABASE_AWAY):
@@ -145,7 +149,10 @@ class Driving:
             place.tidy(search.idle_snapshots(parked=0))
             return StudyState.CANCELLED, "cancelled", None
         if stopped:
-            return StudyState.QUEUED, "its runner was stopped; the next one goes on", None
+            reason = "its runner was stopped; the next one goes on"
+            if turn.gives_way:
+                reason = "another study that waited has its place; it goes on at its next turn"
+            return StudyState.QUEUED, reason, None
         search.close(Failure.ERROR, "the search ended while the trial was running")
         search.close_waiting("the search is over")
         search.note()

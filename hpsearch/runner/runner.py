@@ -13,6 +13,7 @@ from pathlib import Path
 from hpsearch.raytune.devices import count_devices
 from hpsearch.runner.driving import Driving
 from hpsearch.runner.fair import Fair
+from hpsearch.runner.turns import Turn, rotate
 from hpsearch.settings import Settings
 from hpsearch.storage import DATABASE_AWAY, Database, Lease, Studies, StudyRow, optuna_storage
 from hpsearch.storage.tidy import tidy
@@ -20,6 +21,12 @@ from hpsearch.storage.tidy import tidy
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+LOOK_SECONDS = 1.0
+"""How often a runner whose places are all taken looks who waits."""
+
+WAITED_SECONDS = 5.0
+"""A queued study for which no other runner has had a place for so long waits for one of this runner's."""
+
 TIDY_SECONDS = 6 * 3600.0
 
 UNREADABLE_SECONDS = 30.0
@@ -41,7 +48,8 @@ class Runner:
         self._studies = Studies(self._database)
         self._tidied_at = -TIDY_SECONDS
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
-        self._drivers: list[threading.Thread] = []
+        self._drivers: dict[threading.Thread, Turn] = {}
+        self._looked_at = -LOOK_SECONDS
         self.stop = threading.Event()
         self.has_lost_its_node = False
         """Whether it ended because Ray's node on this machine died: only a new process can join the cluster anew."""
@@ -67,16 +75,21 @@ class Runner:
     def _claim_and_drive(self) -> None:
         while not self.stop.is_set():
             self._tidy()
-            self._drivers = [driver for driver in self._drivers if driver.is_alive()]
-            claimed = self._claimed() if len(self._drivers) < self._settings.studies_at_once else None
+            self._drivers = {driver: turn for driver, turn in self._drivers.items() if driver.is_alive()}
+            claimed = None
+            if len(self._drivers) < self._settings.studies_at_once:
+                claimed = self._claimed()
+            else:
+                self._rotate()
             if claimed is None:
                 self.stop.wait(POLL_SECONDS)
                 continue
             name = claimed[0].name
             log.info("study claimed", extra={"study": name, "runner": self._owner})
-            driver = threading.Thread(target=self._driving.drive, args=claimed, name=f"study {name}")
+            turn = Turn()
+            driver = threading.Thread(target=self._driving.drive, args=(*claimed, turn), name=f"study {name}")
             driver.start()
-            self._drivers.append(driver)
+            self._drivers[driver] = turn
 
     def _claimed(self) -> tuple[StudyRow, Lease] | None:
         try:
@@ -88,6 +101,16 @@ class Runner:
             log.exception("study not claimed")
             self.stop.wait(UNREADABLE_SECONDS)
             return None
+
+    def _rotate(self) -> None:
+        """All places are taken: have some of them given to studies that wait."""
+        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        try:
+            rotate(list(self._drivers.values()), *self._studies.line(WAITED_SECONDS))
+        except DATABASE_AWAY:
+            log.warning("database away", exc_info=True)
 
     def _lost_node(self) -> None:
         self.has_lost_its_node = True

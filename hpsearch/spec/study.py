@@ -91,7 +91,7 @@ class StudySpec(Closed):
     warm_start: WarmStartSpec | None = Field(None, exclude_if=lambda warm_start: warm_start is None)
     """Learn from earlier studies."""
     priority: int = Field(0, ge=-100, le=100)
-    """Ten points more are twice the part of the devices; queued studies start highest first."""
+    """Ten points more are twice the part of the devices; in the queue, one point is a minute of waiting."""
     verify: int = Field(0, ge=0, le=100_000)
     """So many trials, the first ones, make their first steps again alone: how far their losses are apart is kept."""
     seed: int = Field(0, ge=0, lt=2**31)

@@ -8,7 +8,7 @@ from hpsearch.storage.events import Event, events_after, last_event
 from hpsearch.storage.optuna_storage import DATABASE_AWAY, fenced, optuna_storage
 from hpsearch.storage.outbox import Delivery, Outbox
 from hpsearch.storage.rows import Lease, Page, StudyRow, count_by_state
-from hpsearch.storage.studies import Studies
+from hpsearch.storage.studies import Studies, place_in_line
 
 __all__ = [
     "DATABASE_AWAY",
@@ -31,4 +31,5 @@ __all__ = [
     "fenced",
     "last_event",
     "optuna_storage",
+    "place_in_line",
 ]

@@ -17,6 +17,26 @@ from hpsearch.storage.rows import Lease, Page, StudyRow, as_study, get_study, wi
 from hpsearch.storage.tables import studies, wishes
 
 
+def place_in_line(since: Any, priority: Any) -> Any:
+    """Who is claimed first, lowest first: of a time and a number, or of their columns.
+
+    A point of priority is worth a minute of waiting. So the highest starts first, and no stream of higher ones keeps a
+    low one waiting for ever.
+
+    Args:
+        since: When it began to wait.
+        priority: The study's.
+    """
+    return since - 60.0 * priority
+
+
+_WAITS_SINCE = sa.case(
+    (studies.c.state == StudyState.RUNNING, studies.c.created_at),  # its runner died: it had its place already
+    else_=sa.func.coalesce(studies.c.turned_at, studies.c.created_at),
+)
+_IN_LINE = place_in_line(_WAITS_SINCE, studies.c.priority)
+
+
 class Studies:
     """The table of studies. Each method is one transaction."""
 
@@ -101,14 +121,14 @@ class Studies:
         return Page(tuple(rows[:limit]), len(rows) > limit)
 
     def claim(self, owner: str, seconds: float) -> tuple[StudyRow, Lease] | None:
-        """Take the next queued study, or a running one whose lease has expired; highest priority, then oldest."""
+        """Take the next queued study, or a running one whose lease has expired, in the order of `place_in_line`."""
         with self._database.write() as connection:
             now = self._database.now(connection)
             free = sa.or_(
                 studies.c.state == StudyState.QUEUED,
                 sa.and_(studies.c.state == StudyState.RUNNING, studies.c.lease_expires_at < now),
             )
-            query = sa.select(studies).where(free).order_by(studies.c.priority.desc(), studies.c.created_at).limit(1)
+            query = sa.select(studies).where(free).order_by(_IN_LINE, studies.c.created_at).limit(1)
             row = connection.execute(query.with_for_update(skip_locked=True)).mappings().first()
             if row is None:
                 return None
@@ -127,6 +147,18 @@ class Studies:
             kind = "study.started" if row["started_at"] is None else "study.taken_over"
             append(connection, row["name"], kind, now, {"runner": owner})
             return get_study(connection, row["name"]), Lease(row["name"], owner, token)
+
+    def line(self, seconds: float) -> tuple[list[float], float]:
+        """The places of the queued studies that have waited for longer than so many seconds, the first one first.
+
+        Returns:
+            The places, and the time by the clock of the database.
+        """
+        with self._database.read() as connection:
+            now = self._database.now(connection)
+            waits = sa.and_(studies.c.state == StudyState.QUEUED, now - seconds > _WAITS_SINCE)
+            query = sa.select(_IN_LINE).where(waits).order_by(_IN_LINE)
+            return [float(place) for place in connection.execute(query).scalars()], now
 
     def renew(self, lease: Lease, seconds: float, standing: Standing | None = None) -> Orders:
         """Extend the lease, and keep what the study has use for; the answer is what people want of it now.
@@ -167,7 +199,9 @@ class Studies:
         if connection.execute(query).first() is None:
             raise LeaseLost(f"the lease on study '{lease.study}' has passed to another runner")
 
-    def end(self, lease: Lease, state: StudyState, reason: str, version: int | None = None) -> StudyState:
+    def end(
+        self, lease: Lease, state: StudyState, reason: str, version: int | None = None, *, behind: bool = False
+    ) -> StudyState:
         """Write how the study ended (or QUEUED to hand it over) and give the lease up, in one transaction.
 
         Args:
@@ -177,6 +211,7 @@ class Studies:
             reason: Why.
             version: Of the orders on which that was decided. When people have acted since, what has ended goes back to
                 the queue, so that a budget raised in the last moment, or a trial added then, is not lost.
+            behind: Whether it queues behind those that wait already; else it keeps its place among them.
 
         Returns:
             The state that was written: what people have asked for comes before QUEUED and PAUSED.
@@ -200,6 +235,7 @@ class Studies:
                 "finished_at": now if state.is_over else None,
                 "driven_at": None,
                 **NOTHING,
+                "turned_at": now if behind and state == StudyState.QUEUED else None,
             }
             self._update_leased(connection, lease, changes)
             append(connection, lease.study, f"study.{state}", now, {"reason": reason})

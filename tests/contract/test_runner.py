@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import optuna
 import pytest
 import sqlalchemy as sa
 
-from hpsearch.lifecycle import StudyState
+from hpsearch.basemodel import BaseModel
+from hpsearch.lifecycle import Orders, StudyState
+from hpsearch.raytune.holding import Holding
+from hpsearch.raytune.place import Place
+from hpsearch.raytune.stopping import ShouldStop, Stop
+from hpsearch.runner import driving, heartbeat
 from hpsearch.runner import runner as runner_module
 from hpsearch.runner.runner import Runner
+from hpsearch.runner.turns import Turn, rotate
+from hpsearch.search import Search
 from hpsearch.settings import Settings
-from hpsearch.storage import Acting, Acts, Database, Lease, Studies, StudyRow, optuna_storage
+from hpsearch.storage import (
+    Acting,
+    Acts,
+    Database,
+    Lease,
+    Studies,
+    StudyRow,
+    events_after,
+    optuna_storage,
+    place_in_line,
+)
 from hpsearch.storage.tables import studies
 from tests.builders import a_spec
+from tests.conftest import STUDIES
 
 PATIENCE = 60
 
@@ -47,8 +67,8 @@ class Driven:
         except Exception as error:
             self.error = error
 
-    def _drive(self, study: StudyRow, lease: Lease) -> None:
-        del study, lease
+    def _drive(self, study: StudyRow, lease: Lease, turn: Turn) -> None:
+        del study, lease, turn
         self.begun.set()
         self.runner.stop.wait(PATIENCE)
         if self.runner.stop.is_set():
@@ -124,3 +144,88 @@ def test_a_runner_that_fails_lays_its_studies_down_first(driven: Driven, monkeyp
     assert not driven.thread.is_alive()
     assert isinstance(driven.error, ValueError)
     assert driven.laid_down.is_set()
+
+
+class Endless:
+    """Stands for Ray: a search that trains one trial on a device of its own until it is told to stop in order."""
+
+    def __init__(self) -> None:
+        self.turns: Counter[str] = Counter()
+        self.driven: set[str] = set()
+        self.most = 0
+
+    def drive(
+        self,
+        search: Search,
+        model: BaseModel,
+        examples: int,
+        place: Place,
+        should_stop: ShouldStop,
+        *,
+        holding: Holding,
+    ) -> bool:
+        del model, examples, place
+        name = search.spec.name
+        self.turns[name] += 1
+        self.driven.add(name)
+        self.most = max(self.most, len(self.driven))
+        while (stop := should_stop()) is None:
+            if holding.may_begin(0, 1):
+                holding.trains(0)
+            time.sleep(0.05)
+        assert stop is Stop.IN_ORDER
+        self.driven.remove(name)
+        return True
+
+
+def test_studies_for_which_a_runner_has_no_place_get_theirs_in_turn(
+    home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once, five of them, none of which ends: every one is driven again and again."""
+    settings = home_with_tables.model_copy(update={"studies_at_once": 2, "slice_seconds": 0.3})
+    endless = Endless()
+    monkeypatch.setattr(driving, "drive", endless.drive)
+    monkeypatch.setattr(runner_module, "count_devices", lambda: 2)
+    for name in ("LOOK_SECONDS", "WAITED_SECONDS", "POLL_SECONDS"):
+        monkeypatch.setattr(runner_module, name, 0.05)
+    monkeypatch.setattr(heartbeat, "RENEW_SECONDS", 0.1)
+    database = Database(settings.sql_url)
+    names = [f"study-{number}" for number in range(5)]
+    tickets = STUDIES / "data" / "tickets"
+    data = {split: str(tickets / f"{split}.jsonl") for split in ("train", "validation")}
+    for name in names:
+        Studies(database).create(a_spec(name=name, model={"base": str(STUDIES / "models" / "pydoc-llama")}, data=data))
+    runner = Runner(settings, "none")
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    try:
+        until(lambda: all(endless.turns[name] >= 2 for name in names), f"each has its turns: {endless.turns}")
+    finally:
+        runner.stop.set()
+        thread.join(PATIENCE)
+    assert endless.most == 2
+    assert {Studies(database).get(name).state for name in names} == {StudyState.QUEUED}
+    events = [str(event.details) for event in events_after(database, names[0], 0) if event.kind == "study.queued"]
+    assert any("another study that waited has its place" in event for event in events)
+
+
+def test_a_study_gives_its_place_to_those_only_that_would_be_claimed_before_it() -> None:
+    def a_turn(priority: int, held: float, *, trains: bool = True) -> Turn:
+        turn, holding = Turn(), Holding("a", slice_seconds=60)
+        driven = iter([0.0, *itertools.repeat(held)])
+        spec = a_spec(priority=priority)
+        turn.begin(holding, lambda: Orders(1, None, spec, (), next(driven)))
+        if trains:
+            holding.trains(0)
+        return turn
+
+    now = 10_000.0
+    urgent, short, long, loading = a_turn(10, 500), a_turn(0, 59), a_turn(0, 100), a_turn(0, 100, trains=False)
+    turns = [urgent, short, long, loading]
+    rotate(turns, [], now)
+    assert not any(turn.gives_way for turn in turns)
+    rotate(turns, [place_in_line(now - 1, 0)], now)
+    rotate(turns, [place_in_line(now - 1, 0)], now)
+    assert [turn.gives_way for turn in turns] == [False, False, True, False], "once, and not the urgent one"
+    rotate(turns, [place_in_line(now - 601, 0), place_in_line(now - 601, 0)], now)
+    assert [turn.gives_way for turn in turns] == [True, False, True, False], "ten minutes are ten points"

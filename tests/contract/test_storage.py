@@ -174,6 +174,28 @@ class TestClaiming:
         assert [row.name for row, _ in claimed if row] == ["urgent", "old", "middle", "young", "someday"]
         assert studies.claim("runner", LONG) is None
 
+    def test_who_gives_its_place_up_queues_behind_those_that_wait(self, studies: Studies) -> None:
+        create(studies, "first", "second")
+        order = []
+        for _ in range(4):
+            study, lease = studies.claim("one", LONG) or pytest.fail("nothing claimed")
+            order.append(study.name)
+            studies.end(lease, StudyState.QUEUED, "another has its place", behind=True)
+            time.sleep(0.003)
+        assert order == ["first", "second", "first", "second"]
+
+    def test_a_point_of_priority_is_a_minute_of_waiting(self, studies: Studies) -> None:
+        """So that nobody waits for ever behind what is more urgent."""
+        create(studies, "first", "second")
+        create(studies, "urgent", priority=1)
+        for _ in range(2):  # it would be claimed again, so nobody needs its place
+            study, lease = studies.claim("one", LONG) or pytest.fail("nothing claimed")
+            assert study.name == "urgent"
+            studies.end(lease, StudyState.QUEUED, "another has its place", behind=True)
+        (urgent, first, _), now = studies.line(0)
+        assert now - 61 < urgent < now - 59 < now - 1 < first < now
+        assert studies.line(LONG)[0] == []
+
     def test_a_claimed_study_runs_under_a_lease(self, studies: Studies, database: Database) -> None:
         create(studies, "tickets")
         row, lease = studies.claim("runner", LONG) or pytest.fail("nothing claimed")
