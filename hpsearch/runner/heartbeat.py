@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from hpsearch.errors import LeaseLost
 from hpsearch.lifecycle import StudyState
@@ -21,6 +22,10 @@ GATHER_SECONDS = 0.1
 """What changes within so short a time is said at once."""
 
 
+TOLD_SECONDS = 2.0
+"""Between two events of a study's share: where it goes to and fro, the last one is told."""
+
+
 class Heartbeat:
     """Renews a lease in a thread of its own, and tells the study's share as it changes."""
 
@@ -31,6 +36,7 @@ class Heartbeat:
         self._studies, self._lease, self._seconds, self._fair = studies, lease, seconds, fair
         self._need: Need | None = None
         self._told: int | None = None
+        self._told_at = -TOLD_SECONDS
         self._soon, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"heartbeat {lease.study}", daemon=True)
 
@@ -84,6 +90,7 @@ class Heartbeat:
         if share.need != need or share.devices == 0:  # not reckoned yet, or with nobody to train
             return
         limit = share.trials if share.trials < need.wanted else None
-        if limit != self._told:
-            self._told = limit
+        now = time.monotonic()
+        if limit != self._told and now - self._told_at >= TOLD_SECONDS:
+            self._told, self._told_at = limit, now
             self._studies.append_event(self._lease, "study.share", {"trials": share.trials, "text": share.text})

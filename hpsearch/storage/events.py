@@ -15,6 +15,10 @@ DELETED = "study.deleted"
 """The one event that stays of a study that was deleted."""
 
 
+KEPT = {"study.share": 50}
+"""Of kinds that only say how things stand now, and that may come as long as the study lives: so many, the last ones."""
+
+
 @dataclass(frozen=True)
 class Event:
     """One thing that happened; ids grow, so a reader goes on behind the last one it saw."""
@@ -33,6 +37,10 @@ class Event:
 def append(connection: sa.Connection, study: str, kind: str, at: float, details: dict[str, Any]) -> None:
     """Add an event in the transaction that made it true."""
     connection.execute(events.insert().values(study=study, kind=kind, at=at, details=json.dumps(details)))
+    if kind in KEPT:
+        same = sa.and_(events.c.study == study, events.c.kind == kind)
+        ids = connection.execute(sa.select(events.c.id).where(same).order_by(events.c.id)).scalars().all()
+        connection.execute(events.delete().where(events.c.id.in_(ids[: -KEPT[kind]])))
 
 
 def events_after(database: Database, study: str, last_id: int, limit: int = 500) -> list[Event]:

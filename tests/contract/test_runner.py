@@ -7,6 +7,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import optuna
 import pytest
@@ -19,10 +21,12 @@ from hpsearch.raytune.place import Place
 from hpsearch.raytune.stopping import ShouldStop, Stop
 from hpsearch.runner import driving, heartbeat
 from hpsearch.runner import runner as runner_module
+from hpsearch.runner.fair import Fair
 from hpsearch.runner.runner import Runner
 from hpsearch.runner.turns import Turn, rotate
 from hpsearch.search import Search
 from hpsearch.settings import Settings
+from hpsearch.shares import Need, Share
 from hpsearch.storage import (
     Acting,
     Acts,
@@ -34,6 +38,7 @@ from hpsearch.storage import (
     optuna_storage,
     place_in_line,
 )
+from hpsearch.storage.events import KEPT
 from hpsearch.storage.tables import studies
 from tests.builders import a_spec
 from tests.conftest import STUDIES
@@ -229,3 +234,44 @@ def test_a_study_gives_its_place_to_those_only_that_would_be_claimed_before_it()
     assert [turn.gives_way for turn in turns] == [False, False, True, False], "once, and not the urgent one"
     rotate(turns, [place_in_line(now - 601, 0), place_in_line(now - 601, 0)], now)
     assert [turn.gives_way for turn in turns] == [True, False, True, False], "ten minutes are ten points"
+
+
+def test_a_share_that_goes_to_and_fro_is_told_now_and_then_and_the_last_one_in_any_case(
+    home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(home_with_tables.sql_url)
+    table = Studies(database)
+    table.create(a_spec(name="shared"))
+    _, lease = table.claim("runner", PATIENCE) or pytest.fail("nothing claimed")
+    need = Need(5, 1)
+    shares = itertools.cycle([Share(1, 1, need=need, devices=9), Share(2, 1, need=need, devices=9)])
+    fair = SimpleNamespace(of=lambda _: next(shares), look=lambda: None, cluster="here")
+    beats = heartbeat.Heartbeat(table, lease, PATIENCE, cast(Fair, fair))
+    beats._need = need
+    clock = itertools.count()
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: 0.1 * next(clock)))
+
+    def told() -> list[int]:
+        return [int(e.details["trials"]) for e in events_after(database, "shared", 0) if e.kind == "study.share"]
+
+    for _ in range(20):
+        beats._renew()
+    assert told() == [1]
+    for _ in range(3):
+        beats._renew()
+    assert told() == [1, 2]
+
+
+def test_of_shares_the_last_ones_are_kept(home_with_tables: Settings) -> None:
+    database = Database(home_with_tables.sql_url)
+    table = Studies(database)
+    table.create(a_spec(name="shared"))
+    _, lease = table.claim("runner", PATIENCE) or pytest.fail("nothing claimed")
+    for number in range(KEPT["study.share"] + 5):
+        table.append_event(lease, "study.share", {"trials": number})
+        table.append_event(lease, "trial.reported", {"number": number})
+    found = Counter(event.kind for event in events_after(database, "shared", 0))
+    assert found["study.share"] == KEPT["study.share"]
+    assert found["trial.reported"] == KEPT["study.share"] + 5
+    last = [event.details["trials"] for event in events_after(database, "shared", 0) if event.kind == "study.share"][-1]
+    assert last == KEPT["study.share"] + 4
