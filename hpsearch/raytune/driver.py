@@ -104,7 +104,7 @@ def drive(
     _wait_for_workers(should_stop)
     if should_stop() or not holding.wait(should_stop):
         return True
-    placement = place_trials(search, model, config_of, place, should_stop)
+    placement = place_trials(search, model, config_of, place, should_stop, may_hold=holding.room)
     if placement is None:
         return True
 

@@ -13,6 +13,9 @@ ASKED_AGAIN_SECONDS = 1.0
 
 POLL_SECONDS = 0.1
 
+RECKONED_SECONDS = 3.0
+"""By then the shares follow what was said."""
+
 LOADING_SLICES = 5
 """A trial that doesn't train yet keeps its place so long: what was loaded in vain is loaded again at the next turn."""
 
@@ -62,6 +65,14 @@ class Holding:
             time.sleep(POLL_SECONDS)
         self._tell(self._need.wanted, 1)
         return True
+
+    def room(self, wanted: int) -> int:
+        """How many trials may be held now, the claimed place included, once it is reckoned that so many are of use."""
+        self._tell(wanted, 1)
+        deadline = time.monotonic() + RECKONED_SECONDS
+        while (share := self._share(self._need)).need != self._need and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        return max(1, share.now)
 
     def may_begin(self, running: int, wanted: int) -> bool:
         """Whether one trial more may begin now. If so, its place is claimed.

@@ -67,6 +67,8 @@ def place_trials(
     config_of: Callable[[Asked], FinetuneConfig],
     place: Place,
     should_stop: Callable[[], object],
+    *,
+    may_hold: Callable[[int], int],
 ) -> Placement | None:
     """Find out how many trials go on a device, and let devices load what they need; None when told to stop.
 
@@ -76,6 +78,7 @@ def place_trials(
         config_of: Resolves a trial's params.
         place: Where tokenised data is, and how long a device may make no progress.
         should_stop: Looked at while something is measured.
+        may_hold: Told how many devices are of use, it answers how many are this study's now; others' are not loaded.
     """
     spec, cluster = search.spec, ray.cluster_resources()
     gpus, cores = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
@@ -90,7 +93,7 @@ def place_trials(
     wanted = spec.parallelism.max_concurrent_trials
     if not gpus:
         at_once = min(limit for limit in (sensible, wanted, spec.budget.trials) if isinstance(limit, int))
-        for address in _cores(at_once):
+        for address in _cores(may_hold(at_once)):
             open_device(address).get_ready.remote(*asking)
     per_device = spec.parallelism.trials_per_device
     circumstances = {"devices": devices, "gpus": gpus > 0, "most": _most(spec, devices)}

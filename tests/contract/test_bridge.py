@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from ray.tune.search import Searcher
 
 from hpsearch.basemodel import describe
 from hpsearch.errors import DiskFull
-from hpsearch.raytune import bridge, driver, outcome, stopping
+from hpsearch.raytune import bridge, driver, outcome, placement, stopping
 from hpsearch.raytune.bridge import Bridge
 from hpsearch.raytune.health import IN_A_ROW
 from hpsearch.raytune.holding import Holding
@@ -21,7 +22,10 @@ from hpsearch.raytune.place import Place
 from hpsearch.raytune.placement import Placement
 from hpsearch.raytune.stopping import Stopping
 from hpsearch.results import Failure, TrialState
+from hpsearch.search import Asked
+from hpsearch.shares import Need, Share
 from hpsearch.spec.defaults import resolve
+from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.storage import optuna_storage
 from tests.conftest import STUDIES
 from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, Storage, a_report, spec_of
@@ -182,7 +186,7 @@ def test_a_study_that_was_told_to_stop_while_it_waited_for_its_turn_is_not_over(
             return next(self.turns)
 
     monkeypatch.setattr(driver, "_wait_for_workers", lambda _: None)
-    monkeypatch.setattr(driver, "place_trials", lambda *_: Placement({"CPU": 1}, 1, ROOM, ROOM))
+    monkeypatch.setattr(driver, "place_trials", lambda *_, **__: Placement({"CPU": 1}, 1, ROOM, ROOM))
     monkeypatch.setattr(driver, "_fit", lambda bridge, _: setattr(bridge, "rests", True))
     model = describe(str(STUDIES / "models" / "pydoc-llama"))
     assert driver.drive(tune.driven.search, model, EXAMPLES, Place(tmp_path), holding=Waiting("bridged"))
@@ -210,3 +214,36 @@ def test_a_study_whose_budget_is_spent_ends_without_its_turn(
     model = describe(str(STUDIES / "models" / "pydoc-llama"))
     assert not driver.drive(search, model, EXAMPLES, Place(tmp_path), holding=Waiting("bridged"))
     assert "training tokens was used" in search.verdict()[1]
+
+
+@pytest.mark.parametrize("share", [1, 3])
+def test_no_device_of_another_study_is_made_ready(
+    sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: int
+) -> None:
+    """Models would be loaded where this study may not train, and take the place of those that are needed there."""
+    shutil.copy(sqlite_template, tmp_path / "study.db")
+    parallelism = {"max_concurrent_trials": 8, "trials_per_device": 1}
+    spec = spec_of(20, parallelism=parallelism)
+    search = Driven(optuna_storage(f"sqlite:///{tmp_path}/study.db"), spec).search
+    told: list[Need] = []
+
+    def reckoned(need: Need) -> Share:
+        told.append(need)
+        late = told[-2] if len(told) > 1 else Need(0, 0)  # shares follow what was said a moment later
+        return Share(share, min(share, late.wanted), need=late)
+
+    opened: list[int] = []
+    ready = SimpleNamespace(get_ready=SimpleNamespace(remote=lambda *_: None))
+    monkeypatch.setattr(placement, "_cores", range)
+    monkeypatch.setattr(placement, "open_device", lambda address: opened.append(address) or ready)
+    monkeypatch.setattr(placement.ray, "cluster_resources", lambda: {"CPU": 6, "memory": 1 << 40})
+    model = describe(str(STUDIES / "models" / "pydoc-llama"))
+
+    def config_of(asked: Asked) -> FinetuneConfig:
+        return resolve(spec, asked.params, EXAMPLES, "llama", 10**6)
+
+    holding = Holding("bridged", reckoned)
+    assert holding.wait(lambda: False)
+    found = placement.place_trials(search, model, config_of, Place(tmp_path), lambda: False, may_hold=holding.room)
+    assert found is not None
+    assert opened == list(range(share))
