@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,10 @@ from hpsearch.watchdog import mark
 
 CONTRACT_VERSION = 1
 """Raise it with any change that moves values."""
+
+
+class Abandoned(Exception):
+    """Nobody waits for the evaluation any more."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,11 @@ class Reader:
 
 
 def evaluate(
-    reader: Reader, anatomy: Anatomy, examples: Sequence[TokenisedExample], token_budget: int
+    reader: Reader,
+    anatomy: Anatomy,
+    examples: Sequence[TokenisedExample],
+    token_budget: int,
+    goes_on: Callable[[], bool] = lambda: True,
 ) -> list[Evaluation]:
     """Evaluate adapters on one model, as many in one pass as the budget allows; one evaluation for each.
 
@@ -61,6 +69,10 @@ def evaluate(
         anatomy: The model's.
         examples: Of the validation split, each with at least one completion token.
         token_budget: Tokens of a micro-batch, padding included.
+        goes_on: Whether somebody still waits for it, asked at every micro-batch.
+
+    Raises:
+        Abandoned: Nobody does.
     """
     device = reader.model.device
     layout = Layout(anatomy.packs, device)
@@ -75,6 +87,8 @@ def evaluate(
             at_once = max(1, token_budget // batch.ids.numel())
             for start in range(0, len(reader.adapters), at_once):
                 mark()
+                if not goes_on():
+                    raise Abandoned
                 readers = slice(start, start + at_once)
                 sums[readers] += _sums(reader, reader.adapters[readers], anatomy, batch)
     text_bytes = sum(example.completion_bytes for example in examples)

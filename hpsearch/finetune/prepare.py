@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,16 +91,23 @@ def prepared_key(config: FinetuneConfig) -> str:
     return hashlib.sha256(json.dumps(terms).encode()).hexdigest()
 
 
-def prepare(config: FinetuneConfig, device: str = "cpu", cache: Path | None = None) -> Prepared:
+def prepare(
+    config: FinetuneConfig,
+    device: str = "cpu",
+    cache: Path | None = None,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> Prepared:
     """Load the model, tokenise the data, evaluate the baseline.
 
     Args:
         config: Of any trial of the study.
         device: As torch names it: `cpu`, `cuda:0`.
         cache: Folder of tokenised data that workers share; None to tokenise in any case.
+        goes_on: Whether somebody still waits for it: a baseline over a large validation split may take long.
 
     Raises:
         InvalidInput: The model or the data can't be used; the error's `field` says which part of the spec.
+        Abandoned: Nobody waits for it any more.
     """
     examples = load(config.data) if cache is None else None  # what is wrong with them is found before the model loads
     base = load_base(config.model, device)
@@ -131,7 +139,7 @@ def prepare(config: FinetuneConfig, device: str = "cpu", cache: Path | None = No
     )
     kind = loaded.device.type
     budget = EVALUATION_BUDGETS.get(kind, EVALUATION_BUDGETS["cpu"])
-    (baseline,) = evaluate(Reader(loaded.model), loaded.anatomy, validation.examples, budget)
+    (baseline,) = evaluate(Reader(loaded.model), loaded.anatomy, validation.examples, budget, goes_on)
     if not math.isfinite(baseline.loss):
         raise UnsupportedModel(f"{config.model.base} has no finite loss even before training", "model.base")
     return Prepared(

@@ -9,8 +9,9 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from hpsearch.errors import DiskFull
+from hpsearch.raytune.devices import release_everywhere
 from hpsearch.raytune.health import Health
-from hpsearch.raytune.holding import Holding
+from hpsearch.raytune.holding import ASKED_AGAIN_SECONDS, Holding
 from hpsearch.raytune.messages import Barred, decode
 from hpsearch.raytune.outcome import Outcome
 from hpsearch.raytune.place import Place
@@ -60,6 +61,7 @@ class Bridge:
         self._numbers: dict[str, int] = {}
         self._barred: set[str] = set()
         self._ran_at = time.monotonic()
+        self._asked_at = -ASKED_AGAIN_SECONDS
         self._is_over = False
 
     def __reduce__(self) -> Any:
@@ -71,7 +73,19 @@ class Bridge:
         is_due = self.stopping.is_due()
         if not is_due and not self.stopping.is_wanted:
             self._holding.give(self._running())
+            self._let_go_of_beginners()
         return is_due
+
+    def _let_go_of_beginners(self) -> None:
+        """Out of time, trials end at their next report; those that load, or are at the baseline, are far from it."""
+        if not self.search.is_out_of_time() or time.monotonic() - self._asked_at < ASKED_AGAIN_SECONDS:
+            return
+        self._asked_at = time.monotonic()
+        try:
+            for number in self.search.unreported():
+                release_everywhere(f"{self.search.spec.name}/{number}")
+        except Exception as error:  # driving ends, and whoever drives decides
+            self.stopping.went_wrong(error)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config for Tune; None to be asked again; FINISHED when nothing is left to do."""

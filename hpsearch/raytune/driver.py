@@ -104,9 +104,13 @@ def drive(
     _wait_for_workers(should_stop)
     if should_stop() or not holding.wait(should_stop):
         return True
-    placement = place_trials(search, model, config_of, place, should_stop, may_hold=holding.room)
+
+    def stops_measuring() -> object:
+        return should_stop() or search.is_out_of_time()
+
+    placement = place_trials(search, model, config_of, place, stops_measuring, may_hold=holding.room)
     if placement is None:
-        return True
+        return should_stop() is not None
 
     holding.per_device = placement.per_device
     stopping = Stopping(search.spec.name, should_stop)

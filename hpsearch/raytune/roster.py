@@ -62,6 +62,11 @@ class Roster:
             self._changed.notify_all()
             return True
 
+    def wants(self, key: str) -> bool:
+        """Whether somebody still wants the trial to be trained here."""
+        with self._changed:
+            return key in self._slots and key not in self._leaving
+
     def touch(self, key: str) -> None:
         """The trial's process lives."""
         with self._changed:

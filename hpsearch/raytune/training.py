@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,7 @@ class Training:
         self._in_use: dict[str, Prepared] = {}
         self._attempts: dict[str, Attempt] = {}
         self._delayed: list[str] = []
+        self._joining: list[str] = []
 
     def run(self) -> None:
         """Until there was nothing to do for a long time."""
@@ -97,7 +99,8 @@ class Training:
         for errand in work.errands:
             errand()
         delayed, self._delayed = self._delayed, []
-        for key in [*delayed, *work.joining]:
+        self._joining = [*delayed, *work.joining]
+        for key in self._joining:
             if key in slots and key not in work.leaving:
                 self._join(key, slots[key])
         for key in work.leaving & slots.keys():
@@ -128,12 +131,15 @@ class Training:
     def _join(self, key: str, slot: Slot) -> None:
         from hpsearch.finetune import memory
         from hpsearch.finetune.attempts import Attempt
+        from hpsearch.finetune.evaluate import Abandoned
         from hpsearch.finetune.member import Member
 
+        if not self._roster.wants(key):  # any more: it is answered at the next look
+            return
         try:
             _check_shared(Path(slot.adapter).parent)
             config = FinetuneConfig.model_validate_json(slot.config)
-            prepared = self._prepare(config, slot.cache)
+            prepared = self._prepare(config, slot.cache, self._is_waited_for)
             self._contracts[key] = prepared.evaluation_contract
             self._in_use[key] = prepared
             if len(self._cohort) and not memory.fits(config, prepared, self._share):
@@ -149,9 +155,15 @@ class Training:
                 self._tell_again(key, slot, member)
             if not member.is_done:
                 self._cohort.admit(key, member, prove=slot.prove)
+        except Abandoned:
+            log.info("baseline abandoned: nobody waits for it", extra=fields_of(key))
         except Exception as error:  # whatever goes wrong with one trial is that trial's failure, never the device's
             log.warning("trial not started", exc_info=True, extra=fields_of(key))
             self._send(key, failed(error))
+
+    def _is_waited_for(self) -> bool:
+        """Whether any of the trials that are about to begin is still wanted here."""
+        return any(self._roster.wants(key) for key in self._joining)
 
     def _tell_again(self, key: str, slot: Slot, member: Member) -> None:
         """Reports that nobody may have dealt with before the interruption, from the last known one on; the end too."""
@@ -186,8 +198,14 @@ class Training:
             assert member.best is not None  # it is asked of trials that have reported
             self._send(key, self._message(key, slot, Done(member.best, member)))
 
-    def _prepare(self, config: FinetuneConfig, cache: str | None) -> Prepared:
-        """The base model with its data, loaded once for all trials that share it."""
+    def _prepare(
+        self, config: FinetuneConfig, cache: str | None, goes_on: Callable[[], bool] = lambda: True
+    ) -> Prepared:
+        """The base model with its data, loaded once for all trials that share it.
+
+        Raises:
+            Abandoned: `goes_on` says that nobody waits for it any more.
+        """
         from hpsearch.finetune.prepare import prepare, prepared_key
 
         key = prepared_key(config)
@@ -195,7 +213,7 @@ class Training:
             self._forget()
             folder = None if cache is None else Path(cache)
             with lengthy("loading the model and the data"):
-                self._prepared[key] = prepare(config, "cuda:0" if self._is_gpu else "cpu", folder)
+                self._prepared[key] = prepare(config, "cuda:0" if self._is_gpu else "cpu", folder, goes_on)
             for text in self._prepared[key].warnings:
                 log.warning("data cut", extra={"train": config.data.train, "text": text})
         self._prepared.move_to_end(key)

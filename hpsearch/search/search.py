@@ -161,6 +161,14 @@ class Search(Record):
         is_over = (not waiting and self._points.untried(_tried(trials)) == []) or self._ends(trials) is not None
         return is_over, [trial for trial in waiting if trial.cut_short]
 
+    def is_out_of_time(self) -> bool:
+        """Whether the wall-clock budget is used up, as far as people had extended it when their orders were heeded."""
+        return self.spec.budget.wall_clock is not None and self._elapsed() >= self.spec.budget.wall_clock
+
+    def unreported(self) -> list[int]:
+        """The running trials that have nothing to show yet, not even the baseline."""
+        return [number for number, trial in self._live.items() if not trial.user_attrs.get("curve")]
+
     def room(self) -> int:
         """How many trials `ask` could hand out now, at most."""
         trials = self.trials()

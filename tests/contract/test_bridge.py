@@ -17,7 +17,7 @@ from hpsearch.raytune import bridge, driver, outcome, placement, stopping
 from hpsearch.raytune.bridge import Bridge
 from hpsearch.raytune.health import IN_A_ROW
 from hpsearch.raytune.holding import Holding
-from hpsearch.raytune.messages import Barred, Failed, Message, Placed, Reported, encode
+from hpsearch.raytune.messages import Barred, Failed, Message, Placed, Released, Reported, encode
 from hpsearch.raytune.place import Place
 from hpsearch.raytune.placement import Placement
 from hpsearch.raytune.stopping import Stopping
@@ -28,7 +28,7 @@ from hpsearch.spec.defaults import resolve
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.storage import optuna_storage
 from tests.conftest import STUDIES
-from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, Storage, a_report, spec_of
+from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, a_report, spec_of
 
 ROOM = 4
 
@@ -36,8 +36,8 @@ ROOM = 4
 class Tune:
     """Asks for trials and passes messages on, as Tune does."""
 
-    def __init__(self, storage: Storage, folder: Path) -> None:
-        self.driven = Driven(storage, spec_of(20))
+    def __init__(self, driven: Driven, folder: Path) -> None:
+        self.driven = driven
         spec = self.driven.search.spec
         self.bridge = Bridge(
             self.driven.search,
@@ -82,7 +82,7 @@ def tune(sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(stopping, "LOOK_SECONDS", float("inf"))
     monkeypatch.setattr(outcome, "node_lives", lambda _: True)  # there is no Ray whose node could have died
     shutil.copy(sqlite_template, tmp_path / "study.db")
-    return Tune(optuna_storage(f"sqlite:///{tmp_path}/study.db"), tmp_path)
+    return Tune(Driven(optuna_storage(f"sqlite:///{tmp_path}/study.db"), spec_of(20)), tmp_path)
 
 
 def test_a_device_that_fails_what_another_trains_is_named_to_the_trials_after_it(tune: Tune) -> None:
@@ -247,3 +247,27 @@ def test_no_device_of_another_study_is_made_ready(
     found = placement.place_trials(search, model, config_of, Place(tmp_path), lambda: False, may_hold=holding.room)
     assert found is not None
     assert opened == list(range(share))
+
+
+def test_out_of_time_what_has_nothing_to_show_is_let_go_of(
+    sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that loads, or a long baseline, would end the study late; what has reported ends at its next report."""
+    shutil.copy(sqlite_template, tmp_path / "study.db")
+    elapsed = [0.0]
+    spec = spec_of(20, budget={"trials": 20, "wall_clock": 60})
+    driven = Driven(optuna_storage(f"sqlite:///{tmp_path}/study.db"), spec, elapsed=lambda: elapsed[0])
+    told: list[str] = []
+    monkeypatch.setattr(bridge, "release_everywhere", told.append)
+    tune = Tune(driven, tmp_path)
+    trains, _ = tune.start()
+    loads, given = tune.start()
+    assert tune.tell(trains, Reported(a_report(0), CONTRACT))
+    assert not tune.bridge.stops()
+    assert told == []
+    elapsed[0] = 61.0
+    assert not tune.bridge.stops()
+    assert told == [f"{spec.name}/{given['number']}"]
+    assert not tune.tell(loads, Released("the device let go of it"))
+    assert driven.trial(given["number"]).state == TrialState.WAITING
+    assert tune.bridge.suggest("none any more") is None

@@ -1,0 +1,99 @@
+"""The thread of a device that trains, with a roster of trials and without Ray."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_reference import a_config
+
+from hpsearch.finetune import evaluate as evaluation
+from hpsearch.raytune import training as training_module
+from hpsearch.raytune.messages import Slot
+from hpsearch.raytune.roster import Roster
+from hpsearch.raytune.training import Training
+
+PATIENCE = 60
+
+
+def a_slot(folder: Path, number: int, **changes: Any) -> Slot:
+    config = a_config(**changes)
+    return Slot(
+        config=config.model_dump_json(),
+        metric="validation_loss",
+        adapter=str(folder / str(number)),
+        progress=str(folder / "progress" / str(number)),
+        attempt=1,
+        reported=None,
+        capacity=4,
+    )
+
+
+@pytest.fixture
+def roster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Roster]:
+    """Of a device that trains in a thread of this process, as long as there is anything to do."""
+    roster = Roster()
+    training = Training(roster, is_gpu=False, share=1.0)
+    thread = threading.Thread(target=training.run, daemon=True)
+    thread.start()
+    yield roster
+    roster.close()
+    for key in roster.trials():
+        roster.remove(key)
+    monkeypatch.setattr(training_module, "IDLE_SECONDS", 0.0)
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+class SlowBaseline:
+    """An evaluation of the base model that takes a minute and more."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches = 0
+        self.begun = threading.Event()
+        real = evaluation._sums
+
+        def slow(*args: Any) -> Any:
+            self.batches += 1
+            self.begun.set()
+            time.sleep(0.5)
+            return real(*args)
+
+        monkeypatch.setattr(evaluation, "_sums", slow)
+        monkeypatch.setattr(evaluation, "kept_micro_batches", lambda *args: [*self._real(*args)] * 200)
+
+    _real = staticmethod(evaluation.kept_micro_batches)
+
+
+@pytest.mark.parametrize("way", ["released", "removed"])
+def test_a_baseline_for_which_nobody_waits_any_more_is_abandoned(
+    roster: Roster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A study that is paused or cancelled, or has no time left, holds no device until its baseline is through."""
+    slow = SlowBaseline(monkeypatch)
+    slots = {"study/0/1/a": a_slot(tmp_path, 0), "study/1/1/b": a_slot(tmp_path, 1)}  # which writes their data, first
+    assert all(roster.admit(key, slot, has_room_for_all=False) for key, slot in slots.items())
+    assert slow.begun.wait(PATIENCE)
+    roster.release("study/0")
+    batches = slow.batches
+    until(lambda: slow.batches > batches + 2, "the other trial of the study still waits for it")
+    if way == "released":
+        roster.release("study/1")
+        for key in ("study/0/1/a", "study/1/1/b"):
+            assert json.loads(roster.next_message(key))["kind"] == "Released"
+    else:
+        roster.remove("study/1/1/b")
+        assert json.loads(roster.next_message("study/0/1/a"))["kind"] == "Released"
+    assert slow.batches < 100
+
+
+def until(what: Callable[[], object], text: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < deadline, text
+        time.sleep(0.02)
