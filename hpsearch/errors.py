@@ -8,6 +8,7 @@
     │   ├── UnknownModel            the base model can't be found
     │   ├── UnsupportedModel        found, but it isn't a causal LM in safetensors
     │   ├── UnknownDataset          a data file or an uploaded dataset can't be found
+    │   ├── OutdatedCheckpoint      another version of hpsearch wrote it
     │   ├── PathNotAllowed          outside the allowed roots
     │   └── TooLarge                over a size limit
     ├── NotFound
@@ -99,6 +100,12 @@ class UnknownDataset(InvalidInput):
     """The dataset can't be found. Upload it with `POST /v1/datasets`, or name a file below an allowed root."""
 
     code = "unknown_dataset"
+
+
+class OutdatedCheckpoint(InvalidInput):
+    """The checkpoint is of another version of hpsearch. The service trains its params anew, under another number."""
+
+    code = "outdated_checkpoint"
 
 
 class PathNotAllowed(InvalidInput):

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hpsearch.crash import crash_point
-from hpsearch.errors import DiskFull, InvalidInput, WorkerLost
+from hpsearch.errors import DiskFull, InvalidInput, OutdatedCheckpoint, WorkerLost
 from hpsearch.finetune import snapshot
 from hpsearch.finetune.member import Member
 
@@ -55,8 +55,9 @@ class Attempt:
 
         Raises:
             WorkerLost: The trial was trained, and can't be continued: no snapshot, or one of another fine-tune.
+            OutdatedCheckpoint: The same, since another version of hpsearch wrote it.
         """
-        reasons = []
+        reasons: list[InvalidInput] = []
         for folder in self._earlier():
             try:
                 saved = snapshot.read(folder)
@@ -64,18 +65,20 @@ class Attempt:
                     member.restore(saved)
                     return True
             except InvalidInput as error:
-                reasons.append(str(error))
+                reasons.append(error)
         if inherited is not None:
             try:
                 saved = snapshot.read(inherited)
                 if saved is not None:
                     member.take_over(saved)
                     return True
-                reasons.append(f"there is no checkpoint in {inherited}")
+                reasons.append(InvalidInput(f"there is no checkpoint in {inherited}"))
             except InvalidInput as error:
-                reasons.append(str(error))
+                reasons.append(error)
         if reported:
-            why = "; ".join(reasons) or f"there is no checkpoint in {self._trial}"
+            why = "; ".join(map(str, reasons)) or f"there is no checkpoint in {self._trial}"
+            if any(isinstance(reason, OutdatedCheckpoint) for reason in reasons):
+                raise OutdatedCheckpoint("the trial's checkpoint is of another version of hpsearch: it is trained anew")
             raise WorkerLost(f"the trial can't be continued: {why}")
         return False
 

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from hpsearch.errors import InvalidInput
+from hpsearch.errors import InvalidInput, OutdatedCheckpoint
 from hpsearch.finetune.checkpoint import flush
 from hpsearch.finetune.prepare import Prepared
 from hpsearch.finetune.weights import State
@@ -105,7 +105,8 @@ def read(folder: Path) -> Snapshot | None:
     """The snapshot in a folder; None when there is none.
 
     Raises:
-        InvalidInput: The file is damaged, or of another version of hpsearch.
+        InvalidInput: The file is damaged.
+        OutdatedCheckpoint: It is of another version of hpsearch.
     """
     path = folder / FILE
     if not path.is_file():
@@ -118,7 +119,7 @@ def read(folder: Path) -> Snapshot | None:
         raise InvalidInput(f"the checkpoint {path} can't be read ({error}); {_WAY_OUT}") from None
     if metadata.get(_VERSION) != VERSION:
         found = f"format {metadata.get(_VERSION)}, this version reads {VERSION}"
-        raise InvalidInput(f"the checkpoint {path} is of another version of hpsearch ({found}); {_WAY_OUT}")
+        raise OutdatedCheckpoint(f"the checkpoint {path} is of another version of hpsearch ({found}); {_WAY_OUT}")
     content = metadata.get(_CONTENT, "")
     if metadata.get(_CHECKSUM) != str(_checksum(content, tensors)):
         raise InvalidInput(f"the checkpoint {path} is damaged (its checksum is wrong); {_WAY_OUT}")

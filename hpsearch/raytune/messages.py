@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from hpsearch.errors import HpsearchError, InvalidInput, TrialFailure
+from hpsearch.errors import HpsearchError, InvalidInput, OutdatedCheckpoint, TrialFailure
 from hpsearch.results import Failure, Report
 from hpsearch.spec.objective import Metric
 
@@ -172,6 +172,8 @@ def failed(error: Exception) -> Failed:
     """An error as the trial's end."""
     if isinstance(error, TrialFailure):
         return Failed(Failure(error.code), str(error))
+    if isinstance(error, OutdatedCheckpoint):
+        return Failed(Failure.OUTDATED_CHECKPOINT, str(error))
     if isinstance(error, InvalidInput):
         return Failed(Failure.INVALID_DATA, str(error))
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, while loading

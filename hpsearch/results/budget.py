@@ -14,7 +14,7 @@ SAME_FAILURES = 5
 """So many trials in a row that failed for the same reason end the study: the next one would fail too."""
 
 
-FREE = frozenset({Failure.WORKER_LOST, Failure.CANCELLED, Failure.INFEASIBLE})
+FREE = frozenset({Failure.WORKER_LOST, Failure.OUTDATED_CHECKPOINT, Failure.CANCELLED, Failure.INFEASIBLE})
 """Ends that use up nothing of the budget's trials."""
 
 

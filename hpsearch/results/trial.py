@@ -40,6 +40,8 @@ class Failure(enum.StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     INFEASIBLE = "infeasible"
     WORKER_LOST = "worker_lost"
+    OUTDATED_CHECKPOINT = "outdated_checkpoint"
+    """Of another version of hpsearch: its params are trained anew, under another number."""
     INVALID_DATA = "invalid_data"
     DISK_FULL = "disk_full"
     """Of a study that was paused for it; its trials wait."""

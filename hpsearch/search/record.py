@@ -223,7 +223,11 @@ class Record:
         return self._live.get(number) or optuna.Trial(self._study, self.frozen()[number]._trial_id)
 
     def fail(self, number: int, failure: Failure, text: str) -> None:
-        """The trial has no value. One that can't go on because its worker was lost is tried again, finitely often."""
+        """The trial has no value.
+
+        One that can't go on because its worker was lost is tried again, finitely often, and so is one whose checkpoint
+        is of another version of hpsearch.
+        """
         self._fence()
         trial, ended = self._trial(number), history.as_trial(self.frozen()[number])
         trial.set_user_attr("failure", str(failure))
@@ -232,10 +236,11 @@ class Record:
             # As a list, the older form: Optuna reads both, its dashboard only this one.
             self._storage.set_trial_system_attr(trial._trial_id, "constraints", [1.0])
         lost, orphaned = self._losses(ended)
-        if failure == Failure.WORKER_LOST and ended.params and lost < RETRIES:
+        is_lost = failure == Failure.WORKER_LOST
+        if ended.params and (failure == Failure.OUTDATED_CHECKPOINT or (is_lost and lost < RETRIES)):
             # First the retry, then the end of this attempt: dying in between must not lose the params.
             reached = max(ended.reached, exposure(ended))
-            inherited = {"lost": lost + 1, "orphaned": orphaned, "reached": reached}
+            inherited = {"lost": lost + is_lost, "orphaned": orphaned, "reached": reached}
             origin = {"origin": "retry", RETRY_OF: number, history.SPARED: ended.is_spared, **inherited}
             self.enqueue(ended.params, origin)
         self._tell(trial, state=OptunaState.FAIL)

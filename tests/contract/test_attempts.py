@@ -8,9 +8,11 @@ import pytest
 from finetune_reference import a_config
 from safetensors import SafetensorError
 
-from hpsearch.errors import DiskFull, WorkerLost
+from hpsearch.errors import DiskFull, OutdatedCheckpoint, WorkerLost
 from hpsearch.finetune import Member, prepare, snapshot
 from hpsearch.finetune.attempts import Attempt, telling_disk_full
+from hpsearch.raytune.messages import failed
+from hpsearch.results import Failure
 
 
 @pytest.fixture
@@ -83,3 +85,13 @@ def test_a_full_disk_is_told_whoever_notices():
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     with pytest.raises(SafetensorError), telling_disk_full():
         raise SafetensorError("Error while serializing: invalid shape")
+
+
+def test_a_checkpoint_of_another_version_is_nobodys_fault(trained, tmp_path, monkeypatch):
+    with monkeypatch.context() as before_the_upgrade:
+        before_the_upgrade.setattr(snapshot, "VERSION", "1")
+        Attempt(tmp_path, 1).keep(trained)
+    with pytest.raises(OutdatedCheckpoint, match="another version") as raised:
+        Attempt(tmp_path, 2).go_on(fresh(trained), reported=4)
+    assert failed(raised.value).failure is Failure.OUTDATED_CHECKPOINT
+    assert not Attempt(tmp_path, 3).go_on(fresh(trained), reported=0), "it has lost nothing, and begins anew"

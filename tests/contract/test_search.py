@@ -542,6 +542,24 @@ class TestAfterACrash:
         assert (retry.number, retry.params, retry.reported) == (1, asked.params, None)
         assert after.trial(1).retry_of == 0
 
+    def test_after_an_upgrade_what_can_not_be_gone_on_with_is_trained_anew_and_that_counts_nowhere(
+        self, sqlite: Storage
+    ) -> None:
+        """However often: it is neither a lost worker nor a failure of the study."""
+        driven = Driven(sqlite, spec_of(1))
+        asked = driven.must_ask()
+        for upgrade in range(RETRIES + 2):
+            driven.search.report(asked.number, a_report(50, 2.0), CONTRACT)
+            driven.search.fail(asked.number, Failure.OUTDATED_CHECKPOINT, "of another version of hpsearch")
+            again = driven.must_ask()
+            assert (again.params, again.reported) == (asked.params, None)
+            assert driven.trial(again.number).retry_of == asked.number == upgrade
+            assert driven.trial(again.number).lost == 0
+            asked = again
+        driven.run(asked)
+        assert driven.ask() is None
+        assert driven.search.verdict()[0]
+
     def test_a_trial_that_was_to_be_pruned_when_the_process_died_is_pruned(self, sqlite: Storage) -> None:
         spec = spec_of(4, pruner={"type": "successive_halving"}, search_space={**SPACE, "epochs": 4})
         before = Driven(sqlite, spec)

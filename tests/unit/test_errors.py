@@ -74,6 +74,7 @@ STATUSES = {
     "UnknownModel": 422,
     "UnsupportedModel": 422,
     "UnknownDataset": 422,
+    "OutdatedCheckpoint": 422,
     "PathNotAllowed": 422,
     "TooLarge": 413,
     "NotFound": 404,

@@ -131,3 +131,10 @@ def test_others_that_have_only_shown_the_baseline_do_not_train_yet(driven: Drive
     for _ in range(2 * IN_A_ROW):
         driven.fail("a")
     assert driven.aside == set()
+
+
+def test_checkpoints_of_another_version_are_not_the_devices_fault(driven: Driven) -> None:
+    driven.train("b", exposure=50)
+    for _ in range(2 * IN_A_ROW):
+        driven.fail("a", message=Failed(Failure.OUTDATED_CHECKPOINT, "of another version"))
+    assert driven.aside == set()
