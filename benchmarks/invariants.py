@@ -84,6 +84,12 @@ class Invariants:
                 self._curves[number] = curve
         self.checks += 1
 
+    @property
+    def outline(self) -> str:
+        """How often they were asked, and what did not hold."""
+        violated = sorted(self.violations) or "none"
+        return f"{self.checks} checks of {len(EMPTY) + 3} invariants, violated: {violated}"
+
     def _expect(self, holds: bool, what: str) -> None:
         if not holds and what not in self.violations:
             self.violations.add(what)

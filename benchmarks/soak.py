@@ -2,6 +2,7 @@
 
     python benchmarks/soak.py [--times 2] [--trials 6] [--faults runner-kill,device-stop,...] [--seconds 900]
     python benchmarks/soak.py --minutes 30 --every 20 [--faults ...]
+    python benchmarks/soak.py --nodes 2 [--times 2] [--trials 12] [--faults node-kill,node-term,node-stop]
 
 With `--minutes`, a random fault is injected every so many seconds, whether the last one is over or not, and what must
 hold at any moment (`invariants.py`) is asked of the database every 5 s. *Time to recover* is then the end of the
@@ -12,6 +13,11 @@ device. Each fault is injected at a random moment while both report. *Time to re
 interrupted have reported anew, or the API answers. Afterwards every trial is trained again alone, from its stored
 config, and the curves are compared. What is lost is a trial without its result; what is repeated is a report told
 twice, or params evaluated twice without being linked as a retry.
+
+With `--nodes`, the service drives on the head of a Ray cluster of that many nodes more, with one core each. Two devices
+are in use, so one is always on a node other than the head: that node is taken away as a whole once all trials report.
+Those that were on it have gone on when each has reported from another node. A frozen node is woken then. Of none may a
+process stay; another joins in its place.
 
 The disk is a small one of its own (a tmpfs, which takes root), filled to the last byte; without root that fault is left
 out. Needs PostgreSQL, and the tests' helpers (`tests/conftest.py`, `tests/acceptance`).
@@ -32,6 +38,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +47,12 @@ sys.path.insert(0, str(ROOT))
 
 import httpx  # noqa: E402
 
-from benchmarks.invariants import EMPTY, Invariants, recoveries  # noqa: E402
+from benchmarks.invariants import Invariants, recoveries  # noqa: E402
 from hpsearch.crash import HANG_VARIABLE  # noqa: E402
 from hpsearch.errors import HpsearchError  # noqa: E402
-from tests.acceptance.test_whole_path import STUDIES, Service, wait_for  # noqa: E402
+from tests.acceptance.test_whole_path import STUDIES, Service, free_port, wait_for  # noqa: E402
 from tests.conftest import Postgres, _postgres_binaries  # noqa: E402
+from tests.nodes import NodeFault, Nodes, family  # noqa: E402
 
 DICE = random.Random(0)
 PATIENCE = 240.0
@@ -53,7 +61,7 @@ PATIENCE = 240.0
 class Soak:
     """One service under fire."""
 
-    def __init__(self, folder: Path, trials: int) -> None:
+    def __init__(self, folder: Path, trials: int, nodes: int = 0) -> None:
         self.folder = folder
         self.disk = folder / "disk"
         self.disk.mkdir()
@@ -63,6 +71,7 @@ class Soak:
         assert binaries is not None, "PostgreSQL is not installed here"
         cluster = Path(tempfile.mkdtemp(prefix="hpsearch-soak-"))
         self.postgres = Postgres(binaries, cluster)
+        self.conninfo = self.postgres.url("postgres").replace("postgresql+psycopg", "postgresql")
         self.cluster = cluster / "cluster"
         settings = {
             "HPSEARCH_DATABASE_URL": self.postgres.url("postgres"),
@@ -71,10 +80,16 @@ class Soak:
             "HPSEARCH_DEVICE_STALLED_SECONDS": "10",
             HANG_VARIABLE: str(folder / "hang"),
         }
+        self.nodes = Nodes(folder, free_port(), nodes) if nodes else None
+        if self.nodes is not None:
+            settings |= {"HPSEARCH_RAY_ADDRESS": self.nodes.address, "RAY_AUTH_MODE": "disabled"}
         self.service = Service(self.disk / "home", **settings)
-        self.name, self.trials = "soak", trials
+        self.name, self.trials, self.at_once = "soak", trials, 4 if nodes else 2
         self.at_interruption: dict[int, int] = {}
         """Exposures of the trials that a fault has interrupted, when that was noticed."""
+        self.node_fault: NodeFault | None = None
+        self.on_node: dict[int, str] = {}
+        """The trials that were on the node that was taken away last, and their device."""
 
     def submit(self, seconds: float | None = None) -> None:
         """Queue the study; with a limit, it has more trials than it can train in so many seconds."""
@@ -96,7 +111,7 @@ class Soak:
             "objective": {"reports_per_epoch": 4},
             "sampler": {"type": "random"},
             "pruner": {"type": "none"},
-            "parallelism": {"trials_per_device": 2, "max_concurrent_trials": 2},
+            "parallelism": {"trials_per_device": 2, "max_concurrent_trials": self.at_once},
             "budget": {"trials": self.trials} if seconds is None else {"trials": None, "wall_clock": seconds},
         }
         path = self.folder / "soak.json"
@@ -122,10 +137,10 @@ class Soak:
             return str(self.service.client.study(self.name)["state"])
         return ""
 
-    def both_report(self) -> bool:
-        """Whether two trials train, and more than their baselines are known."""
+    def all_report(self) -> bool:
+        """Whether as many trials train as may, and more than their baselines are known."""
         running = self.running()
-        return len(running) == 2 and min(trial["exposure"] for trial in running.values()) > 0
+        return len(running) == self.at_once and min(trial["exposure"] for trial in running.values()) > 0
 
     def has_recovered_since(self, before: dict[int, dict[str, Any]]) -> bool:
         """Whether something was interrupted, and all that was has got further or has ended since."""
@@ -134,25 +149,22 @@ class Soak:
             interrupted = [number for number in before if now[number]["attempts"] > before[number]["attempts"]]
             for number in interrupted:
                 self.at_interruption.setdefault(number, now[number]["exposure"])
-            return bool(interrupted) and all(
-                now[number]["exposure"] > self.at_interruption[number]
-                or now[number]["state"] in ("COMPLETE", "PRUNED", "FAIL")
-                for number in interrupted
+            elsewhere = all(now[number]["device"] != device for number, device in self.on_node.items())
+            return (
+                bool(interrupted)
+                and self.on_node.keys() <= set(interrupted)
+                and elsewhere
+                and all(
+                    now[number]["exposure"] > self.at_interruption[number]
+                    or now[number]["state"] in ("COMPLETE", "PRUNED", "FAIL")
+                    for number in interrupted
+                )
             )
         return False
 
     def descendants(self, name: str) -> list[int]:
         """Processes of the service whose program has this in its name (Ray adds what an actor is doing)."""
-        listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-        fields = [line.split(None, 2) for line in listed.splitlines()]
-        rows = [(int(pid), int(parent), args) for pid, parent, args in fields]
-        family = {self.service.process.pid}
-        for _ in rows:
-            grown = family | {pid for pid, parent, _ in rows if parent in family}
-            if grown == family:
-                break
-            family = grown
-        return [pid for pid, _, args in rows if pid in family and name in args.split()[0]]
+        return [pid for pid, args in family(self.service.process.pid) if name in args.split()[0]]
 
     def kill(self, name: str, number: int) -> None:
         found: list[int] = []
@@ -187,8 +199,32 @@ class Soak:
             time.sleep(1)
         raise AssertionError("PostgreSQL does not start again")
 
+    def take_node(self, number: signal.Signals) -> None:
+        """A node on which a trial trains."""
+        assert self.nodes is not None
+        places = {trial["number"]: trial["device"] for trial in self.running().values() if trial["exposure"]}
+        node = next(node for node in map(self.nodes.of, places.values()) if node is not None)
+        self.on_node = {number: device for number, device in places.items() if self.nodes.of(device) is node}
+        self.node_fault = NodeFault(node, number)
+        self.node_fault.inject()
+
+    def settle(self) -> None:
+        """After the trials of a node went on: wake it, see that all of it goes, and let another join."""
+        if self.nodes is None or self.node_fault is None:
+            return
+        now = self.running()
+        where = {number: (device, now[number]["device"]) for number, device in self.on_node.items() if number in now}
+        self.node_fault.thaw()
+        gone = self.node_fault.seconds_until_gone()
+        print(f"  from and to: {where}; its processes were gone {gone:.1f} s later", flush=True)
+        self.nodes.replace(self.node_fault.node)
+        self.node_fault, self.on_node = None, {}
+
     def faults(self) -> dict[str, Callable[[], None]]:
         """By name."""
+        if self.nodes is not None:
+            numbers = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
+            return {f"node-{name}": partial(self.take_node, number) for name, number in numbers.items()}
         return {
             "runner-kill": lambda: os.kill(self.service.child("hpsearch.runner"), signal.SIGKILL),
             "runner-term": lambda: os.kill(self.service.child("hpsearch.runner"), signal.SIGTERM),
@@ -206,6 +242,8 @@ class Soak:
 
     def close(self) -> None:
         self.service.stop()
+        if self.nodes is not None:
+            self.nodes.stop()
         self.postgres.stop()
         if self.has_disk:
             subprocess.run(["umount", "-l", self.disk], check=False)
@@ -245,12 +283,11 @@ def check(soak: Soak, most: int | None = None) -> dict[str, Any]:
 
 def soak_for(soak: Soak, options: argparse.Namespace) -> None:
     """Random faults for so many minutes; then the study comes to its end undisturbed, and is checked."""
-    conninfo = soak.postgres.url("postgres").replace("postgresql+psycopg", "postgresql")
     injected: list[tuple[str, float]] = []
     try:
         soak.submit(options.minutes * 60)
         wait_for(lambda: bool(soak.running()), PATIENCE)
-        invariants = Invariants(conninfo)
+        invariants = Invariants(soak.conninfo)
         faults = {
             name: each
             for name, each in soak.faults().items()
@@ -274,7 +311,7 @@ def soak_for(soak: Soak, options: argparse.Namespace) -> None:
             soak.service.run("resume", soak.name)
         wait_for(soak.is_over, 1800)
         invariants.stop()
-        took = recoveries(conninfo, injected)
+        took = recoveries(soak.conninfo, injected)
         outcome = check(soak, options.checked)
     finally:
         soak.close()
@@ -283,8 +320,7 @@ def soak_for(soak: Soak, options: argparse.Namespace) -> None:
         each = took.get(name)
         seen = f"{statistics.median(each):.0f} s ({max(each):.0f} s)" if each else "the study ended before"
         print(f"| {name} | {times} | {seen} |")
-    violated = sorted(invariants.violations) or "none"
-    print(f"{invariants.checks} checks of {len(EMPTY) + 3} invariants, violated: {violated}")
+    print(invariants.outline)
     print(json.dumps(outcome))
 
 
@@ -297,22 +333,24 @@ def main() -> None:
     parser.add_argument("--faults", default="")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--every", type=float, default=20)
+    parser.add_argument("--nodes", type=int, default=0, help="besides the head; 2 are enough")
     parser.add_argument("--checked", type=int, default=5, help="trials trained again alone at the end of --minutes")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="hpsearch-soak-"))
-    soak = Soak(folder, options.trials)
+    soak = Soak(folder, options.trials, options.nodes)
     seconds: dict[str, list[float]] = {}
     started = time.monotonic()
     if options.minutes is not None:
         return soak_for(soak, options)
     try:
         soak.submit()
+        invariants = Invariants(soak.conninfo)
         faults = soak.faults()
         names = [name for name in options.faults.split(",") if name] or list(faults)
         for name in names * options.times:
             if time.monotonic() - started > options.seconds or soak.is_over():
                 break
-            wait_for(lambda: soak.is_over() or soak.both_report(), PATIENCE)
+            wait_for(lambda: soak.is_over() or soak.all_report(), PATIENCE)
             time.sleep(DICE.uniform(0, 3))
             before, at = soak.running(), time.monotonic()
             soak.at_interruption = {}
@@ -321,13 +359,16 @@ def main() -> None:
             wait_for(answers if name == "api-kill" else recovered, PATIENCE)
             seconds.setdefault(name, []).append(time.monotonic() - at)
             print(f"{name}: went on after {seconds[name][-1]:.1f} s", flush=True)
+            soak.settle()
         wait_for(soak.is_over, 1200)
+        invariants.stop()
         outcome = check(soak)
     finally:
         soak.close()
     print("\n| fault | times injected | time to recover, median (longest) |\n|---|---|---|")
     for name, took in seconds.items():
         print(f"| {name} | {len(took)} | {statistics.median(took):.0f} s ({max(took):.0f} s) |")
+    print(invariants.outline)
     print(json.dumps(outcome))
 
 

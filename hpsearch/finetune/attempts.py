@@ -87,6 +87,23 @@ class Attempt:
         numbers = (int(path.name) for path in self._trial.iterdir() if path.name.isdecimal())
         return [self._trial / str(number) for number in sorted(numbers, reverse=True) if number < self._number]
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the trial has ended, or a later attempt has taken it over and kept a snapshot."""
+        return not self._folder.is_dir()
+
+    def keep_best(self, member: Member, adapter: Path) -> None:
+        """Write the trial's result: its best weights, which no later attempt has a folder of its own for.
+
+        Raises:
+            DiskFull: The disk has no room for them.
+            WorkerLost: Nobody waits for them any more, and they may be another attempt's by now.
+        """
+        if self.is_over:
+            raise WorkerLost("this attempt is over: a later one has taken the trial over, or it has ended")
+        with telling_disk_full():
+            member.save_best(adapter)
+
     def keep_if_due(self, member: Member) -> None:
         """Write a snapshot, unless the last one was so dear that it is too early for another.
 
@@ -121,7 +138,7 @@ class Attempt:
         Raises:
             DiskFull: The disk has no room for it; the last one is whole.
         """
-        if not self._folder.is_dir():  # the trial has ended, or a later attempt has taken it over
+        if self.is_over:
             return
         started = time.monotonic()
         with telling_disk_full():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ray.exceptions import RayActorError, RayTaskError
 from ray.tune import Stopper
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
@@ -42,6 +43,22 @@ class AskSearcher(Searcher):  # type: ignore[misc]
         """Nothing: all state is in SQL."""
 
 
+def take_errors_as_losses(actor_manager: Any) -> None:
+    """Let Tune lose the one trial about whose process Ray says something that Tune does not know.
+
+    Such as that it was killed because its node has no memory left. Tune would end the whole run.
+    """
+    if "_actor_task_failed" in vars(actor_manager):
+        return
+    tunes_own = actor_manager._actor_task_failed
+
+    def failed(task: Any, error: Exception) -> None:
+        known = isinstance(error, RayActorError | RayTaskError)
+        tunes_own(task, error if known else RayActorError(error_msg=f"{type(error).__name__}: {error}"))
+
+    actor_manager._actor_task_failed = failed
+
+
 class ReportScheduler(FIFOScheduler):  # type: ignore[misc]
     """Tune tells it every result."""
 
@@ -55,6 +72,7 @@ class ReportScheduler(FIFOScheduler):  # type: ignore[misc]
         It holds a share of a device, which is another study's then. Tune would keep one for later.
         """
         controller = tune_controller._tune_controller  # there is no public way
+        take_errors_as_losses(controller._actor_manager)
         if not any(trial.status == Trial.PENDING for trial in controller.get_live_trials()):
             controller._cleanup_cached_actors(force_all=True)
         return super().choose_trial_to_run(tune_controller)

@@ -169,18 +169,22 @@ class Bridge:
         return False
 
     def _stays_barred(self, trial_id: str, message: Barred) -> bool:
-        """Whether a share of devices that are set aside is held on; its trial goes elsewhere at once."""
+        """Whether a share of devices that are set aside is held on; its trial goes elsewhere at once.
+
+        Of a node that is about to go, too: Tune would give the actor that was placed there to the next trial.
+        """
         number = self._numbers.pop(trial_id, None)
         if number is not None:
             self._barred.add(trial_id)
-            self.search.interrupt(number, f"its device is set aside: {', '.join(message.devices)}", Loss.NONE)
+            why = "its node is about to go" if message.leaves else "its device is set aside"
+            self.search.interrupt(number, f"{why}: {', '.join(message.devices)}", Loss.NONE)
         now = time.monotonic()
         if self._running():
             self._ran_at = now
         elif now - self._ran_at > DESERTED_SECONDS:
             self._health.forgive()
         is_needed = not (self._is_over or self.rests or self.stopping.is_wanted)
-        stays = is_needed and self._health.aside().keys() >= set(message.devices)
+        stays = is_needed and (message.leaves or self._health.aside().keys() >= set(message.devices))
         if not stays:
             self._barred.discard(trial_id)
         return stays

@@ -39,7 +39,7 @@ class Device:
         share = 1.0 if self._is_gpu else 1 / cores_of(address.node)
         self._roster = Roster()
         self._training = Training(self._roster, self._is_gpu, share)
-        _when_terminated(self._end)
+        _when_terminated(self.end)
         threading.Thread(target=self._train_or_die, name="train", daemon=True).start()
 
     def admit(self, key: str, slot: Slot, crowd: bool = False) -> int | None:
@@ -127,10 +127,10 @@ class Device:
         self._roster.wait_until_empty(FAREWELL_SECONDS)
         os._exit(1)
 
-    def _end(self) -> None:
-        """Let go of all trials, then end the process."""
+    def end(self, seconds: float = FAREWELL_SECONDS) -> None:
+        """Let go of all trials, then end the process, after so long in any case."""
         self._roster.close()
-        self._roster.wait_until_empty(FAREWELL_SECONDS)
+        self._roster.wait_until_empty(seconds)
         os._exit(0)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +19,16 @@ from hpsearch.raytune.device import Device
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
-"""Between two looks at the node on which the driver runs: nobody else would say that it died."""
+"""Between two looks at the nodes: nobody else would say that the driver's own died, or that one is about to go."""
+
+LEAVING_SECONDS = 20.0
+"""Devices of a node that is about to go have so long to keep their trials; Ray gives it 30 s."""
+
+CONNECT_SECONDS = 1.0
+"""A node that is asked whether it lives takes a connection within so long."""
+
+DYING_SECONDS = 0.5
+"""Then it is asked again: of a node that dies, what was on it may be missed sooner."""
 
 
 def open_device(address: DeviceAddress) -> Any:
@@ -55,24 +66,60 @@ def count_devices() -> int:
     return int(cluster.get("GPU", 0)) or int(cluster.get("CPU", 0))
 
 
-def _all_devices() -> Iterator[Any]:
+def end_devices_that_go() -> None:
+    """Tell the devices of nodes that were told to end (SIGTERM, a preemption) to let go of all trials and end.
+
+    Ray gives such a node some time, and kills what is left: the steps since the last snapshots would be lost.
+    """
+    for node in leaving_nodes():
+        for device in _all_devices(node):
+            device.end.remote(LEAVING_SECONDS)
+
+
+def leaving_nodes() -> frozenset[str]:
+    """Nodes that are alive, and get no work any more because they are about to go."""
+    try:
+        return frozenset(ray._private.state.state.get_draining_nodes())  # there is no public way
+    except Exception:  # without an answer nothing is known; without a head this process ends itself
+        log.warning("leaving nodes not looked for: the cluster does not answer", exc_info=True)
+        return frozenset()
+
+
+def _all_devices(node: str = "") -> Iterator[Any]:
     for actor in ray.util.list_named_actors(all_namespaces=False):
-        if actor.startswith(NAME_PREFIX):
+        if actor.startswith(NAME_PREFIX + node):
             with contextlib.suppress(ValueError):  # it ended just now
                 yield ray.get_actor(actor)
 
 
-def node_lives(node_id: str) -> bool:
-    """Whether the cluster says so."""
-    try:
-        return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
-    except Exception:  # without an answer nothing is known; without a head this process ends itself
-        log.warning("node not looked at: the cluster does not answer", exc_info=True)
+def node_stays(node_id: str) -> bool:
+    """Whether it lives and is not about to go. It is asked itself: the cluster notices a death only after a while."""
+    alive = _alive()
+    if alive is None:
         return True
+    if node_id not in alive or node_id in leaving_nodes():
+        return False
+    address = alive[node_id]["NodeManagerAddress"], alive[node_id]["NodeManagerPort"]
+    with contextlib.suppress(OSError):
+        for pause in (0.0, DYING_SECONDS):
+            time.sleep(pause)
+            socket.create_connection(address, CONNECT_SECONDS).close()
+        return True
+    return False
+
+
+def _alive() -> dict[str, dict[str, Any]] | None:
+    """The nodes that live, by their ids, as the cluster says; None when it says nothing."""
+    try:
+        return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    except Exception:  # without an answer nothing is known; without a head this process ends itself
+        log.warning("nodes not looked at: the cluster does not answer", exc_info=True)
+        return None
 
 
 def own_node_died() -> WorkerLost | None:
     """When the node died on which this process drives, whose calls are never answered then; None while it lives."""
-    if node_lives(ray.get_runtime_context().get_node_id()):
+    alive = _alive()
+    if alive is None or ray.get_runtime_context().get_node_id() in alive:
         return None
     return WorkerLost("the runner's own Ray node died")

@@ -35,6 +35,8 @@ TUNE_SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # never restored: a fresh Tuner takes over what remains
     "TUNE_RESULT_BUFFER_LENGTH": "0",  # every report is decided on before the next
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Else Tune itself runs a trial again whose node was told to end, and that despite `max_failures=0`.
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # stopping is the runner's business
     "RAY_AIR_NEW_OUTPUT": "0",
 }

@@ -78,6 +78,8 @@ class Barred:
     """All devices that the trial's share gives it are set aside: the share is held, so that nobody gets them."""
 
     devices: tuple[str, ...]
+    leaves: bool = False
+    """Whether it is their node that gets no work any more, because it is about to go."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hpsearch.errors import DiskFull
-from hpsearch.raytune.devices import finish_everywhere, node_lives
+from hpsearch.raytune.devices import finish_everywhere, node_stays
 from hpsearch.raytune.health import Health
 from hpsearch.raytune.holding import Holding
 from hpsearch.raytune.messages import Failed, Finished, Lost, Message, Placed, Released, Replayed, Reported
@@ -54,7 +54,7 @@ class Outcome:
         if number in self._pruned:
             self._search.prune(number)
         elif lost:
-            self._search.interrupt(number, *self._how_lost(number))
+            self._search.interrupt(number, *self._how_died(number, "the process of the trial died"))
         self._health.left(number)
         self._forget(number)
 
@@ -87,6 +87,7 @@ class Outcome:
         """The device trains it no more."""
         if isinstance(message, Failed | Lost):
             self._health.failed(number, self._configs[number], message)
+        died = self._how_died(number, message.text) if isinstance(message, Lost) and message.died else None
         self._health.left(number)
         if isinstance(message, Finished):
             self._search.complete(number, message.best, message.contract, message.adapter)
@@ -96,7 +97,7 @@ class Outcome:
         elif isinstance(message, Failed):
             self._failed(number, message)
         elif isinstance(message, Lost):
-            self._search.interrupt(number, message.text)
+            self._search.interrupt(number, *(died or (message.text, Loss.WORKER)))
         elif not self._is_dropping():
             self._search.interrupt(number, "the device dropped the trial", Loss.OUTSIDE)
 
@@ -112,8 +113,8 @@ class Outcome:
         if self._search.has_ended(number):
             self._place.tidy(self._search.idle_snapshots(self._place.parked))
 
-    def _how_lost(self, number: int) -> tuple[str, Loss]:
+    def _how_died(self, number: int, text: str) -> tuple[str, Loss]:
         node = self._health.node_of(number)
-        if node is not None and not node_lives(node):
+        if node is not None and not node_stays(node):
             return "the node of the trial died", Loss.OUTSIDE
-        return "the process of the trial died", Loss.WORKER
+        return text, Loss.WORKER

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from hpsearch.errors import DiskFull
-from hpsearch.raytune.devices import LOOK_SECONDS, own_node_died, release_everywhere
+from hpsearch.raytune.devices import LOOK_SECONDS, end_devices_that_go, own_node_died, release_everywhere
 from hpsearch.raytune.holding import ASKED_AGAIN_SECONDS
 
 HANDOVER_SECONDS = 12
@@ -57,6 +57,7 @@ class Stopping:
         if self.error is None and now - self._looked_at > LOOK_SECONDS:
             self._looked_at = now
             self.error = own_node_died()
+            end_devices_that_go()
         wish = self._should_stop()
         if wish is Stop.NOW or not (self.error is None or isinstance(self.error, DiskFull)):
             return True

@@ -12,11 +12,11 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayActorError
 
 from hpsearch.errors import WorkerLost
 from hpsearch.raytune.address import devices_of
-from hpsearch.raytune.devices import open_device
+from hpsearch.raytune.devices import leaving_nodes, open_device
 from hpsearch.raytune.messages import KEY, Barred, Failed, Lost, Placed, Slot, encode, failed, fields_of, key_of
 from hpsearch.raytune.roster import SILENT_SECONDS
 from hpsearch.service import configure_logging
@@ -68,13 +68,15 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
             return barred
         began = time.monotonic()
         while (waited := time.monotonic() - began) < ADMISSION_SECONDS:
+            if node in leaving_nodes():
+                return Barred(tuple(address.label for address in addresses), leaves=True)
             # Ray has granted the share. Where studies with other shares left no device whole, one is crowded.
             crowd = waited > CROWD_SECONDS
             if crowd and barred.devices:
                 return barred
             for address in good:
-                # One that died just now: the next look makes a new one.
-                with contextlib.suppress(RayActorError, ValueError):
+                # One that died just now: the next look makes a new one, or finds that the node takes no work any more.
+                with contextlib.suppress(RayActorError, ActorUnschedulableError, ValueError):
                     device = open_device(address)
                     pid = ray.get(device.admit.remote(self._key, slot, crowd), timeout=ADMISSION_SECONDS)
                     if pid is not None:

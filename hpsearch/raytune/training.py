@@ -254,11 +254,9 @@ class Training:
 
     def _end_of(self, key: str, slot: Slot, event: cohort.Finished) -> Message:
         """Its best weights are on the disk before anybody knows of it."""
-        from hpsearch.finetune.attempts import telling_disk_full
-
         try:
-            with telling_disk_full(), lengthy("writing the best weights"):
-                event.member.save_best(Path(slot.adapter))
+            with lengthy("writing the best weights"):
+                self._attempts[key].keep_best(event.member, Path(slot.adapter))
         except DiskFull as error:
             return failed(error)
         except Exception as error:  # the disk's fault: the trial goes on from its snapshot, and ends once more

@@ -119,14 +119,7 @@ class Driving:
             orders=lambda: heartbeat.orders,
             fulfilled=lambda wish: self._studies.fulfil(lease, wish),
         )
-        place = Place(
-            self._settings.artifacts_folder / spec.name,
-            self._settings.token_cache_folder,
-            self._settings.device_silent_seconds,
-            self._settings.least_free_bytes,
-            self._settings.study_bytes,
-            self._settings.parked_trials,
-        )
+        place = place_of(self._settings, spec.name)
         holding = Holding(spec.name, heartbeat.share, self._settings.slice_seconds)
         turn.begin(holding, lambda: heartbeat.orders)
         try:
@@ -158,6 +151,19 @@ class Driving:
         search.note()
         ended_well, reason = search.verdict()
         return (StudyState.FINISHED if ended_well else StudyState.FAILED), reason, search.heeded
+
+
+def place_of(settings: Settings, study: str) -> Place:
+    """Where a study's trials leave their files, as the operator wants it."""
+    return Place(
+        artifacts=settings.artifacts_folder / study,
+        cache=settings.token_cache_folder,
+        silent_seconds=settings.device_silent_seconds,
+        least_free_bytes=settings.least_free_bytes,
+        most_bytes=settings.study_bytes,
+        parked=settings.parked_trials,
+        stalled_seconds=settings.device_stalled_seconds,
+    )
 
 
 def _learns_from(spec: StudySpec, model: BaseModel) -> tuple[int, Lineage]:

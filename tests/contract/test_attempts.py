@@ -56,6 +56,19 @@ def test_an_attempt_that_was_thought_dead_writes_nothing_once_it_was_overtaken_o
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_attempt_that_was_thought_dead_does_not_write_the_result(trained, tmp_path):
+    """Such as on a machine that was frozen: the result may be that of the attempt that went on by then."""
+    while trained.best is None:
+        trained.advance()
+    dead, second = (Attempt(tmp_path / "trial", number) for number in (1, 2))
+    second.keep_best(trained, tmp_path / "adapter")
+    written = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "adapter").iterdir())
+    second.keep(trained)
+    with pytest.raises(WorkerLost, match="this attempt is over"):
+        dead.keep_best(trained, tmp_path / "adapter")
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "adapter").iterdir()) == written
+
+
 def test_what_was_trained_and_can_not_be_continued_is_lost_with_its_reason(trained, tmp_path):
     assert not Attempt(tmp_path / "new", 1).go_on(fresh(trained), reported=None)
     assert not Attempt(tmp_path / "baseline", 2).go_on(fresh(trained), reported=0)

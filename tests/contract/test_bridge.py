@@ -9,15 +9,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.air.execution._internal import RayActorManager
+from ray.air.execution._internal.tracked_actor import TrackedActor
+from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
 from hpsearch.basemodel import describe
 from hpsearch.errors import DiskFull
 from hpsearch.raytune import bridge, driver, outcome, placement, stopping
+from hpsearch.raytune.adapter import take_errors_as_losses
 from hpsearch.raytune.bridge import Bridge
 from hpsearch.raytune.health import IN_A_ROW
 from hpsearch.raytune.holding import Holding
-from hpsearch.raytune.messages import Barred, Failed, Message, Placed, Released, Reported, encode
+from hpsearch.raytune.messages import Barred, Failed, Lost, Message, Placed, Released, Reported, encode
 from hpsearch.raytune.place import Place
 from hpsearch.raytune.placement import Placement
 from hpsearch.raytune.stopping import Stopping
@@ -80,7 +85,7 @@ class Tune:
 @pytest.fixture
 def tune(sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tune:
     monkeypatch.setattr(stopping, "LOOK_SECONDS", float("inf"))
-    monkeypatch.setattr(outcome, "node_lives", lambda _: True)  # there is no Ray whose node could have died
+    monkeypatch.setattr(outcome, "node_stays", lambda node: node != "gone")  # there is no Ray that could be asked
     shutil.copy(sqlite_template, tmp_path / "study.db")
     return Tune(Driven(optuna_storage(f"sqlite:///{tmp_path}/study.db"), spec_of(20)), tmp_path)
 
@@ -107,6 +112,19 @@ def test_a_trial_that_ray_places_there_all_the_same_goes_elsewhere_and_loses_not
     assert tune.tell(again, Placed("good", "node", 1))
     trial = tune.driven.trial(config["number"])
     assert (trial.state, trial.device, trial.lost, trial.orphaned) == (TrialState.RUNNING, "good", 0, 0)
+
+
+def test_the_share_of_a_node_that_is_about_to_go_is_held_until_it_has_gone(tune: Tune) -> None:
+    """Else Tune would hand its actor, and with it the node, to the same trial again and again."""
+    holds, given = tune.start()
+    for _ in range(2):
+        assert tune.tell(holds, Barred(("any",), leaves=True))
+    again, config = tune.start()
+    assert config["number"] == given["number"]
+    assert tune.tell(again, Placed("good", "node", 1))
+    tune.bridge.ended(holds, lost=True)
+    trial = tune.driven.trial(config["number"])
+    assert (trial.state, trial.lost, trial.orphaned) == (TrialState.RUNNING, 0, 0)
 
 
 def test_shares_that_are_held_leave_less_room_for_trials(tune: Tune) -> None:
@@ -138,6 +156,47 @@ def test_when_all_others_are_gone_the_device_is_tried_again(tune: Tune, monkeypa
     _, config = tune.start()
     assert config["set_aside"] == []
     assert "study.device_back" in [kind for kind, _ in tune.driven.events]
+
+
+def test_what_dies_with_its_node_is_not_the_trial_s_loss(tune: Tune) -> None:
+    """Whether its own process is missed first or its device's, which may take seconds longer to die."""
+    for node, losses in (("gone", [(0, 1), (0, 2)]), ("node", [(1, 2), (2, 2)])):
+        for tells, expected in zip((False, True), losses, strict=True):
+            trial_id, config = tune.start()
+            assert tune.tell(trial_id, Placed("device", node, 1))
+            if tells:
+                tune.tell(trial_id, Lost("the device's process died"))
+            else:
+                tune.bridge.ended(trial_id, lost=True)
+            trial = tune.driven.trial(config["number"])
+            assert (trial.lost, trial.orphaned) == expected
+            details = [details for kind, details in tune.driven.events if kind == "trial.interrupted"]
+            assert ("node" in details[-1]["text"]) == (node == "gone")
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError("killed by Ray"), NodeDiedError("its node died"), ValueError("?")])
+def test_what_ray_says_of_one_process_never_ends_the_whole_study(error: Exception) -> None:
+    """Tune's own way with an error that it does not know, such as a process killed for want of memory."""
+
+    class Manager(RayActorManager):  # type: ignore[misc]
+        """Without a cluster."""
+
+        def __init__(self) -> None:
+            self._failed_actor_ids: set[int] = set()
+
+        def _cleanup_actor(self, tracked_actor: TrackedActor) -> None:
+            pass
+
+    manager = Manager()
+    lost: list[Exception] = []
+    actor = TrackedActor(1, on_error=lambda _, told: lost.append(told))
+    for _ in range(2):
+        take_errors_as_losses(manager)
+    with pytest.raises(RuntimeError):
+        RayActorManager._actor_task_failed(manager, TrackedActorTask(actor), error)
+    manager._actor_task_failed(TrackedActorTask(actor), error)
+    assert isinstance(lost[0], RayActorError)
+    assert str(error) in str(lost[0])
 
 
 def test_a_full_disk_costs_the_snapshots_of_pruned_trials_before_it_costs_the_study(tune: Tune, tmp_path: Path) -> None:

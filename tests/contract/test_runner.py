@@ -21,6 +21,7 @@ from hpsearch.raytune.place import Place
 from hpsearch.raytune.stopping import ShouldStop, Stop
 from hpsearch.runner import driving, heartbeat
 from hpsearch.runner import runner as runner_module
+from hpsearch.runner.driving import place_of
 from hpsearch.runner.fair import Fair
 from hpsearch.runner.runner import Runner
 from hpsearch.runner.turns import Turn, rotate
@@ -135,6 +136,20 @@ def test_a_claim_that_fails_does_not_stop_those_that_are_driven(
     until(lambda: "study not claimed" in caplog.messages, "the study was read")
     assert driven.thread.is_alive()
     assert not driven.laid_down.is_set()
+
+
+def test_devices_are_told_what_the_operator_has_set(home: Settings) -> None:
+    wanted = {
+        "device_silent_seconds": 7.0,
+        "device_stalled_seconds": 77.0,
+        "least_free_bytes": 7777,
+        "study_bytes": 2**21,
+        "parked_trials": 3,
+    }
+    place = place_of(Settings(home=home.home, **wanted), "tickets")
+    told = (place.silent_seconds, place.stalled_seconds, place.least_free_bytes, place.most_bytes, place.parked)
+    assert told == tuple(wanted.values())
+    assert (place.artifacts, place.cache) == (home.artifacts_folder / "tickets", home.token_cache_folder)
 
 
 def test_a_runner_that_fails_lays_its_studies_down_first(driven: Driven, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,89 @@
+"""A second Ray node goes: its trials are kept or go on from their snapshots, and nobody blames them for it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from hpsearch.raytune.devices import node_stays
+from hpsearch.raytune.stopping import Stop
+from hpsearch.results import TrialState
+from tests.integration.test_raytune import Study, data, spec_of, storage
+from tests.nodes import Node, NodeFault
+
+__all__ = ["data", "storage"]  # fixtures
+
+PATIENCE = 120
+REUSED_SECONDS = 3
+"""By then Tune has given the next trial to the actor that is still there."""
+
+
+@pytest.fixture
+def node(ray_address: str, tmp_path: Path) -> Iterator[Node]:
+    """A second one of one core, on the session's cluster."""
+    joined = Node.start(tmp_path / "node.log", f"--address={ray_address}")
+    deadline = time.monotonic() + PATIENCE
+    while not any(each["NodeID"] == joined.id and each["Alive"] for each in ray.nodes()):
+        assert time.monotonic() < deadline, "the node does not join"
+        time.sleep(0.1)
+    yield joined
+    joined.kill()
+
+
+def test_a_killed_node_is_known_to_be_dead_before_the_cluster_notices(node: Node) -> None:
+    assert node_stays(node.id)
+    fault = NodeFault(node, signal.SIGKILL)
+    fault.inject()
+    fault.seconds_until_gone()
+    assert not node_stays(node.id)
+
+
+def test_a_node_that_is_told_to_end_lets_go_of_its_trials_in_order(
+    node: Node, data: dict[str, str], storage: Any, tmp_path: Path
+) -> None:
+    """At once, not when its time is up; and what Tune then gives to the actor that was there goes elsewhere."""
+    cores = int(ray.cluster_resources()["CPU"])
+    space = {"epochs": 1000, "batch_size": 4, "learning_rate_multiplier": {"low": 0.1, "high": 1.0}, "dropout": 0.2}
+    spec = spec_of(
+        data,
+        "leaving",
+        search_space=space,
+        objective={"reports_per_epoch": 4},
+        budget={"trials": cores},
+        parallelism={"trials_per_device": 1, "max_concurrent_trials": cores},
+    )
+    study = Study(spec, storage, tmp_path)
+    stop = threading.Event()
+    driving = threading.Thread(target=study.drive, args=(lambda: Stop.IN_ORDER if stop.is_set() else None,))
+    driving.start()
+    try:
+        there = _until(lambda: [t for t in study.search.trials() if _is_on(t, node) and len(t.reports) > 2])
+        node.process.terminate()
+        interrupted = _until(lambda: [each for kind, each in study.events if kind == "trial.interrupted"])
+        time.sleep(REUSED_SECONDS)
+    finally:
+        stop.set()
+        driving.join(PATIENCE)
+    assert (interrupted[0]["number"], interrupted[0]["text"]) == (there[0].number, "the device let go of it")
+    trial = study.search.trials()[there[0].number]
+    assert (trial.state, trial.lost, trial.orphaned) == (TrialState.WAITING, 0, 0)
+    assert any((tmp_path / "artifacts" / "progress" / str(trial.number)).glob("*/*")), "kept when it was let go of"
+
+
+def _is_on(trial: Any, node: Node) -> bool:
+    return trial.device is not None and trial.device.split("/")[1] == node.id[:8]
+
+
+def _until(what: Any) -> list[Any]:
+    deadline = time.monotonic() + PATIENCE
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.1)
+    return list(found)
