@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpsearch.errors import UnknownModel, UnsupportedModel
+from hpsearch.errors import HubUnavailable, UnknownModel, UnsupportedModel
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,7 +55,8 @@ def describe(base: str, revision: str | None = None) -> BaseModel:
     """The facts about a local folder (absolute) or a hub id.
 
     Raises:
-        UnknownModel: There is no such model, a file of it is missing, or the hub can't be asked.
+        UnknownModel: There is no such model, or a file of it is missing.
+        HubUnavailable: The hub can't be asked, and its cache has no such model.
         UnsupportedModel: It is no causal language model in safetensors, or it needs code of its own.
     """
     if Path(base).is_absolute():
@@ -288,5 +289,10 @@ def _unknown_on_hub(at: str, error: Exception) -> UnknownModel:
         "RevisionNotFoundError": "the hub has the model, but not this revision",
         "HFValidationError": "this is no hub id",
     }
-    fallback = f"the hub can't be reached ({name}) and it is not in the local cache; give a local folder instead"
-    return UnknownModel(f"base model {at}: {reasons.get(name, fallback)}", FIELD)
+    if name in reasons:
+        return UnknownModel(f"base model {at}: {reasons[name]}", FIELD)
+    return HubUnavailable(
+        f"base model {at}: the hub can't be reached ({name}) and it is not in the local cache; "
+        "give a local folder instead",
+        FIELD,
+    )

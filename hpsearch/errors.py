@@ -6,6 +6,7 @@
     │   ├── InvalidDataset          a line of a dataset
     │   │   └── TooFewExamples
     │   ├── UnknownModel            the base model can't be found
+    │   │   └── HubUnavailable      nor can the hub be asked now
     │   ├── UnsupportedModel        found, but it isn't a causal LM in safetensors
     │   ├── UnknownDataset          a data file or an uploaded dataset can't be found
     │   ├── OutdatedCheckpoint      another version of hpsearch wrote it
@@ -88,6 +89,12 @@ class UnknownModel(InvalidInput):
     """The base model can't be found. Give a folder below an allowed root, or a hub id."""
 
     code = "unknown_model"
+
+
+class HubUnavailable(UnknownModel):
+    """The model hub can't be asked now, and the model is not in the local cache. Try again, or give a local folder."""
+
+    code = "hub_unavailable"
 
 
 class UnsupportedModel(InvalidInput):

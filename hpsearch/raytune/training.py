@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpsearch.errors import DiskFull, WorkerLost
+from hpsearch.errors import DiskFull, HubUnavailable, WorkerLost
 from hpsearch.raytune.messages import (
     Failed,
     Finished,
@@ -157,6 +157,9 @@ class Training:
                 self._cohort.admit(key, member, prove=slot.prove)
         except Abandoned:
             log.info("baseline abandoned: nobody waits for it", extra=fields_of(key))
+        except HubUnavailable as error:  # another worker may have the model, or the hub answers again by then
+            log.warning("trial not started", exc_info=True, extra=fields_of(key))
+            self._send(key, Lost(str(error), died=False))
         except Exception as error:  # whatever goes wrong with one trial is that trial's failure, never the device's
             log.warning("trial not started", exc_info=True, extra=fields_of(key))
             self._send(key, failed(error))

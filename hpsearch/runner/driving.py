@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 from hpsearch.basemodel import BaseModel, describe
 from hpsearch.dataset.fingerprint import fingerprint
 from hpsearch.dataset.load import load
-from hpsearch.errors import DiskFull, HpsearchError, InvalidInput, LeaseLost, StudyUnreadable, WorkerLost
+from hpsearch.errors import (
+    DiskFull,
+    HpsearchError,
+    HubUnavailable,
+    InvalidInput,
+    LeaseLost,
+    StudyUnreadable,
+    WorkerLost,
+)
 from hpsearch.lifecycle import StudyState
 from hpsearch.raytune.driver import drive
 from hpsearch.raytune.holding import Holding
@@ -26,6 +35,13 @@ from hpsearch.spec.study import StudySpec
 from hpsearch.storage import DATABASE_AWAY, Lease, Studies, StudyRow, fenced
 
 log = logging.getLogger(__name__)
+
+
+HUB_SECONDS = 15 * 60.0
+"""While the model hub can't be asked, a study waits so long before it pauses."""
+
+HUB_RETRY_SECONDS = 15.0
+POLL_SECONDS = 0.2
 
 
 class Driving:
@@ -69,23 +85,31 @@ class Driving:
             log.warning("study given up: the database is away", exc_info=True, extra={"study": study.name})
         except StudyUnreadable as error:  # a version that can read it goes on with its trials once it is resumed
             log.warning("study failed", exc_info=True, extra={"study": study.name})
-            self._end_unread(lease, str(error))
+            self._lay_down(lease, StudyState.FAILED, str(error))
+        except HubUnavailable as error:
+            log.warning("study paused", exc_info=True, extra={"study": study.name})
+            text = f"{error.code}: {error}; resume the study once the hub answers"
+            self._lay_down(lease, StudyState.PAUSED, text)
+        except InvalidInput as error:  # it was fine when it was queued: somebody has changed or moved it since
+            log.warning("study failed", exc_info=True, extra={"study": study.name})
+            self._end(lease, StudyState.FAILED, str(error))
         except Exception as error:  # a study that can't be driven fails with its reason, and the others go on
             log.exception("study failed", extra={"study": study.name})
             text = str(error) if isinstance(error, HpsearchError) else f"{type(error).__name__}: {error}"
-            self._end_failed(lease, text)
+            self._end(lease, StudyState.FAILED, text)
 
-    def _end_unread(self, lease: Lease, text: str) -> None:
+    def _lay_down(self, lease: Lease, state: StudyState, text: str) -> None:
+        """The study can't go on now; what the runner before this one has trained waits for when it can."""
         try:
             with fenced(lambda connection: self._studies.check_within(connection, lease)):
                 history.interrupt_running(self._storage, lease.study)
         except (LeaseLost, *DATABASE_AWAY):
             log.warning("trials not laid down", exc_info=True, extra={"study": lease.study})
-        self._end_failed(lease, text)
+        self._end(lease, state, text)
 
-    def _end_failed(self, lease: Lease, text: str) -> None:
+    def _end(self, lease: Lease, state: StudyState, text: str) -> None:
         try:
-            self._studies.end(lease, StudyState.FAILED, text[:2000])
+            self._studies.end(lease, state, text[:2000])
         except (LeaseLost, *DATABASE_AWAY):
             log.warning("end not written", exc_info=True, extra={"study": lease.study})
 
@@ -101,11 +125,10 @@ class Driving:
         def should_stop() -> Stop | None:
             return heartbeat.wish or (Stop.IN_ORDER if self._is_stopping() or turn.gives_way else None)
 
-        try:
-            model = describe(spec.model.base, spec.model.revision)
-            examples, lineage = _learns_from(spec, model)
-        except InvalidInput as error:  # it was fine when it was queued: somebody has changed or moved it since
-            return StudyState.FAILED, str(error), None
+        model = _described(spec, should_stop, event)
+        if model is None:
+            return StudyState.QUEUED, "it was stopped while it waited for the model hub", None
+        examples, lineage = _learns_from(spec, model)
         search = Search(
             spec,
             self._storage,
@@ -164,6 +187,32 @@ def place_of(settings: Settings, study: str) -> Place:
         parked=settings.parked_trials,
         stalled_seconds=settings.device_stalled_seconds,
     )
+
+
+def _described(
+    spec: StudySpec, should_stop: Callable[[], object], event: Callable[[str, dict[str, Any]], None]
+) -> BaseModel | None:
+    """Facts about the base model; None when told to stop before the hub could be asked.
+
+    Raises:
+        InvalidInput: It can't be used.
+        HubUnavailable: The hub could not be asked for too long.
+    """
+    deadline, is_told = time.monotonic() + HUB_SECONDS, False
+    while True:
+        try:
+            return describe(spec.model.base, spec.model.revision)
+        except HubUnavailable as error:
+            if time.monotonic() > deadline:
+                raise
+            if not is_told:
+                event("study.waits_for_hub", {"text": str(error)})
+                is_told = True
+        again = time.monotonic() + HUB_RETRY_SECONDS
+        while time.monotonic() < again:
+            if should_stop():
+                return None
+            time.sleep(POLL_SECONDS)
 
 
 def _learns_from(spec: StudySpec, model: BaseModel) -> tuple[int, Lineage]:

@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from hpsearch.basemodel import BaseModel
+from hpsearch.errors import HubUnavailable
 from hpsearch.lifecycle import Orders, StudyState
 from hpsearch.raytune.holding import Holding
 from hpsearch.raytune.place import Place
@@ -232,7 +233,7 @@ def test_studies_for_which_a_runner_has_no_place_get_theirs_in_turn(
 def test_a_study_gives_its_place_to_those_only_that_would_be_claimed_before_it() -> None:
     def a_turn(priority: int, held: float, *, trains: bool = True) -> Turn:
         turn, holding = Turn(), Holding("a", slice_seconds=60)
-        driven = iter([0.0, *itertools.repeat(held)])
+        driven = itertools.chain([0.0], itertools.repeat(held))
         spec = a_spec(priority=priority)
         turn.begin(holding, lambda: Orders(1, None, spec, (), next(driven)))
         if trains:
@@ -290,3 +291,52 @@ def test_of_shares_the_last_ones_are_kept(home_with_tables: Settings) -> None:
     assert found["trial.reported"] == KEPT["study.share"] + 5
     last = [event.details["trials"] for event in events_after(database, "shared", 0) if event.kind == "study.share"][-1]
     assert last == KEPT["study.share"] + 4
+
+
+class Hub:
+    """Stands for the model hub: it can't be asked for the first so many times."""
+
+    def __init__(self, failures: float) -> None:
+        self.failures = failures
+
+    def describe(self, base: str, revision: str | None) -> BaseModel:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise HubUnavailable(f"{base} at {revision} can't be looked up")
+        return BaseModel(base, revision, "llama", 2, 1000, 512, "commit")
+
+
+@pytest.mark.parametrize(
+    ("failures", "state"), [(2, StudyState.QUEUED), (1e9, StudyState.PAUSED)], ids=["it-answers-again", "it-stays-away"]
+)
+def test_a_study_that_was_interrupted_waits_for_its_models_hub_and_does_not_fail(
+    home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch, failures: float, state: StudyState
+) -> None:
+    endless, hub = Endless(), Hub(failures)
+    monkeypatch.setattr(driving, "drive", endless.drive)
+    monkeypatch.setattr(driving, "describe", hub.describe)
+    monkeypatch.setattr(driving, "HUB_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(driving, "HUB_SECONDS", 1.0)
+    monkeypatch.setattr(runner_module, "count_devices", lambda: 1)
+    tickets = STUDIES / "data" / "tickets"
+    data = {split: str(tickets / f"{split}.jsonl") for split in ("train", "validation")}
+    database = Database(home_with_tables.sql_url)
+    Studies(database).create(a_spec(name="on-hub", model={"base": "org/name"}, data=data))
+    trials = optuna_storage(home_with_tables.sql_url)
+    optuna.create_study(study_name="on-hub", storage=trials, direction="minimize").ask()
+    runner = Runner(home_with_tables, "none")
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    try:
+        until(lambda: endless.driven or Studies(database).get("on-hub").state == StudyState.PAUSED, "it goes on")
+    finally:
+        runner.stop.set()
+        thread.join(PATIENCE)
+    study = Studies(database).get("on-hub")
+    assert study.state == state
+    kinds = Counter(event.kind for event in events_after(database, "on-hub", 0))
+    assert kinds["study.waits_for_hub"] == 1, "once, however often it is asked"
+    if state == StudyState.PAUSED:
+        assert study.reason.startswith("hub_unavailable: ")
+    (first, *_) = optuna.load_study(study_name="on-hub", storage=trials).get_trials()
+    assert first.state == optuna.trial.TrialState.WAITING
