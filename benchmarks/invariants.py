@@ -28,7 +28,8 @@ EMPTY = {
         SELECT params, count(*) FROM (
             SELECT trial_id, string_agg(param_name || '=' || param_value, ',' ORDER BY param_name) AS params
             FROM trial_params WHERE trial_id NOT IN (
-                SELECT trial_id FROM trial_user_attributes WHERE key IN ('retry_of', 'continues')) GROUP BY trial_id
+                SELECT trial_id FROM trial_user_attributes WHERE key IN ('retry_of', 'continues', 'parent'))
+            GROUP BY trial_id
         ) AS points GROUP BY params HAVING count(*) > 1""",
 }
 """Queries that must find nothing."""

@@ -9,7 +9,15 @@ from collections import Counter
 from typing import Literal
 
 CrashPoint = Literal[
-    "after_ask", "before_start", "after_start", "after_report", "before_tell", "after_tell", "after_snapshot"
+    "after_ask",
+    "before_start",
+    "after_start",
+    "after_report",
+    "before_tell",
+    "after_tell",
+    "after_snapshot",
+    "after_exchange",
+    "after_heir",
 ]
 
 VARIABLE = "HPSEARCH_CRASH_AT"

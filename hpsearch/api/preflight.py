@@ -19,9 +19,11 @@ from hpsearch.dataset.load import ALL_THE_SAME
 from hpsearch.dataset.split import held_back
 from hpsearch.errors import InvalidDataset, InvalidSpec, TooFewExamples, UnknownDataset, UnknownModel
 from hpsearch.settings import Settings
+from hpsearch.spec import population
 from hpsearch.spec.closed import as_invalid_spec
 from hpsearch.spec.data import HUB_PREFIX, DataSpec, HubDataset, SplitRole
 from hpsearch.spec.defaults import base_learning_rate, default_hyperparameters
+from hpsearch.spec.pruner import PopulationSpec
 from hpsearch.spec.space import IntChoices, IntRange
 from hpsearch.spec.study import StudySpec
 from hpsearch.storage import Datasets
@@ -79,6 +81,16 @@ class Preflight:
             self.warnings += lint_overlap(train, validation)
             self.examples = {"train": train.examples, "validation": validation.examples}
         self.defaults = default_hyperparameters(self.examples["train"], self.spec.model.method)
+        self._check_population()
+
+    def _check_population(self) -> None:
+        """Refuse one that never exchanges anything: how many epochs `auto` is depends on the data."""
+        pruner, reports = self.spec.pruner, self.spec.objective.reports_per_epoch
+        space, epochs = self.spec.search_space, self.defaults.epochs
+        if not isinstance(pruner, PopulationSpec) or space.epochs != "auto":
+            return
+        if not population.places(pruner, space, epochs, reports):
+            raise InvalidSpec(population.never(pruner, epochs, reports), "pruner.interval")
 
     @property
     def base_learning_rate(self) -> float:

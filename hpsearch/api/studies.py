@@ -9,7 +9,8 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from hpsearch.api.auth import Require, Role, Who
 from hpsearch.api.preflight import Preflight
 from hpsearch.api.state import Door
-from hpsearch.api.views import CheckView, DeviceAsideView, RankingView, StudyDetailView, StudyListView, StudyView, utc
+from hpsearch.api.trial_views import RankingView
+from hpsearch.api.views import CheckView, DeviceAsideView, StudyDetailView, StudyListView, StudyView, utc
 from hpsearch.errors import InvalidSpec, StudyNotFound, StudyUnreadable
 from hpsearch.lifecycle import StudyState
 from hpsearch.spec.auto import resolved_pruner, resolved_sampler

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from hpsearch.api.state import Door
 from hpsearch.api.studies import Name, read
-from hpsearch.api.views import TrialDetailView, TrialListView, TrialView
+from hpsearch.api.trial_views import TrialDetailView, TrialListView, TrialView
 from hpsearch.results import TrialState
 from hpsearch.storage import events_after
 

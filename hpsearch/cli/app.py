@@ -18,7 +18,7 @@ from rich.console import Console
 from hpsearch import __version__, errors
 from hpsearch.cli import acts
 from hpsearch.cli.acts import Json, Name
-from hpsearch.cli.progress import Progress, follow, outline, ranking_table
+from hpsearch.cli.progress import Progress, follow, outline, ranking_table, schedules
 from hpsearch.cli.specs import read_spec, upload_data
 from hpsearch.client import Client
 
@@ -322,6 +322,8 @@ def _print_ranking(client: Client, name: str, top: int | None, as_json: bool, qu
     elif not quiet:
         console = Console()
         console.print(ranking_table(ranking))
+        for line in schedules(ranking):
+            console.print(line)
         counts = ", ".join(f"{count} {state}" for state, count in ranking["counts"].items())
         console.print(f"trials: {counts or 'none yet'}")
 

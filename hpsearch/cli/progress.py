@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from hpsearch.results.schedule import told
 
 STATE_STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "RUNNING": "cyan", "WAITING": "blue"}
 
@@ -38,11 +40,17 @@ def _borrowed(event: dict[str, Any]) -> str:
     return f"{event['trials']} trials of {', '.join(event['studies']) or 'no study'} teach the sampler"
 
 
+def _exchanged(event: dict[str, Any]) -> str:
+    pairs = [f"trial {heir['replaces']} is replaced, from trial {heir['parent']}" for heir in event["heirs"]]
+    return f"exchange at {event['exposure']} examples: {'; '.join(pairs) or 'nobody is replaced'}"
+
+
 SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
     "study.warning": lambda event: f"warning: {event['text']}",
     "study.borrowed": _borrowed,
     "study.device_set_aside": lambda event: f"{event['device']} gets no trials for a while: {event['reason']}",
     "study.device_back": lambda event: f"{event['device']} gets trials again",
+    "study.exchanged": _exchanged,
     "trial.replayed": _replayed,
 }
 """Of events that say all themselves."""
@@ -184,6 +192,15 @@ def follow(events: Iterable[dict[str, Any]], progress: Progress, quiet: bool) ->
             progress.take(event)
 
 
+def schedules(ranking: dict[str, Any]) -> Iterator[str]:
+    """What the ranking's table can't show: params that changed on the way."""
+    changed = [row for row in ranking["ranking"] if row.get("schedule")]
+    if changed:
+        yield "* took another trial's weights over: the params are those of its last part. Of the best of these,"
+        yield f"  trial {changed[0]['number']}:"
+        yield from (f"  {line}" for line in told(changed[0]["schedule"]))
+
+
 def ranking_table(ranking: dict[str, Any]) -> Table:
     """The ranking, the baseline listed as what it is."""
     metric = ranking["objective"]["metric"]
@@ -199,7 +216,8 @@ def ranking_table(ranking: dict[str, Any]) -> Table:
         params = [brief(row["params"].get(name, "")) for name in names]
         value = Text(f"{row['value']:.4f}", "green" if row["rank"] == 1 else "")
         place = f"ep {row['best_epoch']:g}" + (" (cut short)" if row.get("cut_short") else "")
-        table.add_row(str(row["rank"]), str(row["number"]), value, place, *params)
+        number = f"{row['number']}*" if row.get("schedule") else str(row["number"])
+        table.add_row(str(row["rank"]), number, value, place, *params)
     if ranking["baseline"] is not None:
         table.add_row()
         table.add_row("", "baseline", f"{ranking['baseline'][metric]:.4f}", "", *[""] * len(names), style="dim")

@@ -73,8 +73,8 @@ class Attempt:
                     member.take_over(saved)
                     return True
                 reasons.append(InvalidInput(f"there is no checkpoint in {inherited}"))
-            except InvalidInput as error:
-                reasons.append(error)
+            except InvalidInput as error:  # of whatever version: trained anew, it would begin from here again
+                reasons.append(InvalidInput(str(error)))
         if reported:
             why = "; ".join(map(str, reasons)) or f"there is no checkpoint in {self._trial}"
             if any(isinstance(reason, OutdatedCheckpoint) for reason in reasons):

@@ -100,7 +100,7 @@ def drive(
         return resolve(search.spec, asked.params, examples, model.model_type, model.parameters)
 
     holding = holding or Holding(search.spec.name)
-    place.tidy(search.idle_snapshots(place.parked))
+    place.tidy(search.idle_snapshots(place.parked), search.needed_from())
     if search.is_over():  # its budget was spent when it was interrupted: it ends without its turn on a device
         return should_stop() is not None
     _wait_for_workers(should_stop)
@@ -124,7 +124,7 @@ def drive(
         raise stopping.error
     if stopping.is_wanted:  # those that did not come to the end of a step in time, too
         search.release("the study was stopped")
-    place.tidy(search.idle_snapshots(place.parked))
+    place.tidy(search.idle_snapshots(place.parked), search.needed_from())
     if stopping.error is not None:
         raise stopping.error
     # One that waits was told to stop too, even if people have taken that back since.

@@ -53,6 +53,12 @@ class Slot:
     """The exposure of its last report that is known; None before any."""
     capacity: int
     """Trials that may share the device."""
+    inherits: str | None = None
+    """Folder of the snapshot of another trial, from which it begins."""
+    hands_over_at: int | None = None
+    """Where its first report from this exposure on leaves it, other trials may begin."""
+    hands_over_to: str = ""
+    """Folder of what it hands over."""
     cache: str | None = None
     """Folder of tokenised data that all workers share."""
     prove: bool = False

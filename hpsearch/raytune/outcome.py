@@ -33,6 +33,7 @@ class Outcome:
         self._is_dropping = is_dropping
         self._configs: dict[int, str] = {}
         self._pruned: set[int] = set()
+        self._paused: set[int] = set()
 
     def begun(self, number: int, config: FinetuneConfig) -> None:
         """A trial was handed out."""
@@ -53,6 +54,9 @@ class Outcome:
         """A trial that runs was stopped between two messages; `lost` when its process died."""
         if number in self._pruned:
             self._search.prune(number)
+        elif number in self._paused:
+            self._paused.discard(number)
+            self._search.pause(number)
         elif lost:
             self._search.interrupt(number, *self._how_died(number, "the process of the trial died"))
         self._health.left(number)
@@ -81,6 +85,8 @@ class Outcome:
             self._search.reuse(number, self._place.artifacts / str(number))
         elif decision is Decision.PRUNE:
             self._pruned.add(number)
+        elif decision is Decision.PAUSE:
+            self._paused.add(number)
         return decision in (Decision.GO_ON, Decision.FINISH)
 
     def _left(self, number: int, message: Message) -> None:
@@ -109,9 +115,9 @@ class Outcome:
         self._search.fail(number, message.failure, message.text)
 
     def _forget(self, number: int) -> None:
-        """When a trial has ended, its snapshots are of no use, or those of another pruned one."""
-        if self._search.has_ended(number):
-            self._place.tidy(self._search.idle_snapshots(self._place.parked))
+        """When a trial has ended or waits, its snapshots are of no use, or those of others."""
+        if not self._search.is_running(number):
+            self._place.tidy(self._search.idle_snapshots(self._place.parked), self._search.needed_from())
 
     def _how_died(self, number: int, text: str) -> tuple[str, Loss]:
         node = self._health.node_of(number)

@@ -36,8 +36,27 @@ class Place:
         """Folder of a trial's snapshots."""
         return self.artifacts / "progress" / str(number)
 
-    def tidy(self, idle: Collection[int]) -> None:
-        """Forget the snapshots under these numbers, from which nobody goes on."""
+    def hands_over(self, number: int) -> Path:
+        """Folder of what a trial hands over, by exposure."""
+        return self.artifacts / "exchange" / str(number)
+
+    def handed_over(self, number: int, exposure: int) -> Path:
+        """Folder of the snapshot that a trial has handed over at an exposure."""
+        return self.hands_over(number) / str(exposure)
+
+    def tidy(self, idle: Collection[int], needed_from: float = 0) -> None:
+        """Forget the snapshots from which nobody goes on.
+
+        Args:
+            idle: Numbers of trials.
+            needed_from: What was handed over below this exposure is not needed; the default keeps all of it.
+        """
+        for folder in self.artifacts.glob("exchange/*/*"):
+            if folder.name.isdecimal() and int(folder.name) < needed_from:
+                shutil.rmtree(folder, ignore_errors=True)
+        for emptied in (*self.artifacts.glob("exchange/*"), self.artifacts / "exchange"):
+            with contextlib.suppress(OSError):  # not empty, or not there
+                emptied.rmdir()
         kept = self.artifacts / "progress"
         for folder in kept.iterdir() if kept.is_dir() else ():
             if folder.name.isdecimal() and int(folder.name) in idle:

@@ -21,6 +21,7 @@ from hpsearch.raytune.devices import open_device, own_node_died
 from hpsearch.raytune.place import Place
 from hpsearch.search import Asked, Search
 from hpsearch.spec.finetune import FinetuneConfig
+from hpsearch.spec.pruner import PopulationSpec
 from hpsearch.spec.study import StudySpec
 
 log = logging.getLogger(__name__)
@@ -186,6 +187,8 @@ def _most(spec: StudySpec, devices: int) -> int:
     if spec.budget.trials is not None:
         waves = 1 if spec.sampler.type in LEARNS_NOTHING else WAVES
         limits.append(spec.budget.trials // (waves * devices))
+    if isinstance(spec.pruner, PopulationSpec):
+        limits = [MOST_MEASURED, -(-spec.pruner.population // devices)]
     if spec.parallelism.max_concurrent_trials != "auto":
         limits.append(-(-spec.parallelism.max_concurrent_trials // devices))
     return max(1, min(limits))

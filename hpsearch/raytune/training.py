@@ -149,8 +149,10 @@ class Training:
             memory.limit_tokens(member, self._share)
             self._attempts[key] = attempt = Attempt(Path(slot.progress), slot.attempt)
             with lengthy("reading a snapshot"):
-                continues = attempt.go_on(member, slot.reported)
+                continues = attempt.go_on(member, slot.reported, None if slot.inherits is None else Path(slot.inherits))
             if continues:
+                if _hands_over(slot, member):  # whoever reported there may have died before it did
+                    self._keep(key, slot, member)
                 log.info("trial continued", extra={**fields_of(key), "step": member.steps})
                 self._tell_again(key, slot, member)
             if not member.is_done:
@@ -245,15 +247,26 @@ class Training:
             return Replayed(event.steps, event.company, event.deviation)
         if key in self._cohort and event.exposure > 0:  # before anybody knows of the report: never behind it
             try:
-                with lengthy("writing a snapshot"):
-                    self._attempts[key].keep_if_due(self._cohort[key])
+                self._keep(key, slot, self._cohort[key])
             except DiskFull as error:
                 self._cohort.remove(key)
                 return failed(error)
-            except OSError:  # training needs no snapshot
-                log.warning("snapshot not written", exc_info=True, extra=fields_of(key))
         warnings = self._in_use[key].warnings if event.exposure == 0 else ()
         return Reported(event, self._contracts[key], warnings)
+
+    def _keep(self, key: str, slot: Slot, member: Member) -> None:
+        """Where the member stands after its last report: for itself, and for others where they may begin there."""
+        try:
+            with lengthy("writing a snapshot"):
+                if _hands_over(slot, member):
+                    folder = Path(slot.hands_over_to) / str(member.reports[-1].exposure)
+                    self._attempts[key].hand_over(member, folder)
+                else:
+                    self._attempts[key].keep_if_due(member)
+        except DiskFull:
+            raise
+        except OSError:  # training needs no snapshot
+            log.warning("snapshot not written", exc_info=True, extra=fields_of(key))
 
     def _end_of(self, key: str, slot: Slot, event: cohort.Finished) -> Message:
         """Its best weights are on the disk before anybody knows of it."""
@@ -275,6 +288,11 @@ class Training:
                 os._exit(1)  # the trials on it see a lost worker, and go on from their snapshots
             log.warning("trial failed", extra={**fields_of(key), "failure": message.failure, "text": message.text})
         self._roster.send(key, message)
+
+
+def _hands_over(slot: Slot, member: Member) -> bool:
+    """Whether the member's last report is one from which other trials may begin."""
+    return slot.hands_over_at is not None and member.reports[-1].exposure >= slot.hands_over_at
 
 
 def _check_shared(artifacts: Path) -> None:

@@ -61,7 +61,8 @@ def left(budget: BudgetSpec, trials: Sequence[Trial]) -> float:
 def _used(trials: Sequence[Trial], most: int) -> int:
     """Trials that count. Taking over what is known is free, but only as often as the budget has trials."""
     reused = sum(trial.reused_from is not None for trial in trials)
-    return sum(map(counts, trials)) + max(0, reused - most)
+    replaced = {trial.replaces for trial in trials}  # with the one in its place it is one training
+    return sum(counts(trial) and trial.number not in replaced for trial in trials) + max(0, reused - most)
 
 
 def _since_best(trials: Sequence[Trial], direction: Direction, since: float) -> int:
@@ -107,6 +108,24 @@ def limit_spent(budget: BudgetSpec, trials: Sequence[Trial], elapsed: float) -> 
     if budget.tokens is not None and sum(trial.tokens for trial in trained) >= budget.tokens:
         return Limit("tokens", f"the budget of {budget.tokens:,} training tokens was used")
     return None
+
+
+def has_better(trials: Sequence[Trial]) -> bool:
+    """Whether a search would leave something without those trials that the end of its budget cuts short."""
+    return any(trial.state == TrialState.COMPLETE and not trial.cut_short for trial in trials)
+
+
+def to_finish(trials: Sequence[Trial], *, all_wait: bool) -> list[Trial]:
+    """Trials that wait and are to end with what they have, where the search ends: else that would be lost.
+
+    Args:
+        trials: All of the study.
+        all_wait: Whether trials wait for each other, and the budget has ended meanwhile. Otherwise only those wait that
+            were interrupted when they had been told to end.
+    """
+    waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
+    lost = all_wait and not has_better(trials)
+    return [trial for trial in waiting if trial.cut_short or (lost and len(trial.reports) > max(1, trial.carried))]
 
 
 def hopeless(trials: Sequence[Trial], resumed_at: float = -math.inf, *, most_failures: int | None = None) -> str | None:

@@ -85,9 +85,10 @@ def insight(space: SearchSpace, ranked: Sequence[Trial], importance: Mapping[str
 
     Args:
         space: What was searched.
-        ranked: Best first.
+        ranked: Best first. Trials that took another's weights over say nothing of their params.
         importance: By parameter; may be empty.
     """
+    ranked = [trial for trial in ranked if trial.parent is None]
     varying = space.varying()
     chances = {name: _chance(name, ranked) for name in varying} if len(ranked) >= FEWEST else {}
     effects = [Effect(name, importance.get(name), chances.get(name)) for name in varying]

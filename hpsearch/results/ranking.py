@@ -40,6 +40,7 @@ class Ranking:
                     "state": str(trial.state),
                     "params": trial.params,
                     "hyperparameters": (trial.config or {}).get("hyperparameters"),
+                    "schedule": trial.schedule,
                     "best_epoch": trial.best_epoch,
                     "cut_short": trial.cut_short,
                     "origin": trial.origin,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hpsearch.results.schedule import schedule_of
 from hpsearch.spec.space import Params
 
 
@@ -97,11 +98,18 @@ class Trial:
     failure_text: str | None = None
     origin: str = "search"
     """Who chose the params: `defaults`, `first_trials`, `borrowed`, `search` or `hand`; or it is a `retry` of another
-    trial, or that one `continued`."""
+    trial, that one `continued`, or the one that population based training (`pbt`) put into another's place."""
     retry_of: int | None = None
     continues: int | None = None
     """The pruned trial that it goes on with: its first `carried` reports are that one's."""
     carried: int = 0
+    parent: int | None = None
+    """The trial whose weights, and AdamW's state, it took over at `inherited_at`; reports before are that one's."""
+    inherited_at: int | None = None
+    replaces: int | None = None
+    """The trial whose place in a population it took."""
+    replaced: str | None = None
+    """Why another one took its place."""
     is_spared: bool = False
     """No rule stops it, because a person wants to see its end."""
     stopped_by: str | None = None
@@ -141,6 +149,11 @@ class Trial:
     def device_seconds(self) -> float:
         """Spent under this number."""
         return self.reports[-1].seconds - self._before.seconds if self.reports else 0.0
+
+    @property
+    def schedule(self) -> list[dict[str, Any]]:
+        """What it was trained with, part by part; empty for one config from beginning to end. See `schedule_of`."""
+        return schedule_of(self.config)
 
     @property
     def _before(self) -> Report:

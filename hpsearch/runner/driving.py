@@ -162,7 +162,7 @@ class Driving:
         if heartbeat.orders.requested == StudyState.CANCELLED:
             search.close(Failure.CANCELLED, "the study was cancelled")
             search.close_waiting("the study was cancelled")
-            place.tidy(search.idle_snapshots(parked=0))
+            place.tidy(search.idle_snapshots(parked=0), search.needed_from())
             return StudyState.CANCELLED, "cancelled", None
         if stopped:
             reason = "its runner was stopped; the next one goes on"

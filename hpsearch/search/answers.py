@@ -18,6 +18,8 @@ class Decision(enum.Enum):
     """The budget is spent and no trial has come to its end: this one ends here, with its best report."""
     ENDED = "ended"
     """The trial was closed: its curve can't be continued."""
+    PAUSE = "pause"
+    """It waits for the others of its population."""
     REUSE = "reuse"
     """An earlier study has trained the very same; `reuse` takes that over."""
 
@@ -37,3 +39,7 @@ class Asked:
     """What it was trained with before it was interrupted."""
     snapshots: int = 0
     """The number that its snapshots lie under: its own, or that of the pruned trial that it goes on with."""
+    inherits: tuple[int, int] | None = None
+    """The trial whose weights it takes over, and at which exposure."""
+    hands_over_at: int | None = None
+    """From its first report there, others may go on."""

@@ -35,7 +35,7 @@ class Points:
     """
 
     def __init__(self, spec: StudySpec, examples: int) -> None:
-        self.spec, self._examples = spec, examples
+        self.spec, self.examples = spec, examples
         self.distributions = distributions(spec.search_space)
         self.sometimes = may_be_left_out(spec)
         listed = all_points(spec, examples)
@@ -43,15 +43,15 @@ class Points:
 
     def active(self, params: Params) -> Params:
         """The params that matter."""
-        return active(self.spec, params, self._examples)
+        return active(self.spec, params, self.examples)
 
     def unmet(self, params: Params) -> str | None:
         """The first requirement that a point does not meet."""
-        return unmet(self.spec, params, self._examples)
+        return unmet(self.spec, params, self.examples)
 
     def params_of(self, chosen: Mapping[str, Value]) -> Params | None:
         """The params here that come to these ten parameters; None when none do."""
-        return params_of(self.spec, chosen, self._examples)
+        return params_of(self.spec, chosen, self.examples)
 
     def whole(self, given: Params) -> Params | None:
         """The params that matter of given ones that leave nothing to draw; None when they leave something."""

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 from hpsearch.errors import TrialNotFound
 from hpsearch.results import Failure, Report, Trial, TrialState
-from hpsearch.search.taught import CONTINUES, RETRY_OF
+from hpsearch.search.taught import CONTINUES, PARENT, RETRY_OF
 
 BASELINE = "baseline"
 """Study attribute: the untouched base model's figures and their evaluation contract."""
@@ -25,6 +25,12 @@ SPARED = "spared"
 """Trial attribute: no rule stops it."""
 STOPPED_BY = "stopped_by"
 """Trial attribute: who asked to stop it."""
+INHERITED_AT = "inherited_at"
+"""Trial attribute: the exposure at which it took another's weights over."""
+REPLACES = "replaces"
+"""Trial attribute: the number of the trial whose place in the population it took."""
+REPLACED = "replaced"
+"""Trial attribute: why another one took its place."""
 
 
 def load(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study | None:
@@ -114,6 +120,10 @@ def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
         retry_of=attributes.get(RETRY_OF),
         continues=attributes.get(CONTINUES),
         carried=attributes.get("carried", 0),
+        parent=attributes.get(PARENT),
+        inherited_at=attributes.get(INHERITED_AT),
+        replaces=attributes.get(REPLACES),
+        replaced=attributes.get(REPLACED),
         is_spared=attributes.get(SPARED, False),
         stopped_by=attributes.get(STOPPED_BY),
         attempts=attributes.get("attempts", 0),
@@ -131,6 +141,13 @@ def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
         started_at=_timestamp(frozen.datetime_start),
         finished_at=_timestamp(frozen.datetime_complete),
     )
+
+
+def heritage(trial: Trial) -> dict[str, Any]:
+    """The attributes of another trial that begins where this one did: with the weights of its parent."""
+    carried = [report.as_json() for report in trial.reports[: trial.carried]]
+    link = {PARENT: trial.parent, INHERITED_AT: trial.inherited_at, REPLACES: trial.replaces}
+    return {**link, "curve": carried, "carried": len(carried)}
 
 
 def _timestamp(naive: dt.datetime | None) -> float | None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
+
+from hpsearch.search.taught import PARENT, Taught
 
 FEWEST = 8
 """Completed trials below which nothing is said."""
@@ -16,15 +19,20 @@ BEST = 5
 
 
 def importance(study: optuna.Study | None) -> dict[str, float]:
-    """By parameter, adding up to 1; empty with too few trials, or when no parameter mattered."""
+    """By parameter, adding up to 1; empty with too few trials, or when no parameter mattered.
+
+    Trials that took another's weights over say nothing of their params.
+    """
     complete = [] if study is None else study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    complete = [trial for trial in complete if PARENT not in trial.user_attrs]
     varying = _varying(complete)
     if study is None or len(complete) < FEWEST or not varying:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on few trials in a part of a conditional space: they are shown with the rest
         best = PedAnovaImportanceEvaluator(target_quantile=max(0.1, min(0.5, BEST / len(complete))))
-        found = get_param_importances(study, evaluator=best, params=varying, normalize=False)
+        shown: Any = Taught(study, complete)
+        found = get_param_importances(shown, evaluator=best, params=varying, normalize=False)
     total = math.fsum(found.values())
     return {name: value / total for name, value in found.items()} if total > 0 else {}
 

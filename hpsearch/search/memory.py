@@ -190,7 +190,8 @@ class Memory:
             lambda other: other == self._lineage if similar else other.method == self._lineage.method,
             None if similar else frozenset(asked.studies),
         )
-        placed = [(one, points.params_of(one.config.hyperparameters.model_dump())) for one in found]
+        whole = [one for one in found if not one.config.earlier]  # else the value is not what the params come to
+        placed = [(one, points.params_of(one.config.hyperparameters.model_dump())) for one in whole]
         lying_here = sorted(
             ((one, params) for one, params in placed if params is not None), key=lambda pair: pair[0].ended_at
         )

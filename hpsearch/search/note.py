@@ -8,6 +8,7 @@ import optuna
 
 from hpsearch.results import rank
 from hpsearch.results.insight import Insight, insight
+from hpsearch.results.schedule import told
 from hpsearch.search import history
 from hpsearch.search.importance import importance
 from hpsearch.spec.study import StudySpec
@@ -20,7 +21,11 @@ def write(study: optuna.Study, spec: StudySpec) -> None:
     from optuna_dashboard import save_note
 
     ranked = rank(spec.name, "", spec.objective, history.baseline(study), history.trials(study)).trials
-    save_note(study, as_markdown(insight(spec.search_space, ranked, importance(study))))
+    found = as_markdown(insight(spec.search_space, ranked, importance(study)))
+    lines = [f"- {line}" for line in told(ranked[0].schedule)] if ranked else []
+    if lines:
+        found += f"\n\nThe best trial, {ranked[0].number}, has no single config: its params changed on the way.\n\n"
+    save_note(study, found + "\n".join(lines))
 
 
 def as_markdown(found: Insight) -> str:

@@ -29,6 +29,7 @@ from hpsearch.spec.pruner import (
     NoPrunerSpec,
     PatientSpec,
     PercentileSpec,
+    PopulationSpec,
     PrunerSpec,
     SuccessiveHalvingSpec,
     ThresholdSpec,
@@ -66,7 +67,7 @@ def pruner(
     if isinstance(spec, PercentileSpec | MedianSpec | ThresholdSpec):
         # Rounded down: the report itself is recorded at the rounded exposure, and must not fall short.
         return _without_rungs(spec, int(spec.min_reports * examples / reports_per_epoch), direction)
-    assert isinstance(spec, NoPrunerSpec)
+    assert isinstance(spec, NoPrunerSpec | PopulationSpec)  # whom a population replaces, `population.py` decides
     return NopPruner()
 
 

@@ -172,6 +172,20 @@ class Record:
         self._fence()
         self._trial(number).set_user_attr(history.STOPPED_BY, by)
 
+    def replaced(self, number: int, text: str) -> None:
+        """The trial ends, because another one took its place in the population."""
+        self._fence()
+        self._trial(number).set_user_attr(history.REPLACED, text)
+        self.prune(number)
+
+    def decided(self, name: str, exchanges: Sequence[dict[str, Any]]) -> None:
+        """Keep on the study what was decided at all exchanges of its population; the last one is new."""
+        self._fence()
+        self._study.set_user_attr(name, list(exchanges))
+        last = exchanges[-1]
+        details = {"exposure": last["exposure"], "ranked": last["ranked"], "heirs": last["heirs"]}
+        self._event("study.exchanged", details)
+
     def prune(self, number: int) -> None:
         """The trial was stopped after its last report."""
         self._fence()
@@ -242,6 +256,8 @@ class Record:
             reached = max(ended.reached, exposure(ended))
             inherited = {"lost": lost + is_lost, "orphaned": orphaned, "reached": reached}
             origin = {"origin": "retry", RETRY_OF: number, history.SPARED: ended.is_spared, **inherited}
+            if ended.parent is not None:
+                origin |= history.heritage(ended)
             self.enqueue(ended.params, origin)
         self._tell(trial, state=OptunaState.FAIL)
         self._live.pop(number, None)
@@ -260,11 +276,6 @@ class Record:
     def is_running(self, number: int) -> bool:
         """Whether the trial still waits for its end."""
         return number in self._live
-
-    def has_ended(self, number: int) -> bool:
-        """Whether there is such a trial, and nothing more will happen to it."""
-        trials = self.frozen()
-        return number < len(trials) and trials[number].state.is_finished()
 
     def idle_snapshots(self, parked: int) -> frozenset[int]:
         """The numbers whose snapshots nobody will go on from: of trials that ended, but for the best pruned ones.

@@ -11,25 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from pydantic import ValidationError
 
 from hpsearch.crash import crash_point
 from hpsearch.lifecycle import Orders, Wish
 from hpsearch.results import Failure, Report, Trial, TrialState
-from hpsearch.results.budget import hopeless, left, limit_reached, spent
+from hpsearch.results.budget import has_better, hopeless, left, limit_reached, spent, to_finish
 from hpsearch.results.curve import has_turned
-from hpsearch.results.trial import first_of
 from hpsearch.search import history
 from hpsearch.search.answers import Asked, Decision
 from hpsearch.search.draw import Draw, Points, suggest
+from hpsearch.search.handout import handed_out
 from hpsearch.search.memory import Lineage, Memory, lessons
+from hpsearch.search.population import Population
 from hpsearch.search.pruners import most_epochs, pruner
 from hpsearch.search.record import REPEATABLE, Event, Loss, Record, outline
-from hpsearch.search.taught import CONTINUES
 from hpsearch.search.wishes import Wishes
 from hpsearch.spec.auto import with_search_resolved
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.points import Key, key
+from hpsearch.spec.population import exchanges
+from hpsearch.spec.pruner import PopulationSpec
 from hpsearch.spec.space import Params
 from hpsearch.spec.study import StudySpec
 
@@ -87,6 +88,10 @@ class Search(Record):
         self._memory = None
         if lineage is not None:
             self._memory = Memory(storage, spec.name, lineage, self._direction, self._metric)
+        self._population = None
+        if isinstance(spec.pruner, PopulationSpec):
+            at = exchanges(spec.pruner, spec.search_space, epochs, reports, examples)
+            self._population = Population(self, study, spec.pruner, self._points, at)
         self._wishes = Wishes(self, orders, fulfilled)
         self._epochs: dict[int, int] = {}
         self._warmup_epochs: dict[int, float] = {}
@@ -128,17 +133,17 @@ class Search(Record):
         while True:
             self._wishes.heed()
             trials = self.trials()
+            if self._population is not None and not self._ends(trials) and self._population.gather(trials):
+                trials = self.trials()
             is_over, unfinished = self._is_over(trials)
-            if is_over and not unfinished:
+            waiting, tried = unfinished if is_over else self._waiting(trials), _tried(trials)
+            if not waiting and (is_over or self._population is not None):
                 return None
-            waiting, tried = _waiting(trials), _tried(trials)
             self._fence()
             past = functools.partial(self._study.get_trials, deepcopy=False)
             self._study.sampler = Draw(self._points, tried, past, lessons(self._study, self._points.distributions))
-            # Optuna hands out what waits first, in order.
-            trial = self.take(unfinished[0].number) if is_over else self._study.ask()
-            given = next((known.params for known in waiting if known.number == trial.number), {})
-            params = suggest(trial, self._points, given)
+            trial = self.take(waiting[0].number) if waiting else self._study.ask()
+            params = suggest(trial, self._points, waiting[0].params if waiting else {})
             self._live[trial.number] = trial
             unmet = self._points.unmet(params)
             if unmet is not None:
@@ -153,13 +158,19 @@ class Search(Record):
         return is_over and not unfinished
 
     def _is_over(self, trials: Sequence[Trial]) -> tuple[bool, list[Trial]]:
-        """Whether nothing new is tried, and the trials that have to come to their ends all the same.
+        """Whether nothing new is tried, and the trials that have to come to their ends all the same."""
+        if self._population is not None:
+            is_exhausted = self._population.is_over(trials)
+        else:
+            is_exhausted = not self._waiting(trials) and self._points.untried(_tried(trials)) == []
+        all_wait = self._population is not None and self._is_spent(trials)
+        return is_exhausted or self._ends(trials) is not None, to_finish(trials, all_wait=all_wait)
 
-        They were told to end with what they have, and interrupted before they had: else that would be lost.
-        """
-        waiting = _waiting(trials)
-        is_over = (not waiting and self._points.untried(_tried(trials)) == []) or self._ends(trials) is not None
-        return is_over, [trial for trial in waiting if trial.cut_short]
+    def _waiting(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials that wait and may go on, the next one first."""
+        if self._population is not None:
+            return self._population.ready(trials)
+        return [trial for trial in trials if trial.state == TrialState.WAITING]
 
     def is_out_of_time(self) -> bool:
         """Whether the wall-clock budget is used up, as far as people had extended it when their orders were heeded."""
@@ -174,7 +185,9 @@ class Search(Record):
         trials = self.trials()
         if self._ends(trials):
             return 0
-        waiting = len(_waiting(trials))
+        if self._population is not None:
+            return self._population.room(trials)
+        waiting = len(self._waiting(trials))
         untried = self._points.untried(_tried(trials))
         points = math.inf if untried is None else waiting + len(untried)
         return int(min(points, left(self.spec.budget, trials), MANY))
@@ -191,21 +204,12 @@ class Search(Record):
         return limit_reached(spec.budget, trials, self._elapsed(), self._direction, resumed_at=resumed_at)
 
     def _handed_out(self, trial: optuna.Trial, params: Params) -> Asked:
-        attributes, trials = trial.user_attrs, self.trials()
-        before = trials[attributes.get(CONTINUES, trial.number)]
-        curve = [Report(**report) for report in attributes.get("curve", [])]
-        for report in curve:  # what a crash left between the curve and Optuna's own record of it
-            if report.exposure not in self.frozen()[trial.number].intermediate_values:
-                trial.report(float(getattr(report, self._metric)), step=report.exposure)
-        asked = Asked(
-            trial.number,
-            params,
-            attributes.get("origin", "search"),
-            attributes.get("attempts", 0) + 1,
-            curve[-1].exposure if curve else None,
-            _config(attributes.get("config") or before.config),
-            first_of(before, trials).number,
-        )
+        recorded = self.frozen()[trial.number].intermediate_values
+        for known in trial.user_attrs.get("curve", []):
+            if known["exposure"] not in recorded:  # a crash came between, or another trial has reported it
+                trial.report(float(known[self._metric]), step=known["exposure"])
+        hands_over_at = None if self._population is None else self._population.next
+        asked = handed_out(trial, params, self.trials(), self._points, hands_over_at)
         trial.set_user_attr("attempts", asked.attempt)
         crash_point("after_ask")
         kind = "trial.started" if asked.attempt == 1 else "trial.continued"
@@ -235,7 +239,8 @@ class Search(Record):
             raise ValueError(f"trial {number} reported {value}: a diverged trial must fail, not report")
         if report.exposure == 0:
             self._keep_baseline(report, contract, warnings)
-            if self._memory is not None and self._memory.recalls(trial, contract):
+            # A population needs weights on the way, which nobody keeps.
+            if self._memory is not None and self._population is None and self._memory.recalls(trial, contract):
                 return Decision.REUSE
         curve = trial.user_attrs.get("curve", [])
         if curve and report.exposure <= curve[-1]["exposure"]:
@@ -278,16 +283,30 @@ class Search(Record):
                 trial.should_prune()  # so that it counts where later trials are compared; nothing is left to save
             return Decision.GO_ON
         trials = self.trials()
-        if report.exposure > 0 and spent(self.spec.budget, trials, self._elapsed()) is not None:
+        if report.exposure > 0 and self._is_spent(trials):
             # Half a training says little of its params. But who has nothing else gets it, and is told what it is.
-            has_better = any(trial.state == TrialState.COMPLETE and not trial.cut_short for trial in trials)
-            return Decision.PRUNE if has_better else Decision.FINISH
+            return Decision.PRUNE if has_better(trials) else Decision.FINISH
         # Asked in any case: Optuna's halving notes a trial's rungs when it is asked, and must not note them late. Those
         # of a trial that is continued were noted under its earlier number.
         poor = not is_spared and trial.should_prune()
         if self._wishes.stops(number) is not None:
             return Decision.PRUNE
-        return Decision.PRUNE if poor and report.epoch > self._warmup_epochs[number] else Decision.GO_ON
+        if poor and report.epoch > self._warmup_epochs[number]:
+            return Decision.PRUNE
+        waits = self._population is not None and self._population.must_wait(trials[number])
+        return Decision.PAUSE if waits else Decision.GO_ON
+
+    def pause(self, number: int) -> None:
+        """The trial was stopped where it has to wait for the others of its population."""
+        self.interrupt(number, "it waits for the others of its population", Loss.NONE)
+
+    def needed_from(self) -> float:
+        """Below this exposure, snapshots that trials have handed over are of no use any more."""
+        needed = None if self._population is None else self._population.needs_from(self.trials())
+        return math.inf if needed is None else needed
+
+    def _is_spent(self, trials: Sequence[Trial]) -> bool:
+        return spent(self.spec.budget, trials, self._elapsed()) is not None
 
     def reuse(self, number: int, adapter: Path) -> None:
         """Take over what an earlier study has trained: its curve, its value, and its weights into `adapter`."""
@@ -305,22 +324,10 @@ class Search(Record):
         limit = self._limit(trials)
         if not any(trial.state == TrialState.COMPLETE for trial in trials):
             return False, f"no trial completed: {limit}" if limit else "no trial completed"
-        return True, limit or "the search space is exhausted: every point was tried"
-
-
-def _waiting(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that were lined up or interrupted."""
-    return [trial for trial in trials if trial.state == TrialState.WAITING]
+        whole = "the population came to its end" if self._population is not None else None
+        return True, limit or whole or "the search space is exhausted: every point was tried"
 
 
 def _tried(trials: Sequence[Trial]) -> frozenset[Key]:
     """The points that were tried or are lined up. Where nothing varies there is one, which a failure doesn't use up."""
     return frozenset(key(trial.params) for trial in trials if trial.params or trial.state != TrialState.FAIL)
-
-
-def _config(stored: dict[str, Any] | None) -> FinetuneConfig | None:
-    """As it was kept; None when there is none, or when it is of a version that wrote other fields."""
-    try:
-        return None if stored is None else FinetuneConfig.model_validate(stored)
-    except ValidationError:
-        return None

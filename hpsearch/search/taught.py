@@ -2,7 +2,8 @@
 
 Optuna's samplers skip failed trials, so a region where every trial diverges would be tried for ever. Here a trial
 that failed through its own params is shown as one with the worst value so far. Lost and cancelled trials and ones
-that failed for other reasons are not shown. A trial that was tried again after its worker was lost stands in its
+that failed for other reasons are not shown. Neither are those that took another's weights over: their loss is not
+what their params come to. A trial that was tried again after its worker was lost stands in its
 first attempt's place, with what the sampler noted on that one, so a restart changes no later draw.
 """
 
@@ -25,6 +26,9 @@ RETRY_OF = "retry_of"
 
 CONTINUES = "continues"
 """Trial attribute: the number of the pruned trial that it goes on with."""
+
+PARENT = "parent"
+"""Trial attribute: the number of the trial whose weights it took over."""
 
 NOTES = ("cma:", "curves:")
 """What samplers keep on a trial begins so."""
@@ -78,7 +82,7 @@ def lesson(
     by_number = {trial.number: trial for trial in trials}
     shown = [_at(trial, place) for place, trial in enumerate(lent)]
     for trial in trials:
-        if trial.number in gone_on:
+        if trial.number in gone_on or PARENT in trial.user_attrs:
             continue
         if trial.number != current and trial.state not in (TrialState.WAITING, TrialState.FAIL):
             taught = _at(trial, places[trial.number])
@@ -93,7 +97,8 @@ def lesson(
 
 
 def _teaches_to_stay_away(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.FAIL and trial.user_attrs.get("failure") in TEACHES and bool(trial.params)
+    own = PARENT not in trial.user_attrs
+    return own and trial.state == TrialState.FAIL and trial.user_attrs.get("failure") in TEACHES and bool(trial.params)
 
 
 def _as_bad(trial: FrozenTrial, place: int, worst: float) -> FrozenTrial:

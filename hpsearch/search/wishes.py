@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from optuna.trial import TrialState as OptunaState
 
@@ -11,7 +12,7 @@ from hpsearch.results import Failure
 from hpsearch.results.trial import can_go_on
 from hpsearch.search import history
 from hpsearch.search.record import Record
-from hpsearch.search.taught import CONTINUES
+from hpsearch.search.taught import CONTINUES, PARENT
 
 
 class Wishes:
@@ -77,6 +78,8 @@ class Wishes:
         if trial is not None and can_go_on(trial, trials) and wish.id not in known:
             carried = [report.as_json() for report in trial.reports]
             attributes = {"curve": carried, "carried": len(carried), "attempts": trial.attempts}
-            link = {CONTINUES: trial.number, history.SPARED: True, history.WISH: wish.id}
+            link: dict[str, Any] = {CONTINUES: trial.number, history.SPARED: True, history.WISH: wish.id}
+            if trial.parent is not None:
+                link |= {PARENT: trial.parent, history.INHERITED_AT: trial.inherited_at}
             self._record.enqueue(trial.params, {"origin": "continued", **link, **attributes})
         self._fulfilled(wish)

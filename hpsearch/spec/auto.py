@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hpsearch.spec.pruner import AutoPrunerSpec, CurvesPrunerSpec, PrunerSpec
-from hpsearch.spec.sampler import MOST_POINTS, AutoSamplerSpec, CurvesSamplerSpec, GridSpec, SamplerSpec
+from hpsearch.spec.pruner import AutoPrunerSpec, CurvesPrunerSpec, PopulationSpec, PrunerSpec
+from hpsearch.spec.sampler import MOST_POINTS, AutoSamplerSpec, CurvesSamplerSpec, GridSpec, QMCSpec, SamplerSpec
 from hpsearch.spec.study import StudySpec
 
 
@@ -13,9 +13,14 @@ def with_search_resolved(spec: StudySpec) -> StudySpec:
 
 
 def resolved_sampler(spec: StudySpec) -> SamplerSpec:
-    """The sampler that searches: every point where the budget has room for all, else by curves."""
+    """The sampler that searches: every point where the budget has room for all, else by curves.
+
+    A population is drawn at once, when nothing is known: evenly.
+    """
     if not isinstance(spec.sampler, AutoSamplerSpec):
         return spec.sampler
+    if isinstance(spec.pruner, PopulationSpec):
+        return QMCSpec()
     fits = spec.budget.trials is not None and spec.search_space.size() <= min(spec.budget.trials, MOST_POINTS)
     return GridSpec() if fits else CurvesSamplerSpec()
 

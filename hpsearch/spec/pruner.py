@@ -107,6 +107,25 @@ class PatientSpec(Closed):
     """What counts as better, in the objective's unit."""
 
 
+class PopulationSpec(Closed):
+    """Population based training (Jaderberg et al. 2017, https://arxiv.org/abs/1711.09846).
+
+    A population trains side by side. At each exchange the worst trials end, and another one takes the place of each: it
+    goes on from where one of the best stands, with its weights and its optimizer's state, under params that are changed
+    by chance. So what comes out is a schedule of params, not one config.
+    """
+
+    type: Literal["pbt"] = "pbt"
+    population: int = Field(8, ge=2, le=1000)
+    """Trials that train side by side; where there is no room for all, they take turns."""
+    interval: int | None = Field(None, ge=1, le=1000)
+    """Report intervals from one exchange to the next; left out, an epoch."""
+    quantile: float = Field(0.25, gt=0, le=0.5)
+    """Part of the population that is worst and ends; as many are best and may be gone on from."""
+    resample: float = Field(0.25, ge=0, le=1)
+    """A parameter is drawn anew with this chance; else it is multiplied by 0.8 or 1.2, or the next choice is taken."""
+
+
 PrunerSpec = Annotated[
     AutoPrunerSpec
     | CurvesPrunerSpec
@@ -116,6 +135,7 @@ PrunerSpec = Annotated[
     | PercentileSpec
     | MedianSpec
     | ThresholdSpec
-    | PatientSpec,
+    | PatientSpec
+    | PopulationSpec,
     Field(discriminator="type"),
 ]

@@ -18,13 +18,14 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 
+from hpsearch.spec import population
 from hpsearch.spec.budget import BudgetSpec
 from hpsearch.spec.closed import Closed
 from hpsearch.spec.data import DataSpec
 from hpsearch.spec.expression import LONGEST, Condition
 from hpsearch.spec.finetune import ModelSpec
 from hpsearch.spec.objective import ObjectiveSpec
-from hpsearch.spec.pruner import AutoPrunerSpec, PrunerSpec
+from hpsearch.spec.pruner import AutoPrunerSpec, PopulationSpec, PrunerSpec
 from hpsearch.spec.sampler import MOST_POINTS, AutoSamplerSpec, GridSpec, SamplerSpec
 from hpsearch.spec.space import Params, SearchSpace
 from hpsearch.spec.warm_start import WarmStartSpec
@@ -140,6 +141,19 @@ class StudySpec(Closed):
                 f"the grid has {size:,} points, and {MOST_POINTS:,} are the most: "
                 "let fewer parameters vary, or lower sampler.points"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_population(self) -> Self:
+        if isinstance(self.pruner, PopulationSpec):
+            reports = self.objective.reports_per_epoch
+            for fault in population.faults(self.pruner, self.search_space, self.sampler, self.budget, reports):
+                raise ValueError(fault)
+            if len(self.first_trials) >= self.pruner.population:
+                raise ValueError(
+                    f"pruner pbt: {len(self.first_trials)} first_trials and the defaults are more than a population of "
+                    f"{self.pruner.population}; raise pruner.population"
+                )
         return self
 
     @model_validator(mode="after")

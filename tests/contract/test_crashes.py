@@ -15,8 +15,12 @@ from typing import Any, get_args
 
 from hpsearch.crash import VARIABLE, CrashPoint
 from hpsearch.results import Trial, TrialState
+from hpsearch.search import Asked, Decision
+from hpsearch.spec import StudySpec
+from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.storage import optuna_storage
-from tests.contract.test_search import Driven, exposures_of, spec_of
+from tests.contract.test_population import gain, loss, pbt_spec
+from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, a_report, exposures_of, spec_of
 
 TRIALS = 12
 SPEC = spec_of(
@@ -25,7 +29,10 @@ SPEC = spec_of(
     pruner={"type": "percentile", "startup_trials": 3, "min_reports": 2, "percentile": 50},
     first_trials=[{"epochs": 2}],
 )
-POINTS = [point for point in get_args(CrashPoint) if point != "after_snapshot"]  # that one is a device's
+EXCHANGING: list[CrashPoint] = ["after_exchange", "after_heir"]
+ELSEWHERE = {"after_snapshot", *EXCHANGING}  # on a device, and in a population
+POINTS = [point for point in get_args(CrashPoint) if point not in ELSEWHERE]
+POPULATION = pbt_spec(pruner={"population": 4})
 RANDOM_KILLS = 20
 DICE = random.Random(0)
 
@@ -44,17 +51,20 @@ class Told(list[tuple[str, dict[str, Any]]]):
 class Searched:
     """A database, and processes that search in it until they are killed."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, spec: StudySpec) -> None:
+        self.url, self.spec = url, spec
 
     def search(self, pipe: int, crash_at: str, replay: float) -> None:
         """In this process, to the end: asks, trains a made-up loss, reports, tells."""
         os.environ[VARIABLE] = crash_at
-        driven = Driven(optuna_storage(self.url), SPEC)
+        driven = Driven(optuna_storage(self.url), self.spec)
         driven.events = Told(pipe)
         while (asked := driven.ask()) is not None:
             behind = int((asked.reported or 0) * (1 - replay))
-            driven.run(asked, start=max(exposure for exposure in exposures_of(asked.params) if exposure <= behind))
+            if self.spec is POPULATION:
+                train_a_member(driven, asked, behind)
+            else:
+                driven.run(asked, start=max(exposure for exposure in exposures_of(asked.params) if exposure <= behind))
         driven.finish()
 
     def fork(self, crash_at: str = "", replay: float = 0.0, kill_after: int | None = None) -> int:
@@ -86,16 +96,52 @@ class Searched:
         return -status
 
     def trials(self) -> list[Trial]:
-        return Driven(optuna_storage(self.url), SPEC).trials()
+        return Driven(optuna_storage(self.url), self.spec).trials()
+
+
+def train_a_member(driven: Driven, asked: Asked, behind: int) -> None:
+    """To where it must wait, or to its end; its loss is what all parts of its training have brought."""
+    config, weight = FinetuneConfig.model_validate(driven.trial(asked.number).config), 0.0
+    if asked.inherits is not None:
+        behind = max(behind, asked.inherits[1])
+    for exposure in range(0, 4 * EXAMPLES + 1, EXAMPLES // 2):
+        if exposure:
+            weight += gain(config.at(exposure - 1).hyperparameters.model_dump())
+        if exposure < behind:
+            continue
+        if driven.search.report(asked.number, a_report(exposure, loss(weight)), CONTRACT) is Decision.PAUSE:
+            driven.search.pause(asked.number)
+            return
+    best = min(driven.trial(asked.number).reports[1:], key=lambda report: report.validation_loss)
+    driven.search.complete(asked.number, best, CONTRACT, f"artifacts/{asked.number}")
+
+
+def searched(template: str, folder: str, spec: StudySpec, *names: str) -> list[Searched]:
+    """New studies, each in a database of its own."""
+    studies = []
+    for name in names:
+        shutil.copy(template, f"{folder}/{name}.db")
+        studies.append(Searched(f"sqlite:///{folder}/{name}.db", spec))
+    return studies
+
+
+def population(template: str, folder: str) -> None:
+    """A population is killed at each exchange, before and after every heir, and at random times."""
+    undisturbed, disturbed = searched(template, folder, POPULATION, "population", "killed")
+    assert undisturbed.fork() == 0
+    for point in (*EXCHANGING, "after_report", *EXCHANGING, "after_ask", "before_start", "before_tell"):
+        assert disturbed.fork(point, replay=DICE.random()) == signal.SIGKILL, point
+        if point not in EXCHANGING:
+            disturbed.fork(replay=DICE.random(), kill_after=1)
+    assert disturbed.fork() == 0
+    assert list(map(_outcome, disturbed.trials())) == list(map(_outcome, undisturbed.trials()))
+    assert sum(trial.parent is not None for trial in undisturbed.trials()) == 3
 
 
 def main(template: str, folder: str) -> None:
     """The whole scenario: in an interpreter without threads, because it forks."""
-    studies = []
-    for name in ("undisturbed", "points", "random"):
-        shutil.copy(template, f"{folder}/{name}.db")
-        studies.append(Searched(f"sqlite:///{folder}/{name}.db"))
-    undisturbed, at_points, at_random = studies
+    population(template, folder)
+    undisturbed, at_points, at_random = searched(template, folder, SPEC, "undisturbed", "points", "random")
     assert undisturbed.fork() == 0
     for point in POINTS:
         assert at_points.fork(point, replay=DICE.random()) == signal.SIGKILL, point

@@ -81,7 +81,7 @@ def test_a_child_of_a_child_has_the_curve_of_the_whole_lineage(tmp_path: Path) -
     assert [report.exposure for report in member.reports] == [0, 10, 20, 30, 40, 50, 60, 70, 80]
 
 
-def test_what_is_handed_over_stays_while_the_trial_trains_on(tmp_path: Path) -> None:
+def test_what_is_handed_over_stays_while_the_trial_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parent = subject()
     prepared = prepare(parent)
     member = train_on(Member(parent, prepared), 7)
@@ -102,6 +102,10 @@ def test_what_is_handed_over_stays_while_the_trial_trains_on(tmp_path: Path) -> 
     with pytest.raises(WorkerLost, match=r"there is no checkpoint in .*nowhere"):
         Attempt(tmp_path / "other", 1).go_on(Member(heir, prepared), reported=40, inherited=tmp_path / "nowhere")
     snapshot.share(tmp_path / "trial" / "1", folder)  # somebody was quicker
+    monkeypatch.setattr(snapshot, "VERSION", "another")
+    with pytest.raises(WorkerLost, match="of another version of hpsearch"):  # or it would be tried anew without end
+        Attempt(tmp_path / "late", 1).go_on(Member(heir, prepared), reported=40, inherited=folder)
+    monkeypatch.undo()
     assert snapshot.exists(folder)
 
 

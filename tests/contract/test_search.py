@@ -78,7 +78,7 @@ class Driven:
     def ask(self) -> Asked | None:
         asked = self.search.ask()
         if asked is not None:
-            config = resolve(self.spec, asked.params, EXAMPLES, "llama", 1_000_000)
+            config = asked.config or resolve(self.spec, asked.params, EXAMPLES, "llama", 1_000_000)
             self.search.start(asked.number, config)
         return asked
 

@@ -130,6 +130,10 @@ class TestRefusals:
                 {"search_space": {"frozen_layers": {"low": 0, "high": 500}}}, "search_space.frozen_layers", "layers",
                 id="more-frozen-layers-than-layers",
             ),
+            pytest.param(
+                {"search_space": {"dropout": {"low": 0, "high": 0.5}}, "pruner": {"type": "pbt", "interval": 1000}},
+                "pruner.interval", "nothing would ever be exchanged", id="a-population-without-exchanges",
+            ),
         ],
     )  # fmt: skip
     def test_a_malformed_spec_is_refused_with_its_field(
