@@ -11,13 +11,14 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from hpsearch.api.linted import LINTED
 from hpsearch.api.webhooks import check_known
 from hpsearch.basemodel import BaseModel, describe, token_counter
 from hpsearch.dataset.hub import Fetched, fetch
 from hpsearch.dataset.lint import LintReport, lint, lint_overlap
 from hpsearch.dataset.load import ALL_THE_SAME
 from hpsearch.dataset.split import held_back
-from hpsearch.errors import InvalidDataset, InvalidSpec, TooFewExamples, UnknownDataset, UnknownModel
+from hpsearch.errors import HubUnavailable, InvalidDataset, InvalidSpec, TooFewExamples, UnknownDataset, UnknownModel
 from hpsearch.settings import Settings
 from hpsearch.spec import population
 from hpsearch.spec.closed import as_invalid_spec
@@ -60,7 +61,10 @@ class Preflight:
         self.spec = self._located(spec, origins)
         self.fingerprint = self.spec.fingerprint()
         """Of what was asked, before a hub model's branch became a commit: asking again is the same study."""
-        self.model: BaseModel = describe(self.spec.model.base, self.spec.model.revision)
+        try:
+            self.model: BaseModel = describe(self.spec.model.base, self.spec.model.revision)
+        except HubUnavailable as error:  # a folder that isn't there looks like a hub id: no study is queued on a guess
+            raise UnknownModel(error.detail, error.field) from error
         self._pin_revision()
         self._check_against_model()
         with self._fetched_from_hub(keep):
@@ -178,7 +182,9 @@ class Preflight:
     def _lint(self, path: str, role: SplitRole) -> LintReport:
         field = f"data.{role}"
         max_length = min(self.spec.data.max_length, self.model.max_positions or self.spec.data.max_length)
-        report = lint(Path(path), self.spec.data.format, role, max_length, self._count_tokens)
+        form = self.spec.data.format
+        terms = (form, role, max_length, self.model.path, self.model.fingerprint, _tokenizer_of(self.model))
+        report = LINTED.get(Path(path), terms, lambda: lint(Path(path), form, role, max_length, self._count_tokens))
         refuse(report, field)
         self.reports[role] = report
         self.warnings += [f"{field}: {warning}" for warning in report.warnings]
@@ -199,6 +205,15 @@ class Preflight:
                 "and at least one must be trained",
                 "search_space.frozen_layers",
             )
+
+
+def _tokenizer_of(model: BaseModel) -> tuple[int, int] | None:
+    """What changes with a local model's tokenizer; a hub model's goes by its commit."""
+    file = Path(model.path) / "tokenizer.json"
+    if not file.is_file():
+        return None
+    facts = file.stat()
+    return facts.st_size, facts.st_mtime_ns
 
 
 def _origins(named: DataSpec, stored: DataSpec | None) -> dict[str, str]:

@@ -16,7 +16,6 @@ from hpsearch.spec.closed import field_path, message_of
 log = logging.getLogger(__name__)
 
 STATUS: tuple[tuple[type[errors.HpsearchError], int, str], ...] = (
-    (errors.HubUnavailable, 503, "Hub unavailable"),
     (errors.TooLarge, 413, "Too large"),
     (errors.InvalidInput, 422, "Invalid input"),
     (errors.NotFound, 404, "Not found"),

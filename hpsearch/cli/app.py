@@ -297,7 +297,7 @@ def _submit(client: Client, spec: Path, name: str | None, quiet: bool) -> dict[s
     wanted = read_spec(spec)
     if name is not None:
         wanted["name"] = name
-    sent = upload_data(wanted, spec.parent, client)
+    sent = upload_data(wanted, spec.parent, client, quiet=quiet)
     key = hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
     study, created = client.submit(sent, key)
     if not quiet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ import yaml
 
 from hpsearch.client import Client
 from hpsearch.errors import InvalidSpec, TooLarge
+
+LARGE_DATA = 4 * 2**20
+"""Bytes; what is larger takes seconds to check."""
 
 LARGEST_SPEC = 256 * 2**10
 
@@ -85,7 +89,17 @@ def _not_finite(value: Any, place: str = "") -> Iterator[str]:
         yield from _not_finite(part, f"{place}.{name}" if place else str(name))
 
 
-def upload_data(spec: dict[str, Any], beside: Path, client: Client) -> dict[str, Any]:
+def _tell_of(file: Path, named: str) -> None:
+    """Say on the console what takes long: of a large file only. It is checked twice, by itself and with the model."""
+    if file.stat().st_size < LARGE_DATA:
+        return
+    with file.open("rb") as content:
+        lines = sum(chunk.count(b"\n") for chunk in iter(lambda: content.read(1 << 20), b""))
+    text = f"uploading and checking {named}, about {lines:,} examples: a hundred thousand take a minute or two"
+    print(text, file=sys.stderr)  # noqa: T201
+
+
+def upload_data(spec: dict[str, Any], beside: Path, client: Client, *, quiet: bool = False) -> dict[str, Any]:
     """The spec with data files that lie beside it uploaded and named by their content.
 
     A path that starts with `./` or `../`, or that exists relative to the spec's folder, is such a file;
@@ -99,6 +113,8 @@ def upload_data(spec: dict[str, Any], beside: Path, client: Client) -> dict[str,
             if not isinstance(named, str) or named.startswith(("dataset:", "hub:")) or Path(named).is_absolute():
                 continue
             if (beside / named).is_file():
+                if not quiet:
+                    _tell_of(beside / named, named)
                 data[split] = f"dataset:{client.upload(beside / named)['id']}"
     if isinstance(model, dict) and isinstance(model.get("base"), str) and model["base"].startswith(("./", "../")):
         model["base"] = str((beside / model["base"]).resolve())

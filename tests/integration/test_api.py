@@ -16,11 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
 
+from hpsearch.api import preflight
 from hpsearch.api.app import create_app
+from hpsearch.api.linted import Linted
 from hpsearch.api.state import Service
 from hpsearch.lifecycle import StudyState
 from hpsearch.results import Failure
@@ -785,3 +788,30 @@ def test_a_name_and_a_key_are_free_again_after_a_delete(api: TestClient) -> None
         assert (answer.status_code, answer.json()["state"]) == (201, "queued")
         api.post("/v1/studies/tickets/cancel")
         assert api.delete("/v1/studies/tickets").status_code == 204
+
+
+def test_a_check_that_takes_long_keeps_nobody_waiting_and_is_not_repeated(
+    service_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a hundred thousand examples it takes most of a minute."""
+    real, begun, may_end, checked = preflight.lint, threading.Event(), threading.Event(), []
+
+    def slow(path: Path, *terms: Any) -> Any:
+        checked.append(path.name)
+        begun.set()
+        assert may_end.wait(30)
+        return real(path, *terms)
+
+    monkeypatch.setattr(preflight, "lint", slow)
+    monkeypatch.setattr(preflight, "LINTED", Linted())
+    with ThreadPoolExecutor(1) as pool:
+        submitting = pool.submit(httpx.post, f"{service_url}/v1/studies", json=spec_fields(), timeout=60)
+        assert begun.wait(30)
+        for path in ("/livez", "/readyz", "/v1/studies"):
+            assert httpx.get(service_url + path, timeout=10).status_code == 200
+        assert not submitting.done()
+        may_end.set()
+        assert submitting.result().status_code == 201
+    again = httpx.post(f"{service_url}/v1/studies:check", json=spec_fields(), timeout=60)
+    assert again.status_code == 200
+    assert checked == ["train.jsonl", "validation.jsonl"]

@@ -145,6 +145,19 @@ class TestAgainstTheService:
             assert dataset.json()["bytes"] == (STUDIES / f"data/tickets/{split}.jsonl").stat().st_size
         assert {**sent, "data": written["data"]} == written
 
+    def test_of_large_files_it_is_said_what_takes_long(
+        self, beside: Path, service_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        written = read_spec(beside / "study.json")
+        upload_data(written, beside, Client(service_url))
+        assert capsys.readouterr().err == "", "these are small"
+        monkeypatch.setattr("hpsearch.cli.specs.LARGE_DATA", 50_000)
+        upload_data(written, beside, Client(service_url), quiet=True)
+        assert capsys.readouterr().err == ""
+        upload_data(written, beside, Client(service_url))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("uploading and checking files/tickets/train.jsonl, about 400 examples")
+
     def test_what_is_not_beside_the_spec_is_the_services_business(self, beside: Path, service_url: str) -> None:
         fields = spec_fields(data={"train": "elsewhere.jsonl", "validation": "/elsewhere.jsonl"})
         assert upload_data(fields, beside, Client(service_url)) == fields

@@ -72,7 +72,7 @@ STATUSES = {
     "InvalidDataset": 422,
     "TooFewExamples": 422,
     "UnknownModel": 422,
-    "HubUnavailable": 503,
+    "HubUnavailable": 422,
     "UnsupportedModel": 422,
     "UnknownDataset": 422,
     "OutdatedCheckpoint": 422,
