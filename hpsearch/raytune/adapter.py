@@ -52,9 +52,10 @@ def take_errors_as_losses(actor_manager: Any) -> None:
         return
     tunes_own = actor_manager._actor_task_failed
 
-    def failed(task: Any, error: Exception) -> None:
-        known = isinstance(error, RayActorError | RayTaskError)
-        tunes_own(task, error if known else RayActorError(error_msg=f"{type(error).__name__}: {error}"))
+    def failed(tracked_actor_task: Any, exception: Exception) -> None:
+        known = isinstance(exception, RayActorError | RayTaskError)
+        lost = exception if known else RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
+        tunes_own(tracked_actor_task=tracked_actor_task, exception=lost)
 
     actor_manager._actor_task_failed = failed
 

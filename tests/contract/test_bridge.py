@@ -194,7 +194,7 @@ def test_what_ray_says_of_one_process_never_ends_the_whole_study(error: Exceptio
         take_errors_as_losses(manager)
     with pytest.raises(RuntimeError):
         RayActorManager._actor_task_failed(manager, TrackedActorTask(actor), error)
-    manager._actor_task_failed(TrackedActorTask(actor), error)
+    manager._actor_task_failed(tracked_actor_task=TrackedActorTask(actor), exception=error)  # as Tune calls it
     assert isinstance(lost[0], RayActorError)
     assert str(error) in str(lost[0])
 
