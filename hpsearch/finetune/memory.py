@@ -10,10 +10,11 @@ import psutil
 import torch
 from torch import Tensor
 
+from hpsearch.basemodel import describe
 from hpsearch.finetune.lora import targets
 from hpsearch.finetune.member import Member
 from hpsearch.finetune.optimizer import is_trained
-from hpsearch.finetune.prepare import Base, Prepared
+from hpsearch.finetune.prepare import Base, Prepared, is_loaded
 from hpsearch.finetune.step import Turn, forward_only
 from hpsearch.finetune.tokenised import TokenisedExample
 from hpsearch.spec.finetune import FinetuneConfig
@@ -53,6 +54,31 @@ def free_bytes(device: torch.device) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
     return int(psutil.virtual_memory().available)
+
+
+def loading_bytes(config: FinetuneConfig, device: str) -> int:
+    """What loading the config's base model takes, and the first whole model trained from it; nothing if it is there.
+
+    Args:
+        config: Of a trial.
+        device: As torch names it.
+
+    Raises:
+        InvalidInput: As `describe`.
+    """
+    model = config.model
+    parameters = describe(model.base, model.revision).parameters
+    each = 0
+    if not is_loaded(model, device):
+        each += 2 if device.startswith("cuda") and model.method == "lora" else _FLOAT
+    if model.method == "full":
+        each += 4 * _FLOAT
+    return each * parameters
+
+
+def has_room(needed: int, device: str, share: float = 1.0) -> bool:
+    """Whether so many bytes are free, and head-room besides."""
+    return needed <= share * (1 - HEAD_ROOM) * free_bytes(torch.device(device))
 
 
 def fits(config: FinetuneConfig, prepared: Prepared, share: float) -> bool:

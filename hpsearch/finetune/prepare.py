@@ -47,6 +47,12 @@ class Base:
 _bases: WeakValueDictionary[tuple[str, ...], Base] = WeakValueDictionary()
 
 
+def is_loaded(spec: ModelSpec, device: str) -> bool:
+    """Whether the base model is on the device already."""
+    facts = describe(spec.base, spec.revision)
+    return (facts.path, facts.fingerprint, spec.method, device) in _bases
+
+
 def load_base(spec: ModelSpec, device: str) -> Base:
     """The base model, which stays loaded as long as anything holds it; only one thread may train on it.
 

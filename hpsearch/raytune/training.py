@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from hpsearch.raytune.messages import (
     failed,
     fields_of,
 )
+from hpsearch.raytune.models import Models, NoRoom
 from hpsearch.raytune.roster import Roster
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.watchdog import lengthy, mark
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from hpsearch.finetune.prepare import Prepared
 
 log = logging.getLogger(__name__)
-
-KEPT_MODELS = 2
-"""Base models with their data that stay loaded on a device while no trial uses them."""
 
 IDLE_SECONDS = 15 * 60
 """A device without trials for so long ends its process and gives the memory back."""
@@ -59,12 +56,13 @@ class Training:
             share: Part of the node's free memory that is this device's.
         """
         self._roster, self._is_gpu, self._share = roster, is_gpu, share
-        self._prepared: OrderedDict[str, Prepared] = OrderedDict()
+        self._models = Models(is_gpu, share)
         self._contracts: dict[str, str] = {}
         self._in_use: dict[str, Prepared] = {}
         self._attempts: dict[str, Attempt] = {}
         self._delayed: list[str] = []
         self._joining: list[str] = []
+        self._short: set[str] = set()
 
     def run(self) -> None:
         """Until there was nothing to do for a long time."""
@@ -96,6 +94,7 @@ class Training:
         self._contracts = {key: contract for key, contract in self._contracts.items() if key in slots}
         self._in_use = {key: prepared for key, prepared in self._in_use.items() if key in slots}
         self._attempts = {key: attempt for key, attempt in self._attempts.items() if key in slots}
+        self._models.make_room(self._used())
         for errand in work.errands:
             errand()
         delayed, self._delayed = self._delayed, []
@@ -157,6 +156,11 @@ class Training:
                 self._tell_again(key, slot, member)
             if not member.is_done:
                 self._cohort.admit(key, member, prove=slot.prove)
+        except NoRoom as error:
+            if key not in self._short:
+                log.warning("trial waits for memory", extra={**fields_of(key), "text": str(error)})
+            self._short.add(key)
+            self._delayed.append(key)
         except Abandoned:
             log.info("baseline abandoned: nobody waits for it", extra=fields_of(key))
         except HubUnavailable as error:  # another worker may have the model, or the hub answers again by then
@@ -206,34 +210,11 @@ class Training:
     def _prepare(
         self, config: FinetuneConfig, cache: str | None, goes_on: Callable[[], bool] = lambda: True
     ) -> Prepared:
-        """The base model with its data, loaded once for all trials that share it.
+        return self._models.get(config, None if cache is None else Path(cache), self._used(), goes_on)
 
-        Raises:
-            Abandoned: `goes_on` says that nobody waits for it any more.
-        """
-        from hpsearch.finetune.prepare import prepare, prepared_key
-
-        key = prepared_key(config)
-        if key not in self._prepared:
-            self._forget()
-            folder = None if cache is None else Path(cache)
-            with lengthy("loading the model and the data"):
-                self._prepared[key] = prepare(config, "cuda:0" if self._is_gpu else "cpu", folder, goes_on)
-            for text in self._prepared[key].warnings:
-                log.warning("data cut", extra={"train": config.data.train, "text": text})
-        self._prepared.move_to_end(key)
-        return self._prepared[key]
-
-    def _forget(self) -> None:
-        """Make room for another base model. On a GPU, nothing stays loaded that no trial uses."""
-        for key in list(self._prepared):
-            used = any(prepared is self._prepared[key] for prepared in self._in_use.values())
-            if not used and (self._is_gpu or len(self._prepared) >= KEPT_MODELS):
-                del self._prepared[key]
-        if self._is_gpu:
-            import torch
-
-            torch.cuda.empty_cache()
+    def _used(self) -> list[Prepared]:
+        """What trials of this device train on."""
+        return list(self._in_use.values())
 
     def _message(self, key: str, slot: Slot, event: Event) -> Message:
         from hpsearch.finetune import cohort

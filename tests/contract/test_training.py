@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ import pytest
 from finetune_reference import a_config
 
 from hpsearch.finetune import evaluate as evaluation
+from hpsearch.finetune import memory
+from hpsearch.raytune import models
 from hpsearch.raytune import training as training_module
 from hpsearch.raytune.messages import Slot
 from hpsearch.raytune.roster import Roster
@@ -35,8 +38,9 @@ def a_slot(folder: Path, number: int, **changes: Any) -> Slot:
 
 
 @pytest.fixture
-def roster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Roster]:
+def roster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Roster]:
     """Of a device that trains in a thread of this process, as long as there is anything to do."""
+    monkeypatch.setattr(models.tempfile, "gettempdir", lambda: str(tmp_path))
     roster = Roster()
     training = Training(roster, is_gpu=False, share=1.0)
     thread = threading.Thread(target=training.run, daemon=True)
@@ -97,3 +101,17 @@ def until(what: Callable[[], object], text: str) -> None:
     while not what():
         assert time.monotonic() < deadline, text
         time.sleep(0.02)
+
+
+def test_a_trial_for_whose_model_there_is_no_memory_waits_until_others_are_done(
+    roster: Roster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = models.NodeMemory(tmp_path / f"hpsearch-memory-{os.getuid()}")
+    assert other.hold()
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
+    slot = a_slot(tmp_path, 0)
+    assert roster.admit("study/0/1/a", slot, has_room_for_all=False)
+    until(other.is_wanted, "it says that it waits")
+    assert roster.trials() == ["study/0/1/a"]
+    other.let_go()  # alone, it is loaded whatever is free
+    assert json.loads(roster.next_message("study/0/1/a"))["kind"] == "Reported"
