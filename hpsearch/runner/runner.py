@@ -108,7 +108,8 @@ class Runner:
             return
         self._looked_at = time.monotonic()
         try:
-            rotate(list(self._drivers.values()), *self._studies.line(WAITED_SECONDS))
+            line, now = self._studies.line(WAITED_SECONDS, len(self._drivers))
+            rotate(list(self._drivers.values()), line, now)
         except DATABASE_AWAY:
             log.warning("database away", exc_info=True)
 

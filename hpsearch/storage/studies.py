@@ -148,8 +148,8 @@ class Studies:
             append(connection, row["name"], kind, now, {"runner": owner})
             return get_study(connection, row["name"]), Lease(row["name"], owner, token)
 
-    def line(self, seconds: float) -> tuple[list[float], float]:
-        """The places of the queued studies that have waited for longer than so many seconds, the first one first.
+    def line(self, seconds: float, most: int) -> tuple[list[float], float]:
+        """The places of at most so many queued studies that have waited for longer, in seconds, the first one first.
 
         Returns:
             The places, and the time by the clock of the database.
@@ -157,7 +157,7 @@ class Studies:
         with self._database.read() as connection:
             now = self._database.now(connection)
             waits = sa.and_(studies.c.state == StudyState.QUEUED, now - seconds > _WAITS_SINCE)
-            query = sa.select(_IN_LINE).where(waits).order_by(_IN_LINE)
+            query = sa.select(_IN_LINE).where(waits).order_by(_IN_LINE).limit(most)
             return [float(place) for place in connection.execute(query).scalars()], now
 
     def renew(self, lease: Lease, seconds: float, standing: Standing | None = None) -> Orders:

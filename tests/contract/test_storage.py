@@ -192,9 +192,10 @@ class TestClaiming:
             study, lease = studies.claim("one", LONG) or pytest.fail("nothing claimed")
             assert study.name == "urgent"
             studies.end(lease, StudyState.QUEUED, "another has its place", behind=True)
-        (urgent, first, _), now = studies.line(0)
+        (urgent, first, _), now = studies.line(0, 3)
         assert now - 61 < urgent < now - 59 < now - 1 < first < now
-        assert studies.line(LONG)[0] == []
+        assert studies.line(0, 1)[0] == [urgent]
+        assert studies.line(LONG, 3)[0] == []
 
     def test_a_claimed_study_runs_under_a_lease(self, studies: Studies, database: Database) -> None:
         create(studies, "tickets")
