@@ -30,8 +30,8 @@ from hpsearch.search.curve_policy import (
     _with_ends_of_running,
     improvement,
 )
-from hpsearch.search.curves import Curves, Points
-from hpsearch.search.evidence import Evidence, progress
+from hpsearch.search.curves import Curves
+from hpsearch.search.evidence import Evidence
 from hpsearch.search.taught import CONTINUES
 
 Params = dict[str, Any]
@@ -393,11 +393,7 @@ class Thawing(Searched):
         _, fitted = _fitted(self.study, evidence.points.x.shape[1])
         model = _with_ends_of_running(Curves(evidence.points, evidence.y, fitted), evidence, curves)
         epochs = np.array([self._epochs(trial.params) for trial in parked])
-        ends = Points(
-            evidence.place([trial.params for trial in parked]),
-            progress(epochs, epochs),
-            np.array([trial.number for trial in parked]),
-        )
+        ends = evidence.at([t.params for t in parked], epochs, epochs, [t.number for t in parked])
         left = epochs * [1 - len(self.losses[t.number]) / len(self.rows.taken[t.number].losses) for t in parked]
         worth = improvement(*model.predict(ends), evidence.target) / left
         points = np.random.default_rng(len(curves)).random((512, len(evidence.distributions)))

@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial
 from scipy.special import ndtr
 from scipy.stats import qmc
 
-from hpsearch.search.curves import Array, Curves, Points, fit, prior
-from hpsearch.search.evidence import Curve, Evidence, curve_of, number, progress, values_at
+from hpsearch.search.curves import Array, Curves, fit, prior
+from hpsearch.search.evidence import Curve, Evidence, curve_of, number, values_at
 from hpsearch.search.taught import continued
 from hpsearch.spec.space import Params
 
@@ -143,9 +143,9 @@ class CurvePruner(BasePruner):
             return False
         model = _model(study, trial, evidence)
         ahead = np.linspace(own.reached[-1], own.epochs, 5)[1:]
-        place = np.repeat(evidence.place([own.params]), len(ahead), axis=0)
+        count = len(ahead)
         mean, spread = model.predict(
-            Points(place, progress(ahead, np.full(len(ahead), own.epochs)), np.full(len(ahead), own.number))
+            evidence.at([own.params] * count, ahead, [own.epochs] * count, [own.number] * count)
         )
         return bool(ndtr((evidence.target - mean) / spread).max() < self._chance)
 
@@ -212,12 +212,8 @@ def _with_ends_of_running(model: Curves, evidence: Evidence, curves: Sequence[Cu
     running = [curve for curve in curves if curve.is_running]
     if not running:
         return model
-    epochs = np.array([curve.epochs for curve in running])
-    ends = Points(
-        evidence.place([curve.params for curve in running]),
-        progress(epochs, epochs),
-        np.array([curve.number for curve in running]),
-    )
+    epochs = [curve.epochs for curve in running]
+    ends = evidence.at([curve.params for curve in running], epochs, epochs, [curve.number for curve in running])
     mean, _ = model.predict(ends)
     return model.told(ends, mean)
 
@@ -227,9 +223,8 @@ def _promises(model: Curves, evidence: Evidence, points: Array) -> Array:
     columns = [values_at(each, points[:, place]) for place, each in enumerate(evidence.distributions.values())]
     params = [dict(zip(evidence.distributions, values, strict=True)) for values in zip(*columns, strict=True)]
     usual = max((curve.epochs for curve in evidence.curves), default=1.0)
-    epochs = np.array([float(each.get("epochs", usual)) for each in params])
-    place = evidence.place(params)
-    mean, spread = model.predict(Points(place, progress(epochs, epochs), np.full(len(params), -1)))
+    epochs = [float(each.get("epochs", usual)) for each in params]
+    mean, spread = model.predict(evidence.at(params, epochs, epochs, [-1] * len(params)))
     return improvement(mean, spread, evidence.target)
 
 

@@ -1,13 +1,14 @@
-"""Where learning curves end: one Gaussian process over params and progress, fitted to all curves of a study.
+"""Where learning curves end: one Gaussian process over params and time, fitted to all curves of a study.
 
-Covariance of two reports of configs x, x' at progress t, t' (log exposure, and the part of the trial's own schedule):
+Covariance of two reports of configs x, x' at times t, t' (log exposure, part of the trial's schedule, log work):
 
     a T(t, t') + X(x, x') (b + c T(t, t')) + d [same trial] + s [same report]
 
 The curve that all trials share, what params change about its height and its shape, and what is a trial's own: after
 freeze-thaw Bayesian optimisation (Swersky et al. 2014, https://arxiv.org/abs/1406.3896), with a stationary kernel for
 time. The part of the schedule is an axis of its own, because a trial whose learning rate has yet to fall lies above
-one that has finished, at equal exposure, and will not stay there.
+one that has finished, at equal exposure, and will not stay there. So is work, which a small learning rate does less of
+(`evidence.times`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from scipy.optimize import minimize
 
 Array = NDArray[np.float64]
 
+TIMES = 3
+"""Axes of time."""
+
 _PRIOR = {"x": (np.log(0.6), 0.8), "t": (np.log(0.7), 0.8)}
 _SCALES = ((np.log(0.5), 1.0), (np.log(0.5), 1.0), (np.log(0.3), 1.0), (np.log(0.01), 1.0), (np.log(1e-3), 1.0))
 _JITTER = 1e-8
@@ -33,7 +37,7 @@ class Points:
     x: Array
     """Params, each in [0, 1]: [n, d]."""
     t: Array
-    """Progress: [n, 2]."""
+    """Time: [n, 3]."""
     trial: NDArray[np.int64]
     """Whose: [n]; -1 for nobody's."""
 
@@ -44,12 +48,12 @@ class Points:
 
 
 def prior(dimensions: int) -> Array:
-    """Log hyperparameters before any data: d + 2 length scales, then a, b, c, d, s."""
-    return np.array([_PRIOR["x"][0]] * dimensions + [_PRIOR["t"][0]] * 2 + [mean for mean, _ in _SCALES])
+    """Log hyperparameters before any data: d + 3 length scales, then a, b, c, d, s."""
+    return np.array([_PRIOR["x"][0]] * dimensions + [_PRIOR["t"][0]] * TIMES + [mean for mean, _ in _SCALES])
 
 
 def _spread(dimensions: int) -> Array:
-    return np.array([_PRIOR["x"][1]] * dimensions + [_PRIOR["t"][1]] * 2 + [spread for _, spread in _SCALES])
+    return np.array([_PRIOR["x"][1]] * dimensions + [_PRIOR["t"][1]] * TIMES + [spread for _, spread in _SCALES])
 
 
 def fit(points: Points, y: Array, iterations: int = 25) -> Array:
@@ -62,8 +66,8 @@ def fit(points: Points, y: Array, iterations: int = 25) -> Array:
 
     def loss(theta: Array) -> tuple[float, Array]:
         d = points.x.shape[1]
-        inverse = np.exp(-2 * theta[: d + 2])
-        a, b, c, own, noise = np.exp(theta[d + 2 :])
+        inverse = np.exp(-2 * theta[: d + TIMES])
+        a, b, c, own, noise = np.exp(theta[d + TIMES :])
         r = np.sqrt(5 * np.tensordot(inverse[:d], squares_x, 1))
         decay = np.exp(-r)
         kx = (1 + r + r * r / 3) * decay
@@ -81,8 +85,8 @@ def fit(points: Points, y: Array, iterations: int = 25) -> Array:
         slope_t = weight * (a + c * kx) * kt
         gradient = np.empty_like(theta)
         gradient[:d] = inverse[:d] * np.tensordot(squares_x, slope_x, 2)
-        gradient[d : d + 2] = inverse[d:] * np.tensordot(squares_t, slope_t, 2)
-        gradient[d + 2 :] = (
+        gradient[d : d + TIMES] = inverse[d:] * np.tensordot(squares_t, slope_t, 2)
+        gradient[d + TIMES :] = (
             a * np.sum(weight * kt),
             b * np.sum(weight * kx),
             c * np.sum(weight * kx * kt),
@@ -122,8 +126,8 @@ class Curves:
 
     def _covariance(self, one: Points, two: Points) -> Array:
         d = one.x.shape[1]
-        lengths = np.exp(self._theta[: d + 2])
-        a, b, c, own, _ = np.exp(self._theta[d + 2 :])
+        lengths = np.exp(self._theta[: d + TIMES])
+        a, b, c, own, _ = np.exp(self._theta[d + TIMES :])
         r = np.sqrt(5 * _squares(one.x / lengths[:d], two.x / lengths[:d]))
         kx = (1 + r + r * r / 3) * np.exp(-r)
         kt = np.exp(-0.5 * _squares(one.t / lengths[d:], two.t / lengths[d:]))

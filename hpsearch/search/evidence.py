@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
@@ -22,7 +23,13 @@ REPORTS_OF_A_TRIAL = 3
 """The last one, the one at half its exposure, at a quarter: neighbours on a curve say nearly the same."""
 
 LONG = 8.0
-"""Epochs that lie one unit of the model's time axis from the first."""
+"""Epochs that lie one unit of the model's first axis of time from the first."""
+
+MUCH = LONG**3
+"""So many times the work is one unit of the third axis."""
+
+LEAST_REACH = 0.1
+"""Of what lies between the untouched model and the best: no less is taken for the scale on which bad losses differ."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +95,15 @@ class Evidence:
         valued = [curve.best for curve in curves if curve.has_value and curve.losses]
         self.best = min(valued or (curve.best for curve in curves))
         rows = [row for curve in self.curves for row in _rows(curve, baseline)]
-        numbers, reached, epochs, losses = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
-        places = dict(zip([c.number for c in self.curves], self.place([c.params for c in self.curves]), strict=True))
-        self.points = Points(
-            np.array([places[int(number)] for number in numbers]), progress(reached, epochs), numbers.astype(np.int64)
-        )
-        self._is_log = bool(losses.min() > 0)
+        curve, reached, epochs, losses = zip(*rows, strict=True)
+        self.points = self.at([one.params for one in curve], reached, epochs, [one.number for one in curve])
+        self._is_log = min(losses) > 0
         straight = np.array([self._straight(loss) for loss in losses])
         self._middle = float(np.median(straight))
-        self._reach = max(self._middle - self._straight(self.best), 1e-9)
+        best = self._straight(self.best)
+        self._reach = max(self._middle - best, 1e-9)
+        if math.isfinite(baseline):  # the first few reports may all be alike
+            self._reach = max(self._reach, LEAST_REACH * (self._straight(baseline) - best))
         bent = np.array([self._bent(value) for value in straight])
         self._center, self._scale = float(bent.mean()), float(bent.std()) or 1.0
         self.y = (bent - self._center) / self._scale
@@ -118,21 +125,34 @@ class Evidence:
         beyond = (straight - self._middle) / self._reach
         return self._middle + self._reach * math.tanh(beyond) if beyond > 0 else straight
 
-    def place(self, params: Sequence[Params]) -> Array:
-        """Where params lie in the model's cube, [n, d]: all but epochs, which are progress."""
-        return np.hstack(
-            [
-                columns(distribution, [each.get(name) for each in params])
-                for name, distribution in self.distributions.items()
-                if name != "epochs"
-            ]
-            or [np.zeros((len(params), 0))]
-        )
+    def at(self, params: Sequence[Params], reached: ArrayLike, epochs: ArrayLike, trials: Sequence[int]) -> Points:
+        """Where the model has reports of trials (-1: of a new one) at so many epochs of their schedules' epochs."""
+        places = [
+            columns(distribution, [each.get(name) for each in params])
+            for name, distribution in self.distributions.items()
+            if name != "epochs"  # they are time
+        ]
+        x = np.hstack(places) if places else np.zeros((len(params), 0))
+        return Points(x, times(params, np.array(reached), np.array(epochs)), np.array(trials, dtype=np.int64))
 
 
-def progress(reached: Array, epochs: Array) -> Array:
-    """The model's time, [n, 2]: log epochs, and the part of the trial's own schedule."""
-    return np.stack([np.log(np.maximum(reached, 1e-3)) / math.log(LONG), reached / epochs], axis=1)
+def times(params: Sequence[Params], reached: Array, epochs: Array) -> Array:
+    """The model's time, [n, 3]: log epochs; the part of the trial's own schedule; and log work.
+
+    Work is epochs times the learning rate over the root of the batch size. By the square root scaling rule for Adam
+    (Malladi et al. 2022, https://arxiv.org/abs/2205.10287) curves with equal such rates are one over epochs: so a
+    trial that lies behind because its rate is small is seen to be early on the common curve, and not bad.
+    """
+    log_epochs = np.log(np.maximum(reached, 1e-3))
+    rates = [_number(each, "learning_rate_multiplier") / math.sqrt(_number(each, "batch_size")) for each in params]
+    log_work = log_epochs + np.log(np.maximum(rates, 1e-9))
+    return np.stack([log_epochs / math.log(LONG), reached / epochs, log_work / math.log(MUCH)], axis=1)
+
+
+def _number(params: Params, name: str) -> float:
+    """1 for a parameter that does not vary: then it is the same for all, and all that matters is what differs."""
+    value = params.get(name)
+    return float(value) if isinstance(value, int | float) else 1.0
 
 
 def _seen(curves: Sequence[Curve]) -> list[Curve]:
@@ -149,19 +169,19 @@ def _seen(curves: Sequence[Curve]) -> list[Curve]:
     return [chosen[number] for number in sorted(chosen)]
 
 
-def _rows(curve: Curve, baseline: float) -> list[tuple[int, float, float, float]]:
-    """(trial, epochs reached, epochs of the schedule, loss) of the reports that are kept."""
+def _rows(curve: Curve, baseline: float) -> list[tuple[Curve, float, float, float]]:
+    """(curve, epochs reached, epochs of the schedule, loss) of the reports that are kept."""
     kept = {len(curve.losses)}
     while len(kept) < REPORTS_OF_A_TRIAL and min(kept) > 1:
         kept.add(min(kept) // 2)
     rows = [
-        (curve.number, curve.reached[count - 1], curve.epochs, min(curve.losses[count - 1], baseline))
+        (curve, curve.reached[count - 1], curve.epochs, min(curve.losses[count - 1], baseline))
         for count in sorted(kept)
         if count > 0
     ]
     if curve.has_failed:
         worst = baseline if math.isfinite(baseline) else max(curve.losses, default=math.inf)
-        rows += [(curve.number, curve.epochs, curve.epochs, worst)] if math.isfinite(worst) else []
+        rows += [(curve, curve.epochs, curve.epochs, worst)] if math.isfinite(worst) else []
     return rows
 
 

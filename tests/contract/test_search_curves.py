@@ -29,12 +29,12 @@ def some_points(count: int, seed: int, trials: int) -> Points:
     dice = np.random.default_rng(seed)
     places = dice.random((trials, 3))
     trial = np.arange(count) % trials
-    return Points(places[trial], dice.random((count, 2)), trial)
+    return Points(places[trial], dice.random((count, 3)), trial)
 
 
 def covariance(one: Points, two: Points, theta: NDArray[np.float64]) -> NDArray[np.float64]:
     """The module's formula, a pair at a time."""
-    lengths, (a, b, c, own, _) = np.exp(theta[:5]), np.exp(theta[5:])
+    lengths, (a, b, c, own, _) = np.exp(theta[:6]), np.exp(theta[6:])
     rows = []
     for i in range(len(one.x)):
         row = []
@@ -62,7 +62,7 @@ class TestTheModel:
         known = some_points(10, 3, 4)
         y = np.sin(5 * known.x[:, 0]) + known.t[:, 1]
         y = (y - y.mean()) / y.std()
-        spreads = np.array([0.8] * 5 + [1.0] * 5)
+        spreads = np.array([0.8] * 6 + [1.0] * 5)
 
         def unlikeliness(theta: NDArray[np.float64]) -> float:
             k = covariance(known, known, theta) + (math.exp(theta[-1]) + 1e-8) * np.eye(10)
