@@ -32,7 +32,7 @@ from hpsearch.search import Lineage, Search, history
 from hpsearch.settings import Settings
 from hpsearch.spec.defaults import default_params
 from hpsearch.spec.study import StudySpec
-from hpsearch.storage import DATABASE_AWAY, Lease, Studies, StudyRow, fenced
+from hpsearch.storage import DATABASE_AWAY, MOST_TAKEOVERS, Lease, Studies, StudyRow, fenced
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,12 @@ HUB_SECONDS = 15 * 60.0
 
 HUB_RETRY_SECONDS = 15.0
 POLL_SECONDS = 0.2
+
+
+DEADLY = (
+    "the process that drove it ended {} times in a row before any of its trials got on: look in the runner's log for a "
+    "crash, and in the kernel's for want of memory; then resume the study"
+)
 
 
 class Driving:
@@ -71,6 +77,10 @@ class Driving:
 
     def drive(self, study: StudyRow, lease: Lease, turn: Turn) -> None:
         """Drive a claimed study to its end, and write how it ended. Nothing that goes wrong gets out of here."""
+        if study.takeovers >= MOST_TAKEOVERS:
+            log.error("study paused: its runners die", extra={"study": study.name, "takeovers": study.takeovers})
+            self._lay_down(lease, StudyState.PAUSED, DEADLY.format(study.takeovers))
+            return
         try:
             with Heartbeat(self._studies, lease, self._settings.lease_seconds, self._fair) as heartbeat:
                 with fenced(lambda connection: self._studies.check_within(connection, lease)):

@@ -9,9 +9,11 @@ from hpsearch.storage.optuna_storage import DATABASE_AWAY, fenced, optuna_storag
 from hpsearch.storage.outbox import Delivery, Outbox
 from hpsearch.storage.rows import Lease, Page, StudyRow, count_by_state
 from hpsearch.storage.studies import Studies, place_in_line
+from hpsearch.storage.takeovers import MOST_TAKEOVERS
 
 __all__ = [
     "DATABASE_AWAY",
+    "MOST_TAKEOVERS",
     "Acting",
     "Acts",
     "Database",

@@ -46,6 +46,8 @@ class StudyRow:
     """Trials that its runner has handed out and that have not ended, as of its last heartbeat."""
     share: int | None
     """Trials that it may hold, as of then; None while nobody drives it."""
+    takeovers: int
+    """How often in a row its runner was not heard of any more before the study had got on."""
 
     @cached_property
     def spec(self) -> StudySpec:
@@ -125,6 +127,7 @@ def as_study(row: sa.RowMapping) -> StudyRow:
         lease_expires_at=row["lease_expires_at"],
         held=row["held"],
         share=row["share"],
+        takeovers=row["takeovers"],
     )
 
 

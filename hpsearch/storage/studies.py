@@ -15,6 +15,7 @@ from hpsearch.storage.database import Database
 from hpsearch.storage.events import append
 from hpsearch.storage.rows import Lease, Page, StudyRow, as_study, get_study, wishes_of
 from hpsearch.storage.tables import studies, wishes
+from hpsearch.storage.takeovers import cleared_by, cleared_by_time, counted, is_expired, may_be_claimed, suspicion
 
 
 def place_in_line(since: Any, priority: Any) -> Any:
@@ -121,14 +122,15 @@ class Studies:
         return Page(tuple(rows[:limit]), len(rows) > limit)
 
     def claim(self, owner: str, seconds: float) -> tuple[StudyRow, Lease] | None:
-        """Take the next queued study, or a running one whose lease has expired, in the order of `place_in_line`."""
+        """Take the next queued study, or a running one whose lease has expired, in the order of `place_in_line`.
+
+        Those that may have ended the processes that drove them come last, and one at a time.
+        """
         with self._database.write() as connection:
             now = self._database.now(connection)
-            free = sa.or_(
-                studies.c.state == StudyState.QUEUED,
-                sa.and_(studies.c.state == StudyState.RUNNING, studies.c.lease_expires_at < now),
-            )
-            query = sa.select(studies).where(free).order_by(_IN_LINE, studies.c.created_at).limit(1)
+            free = sa.or_(studies.c.state == StudyState.QUEUED, is_expired(now))
+            query = sa.select(studies, counted(now).label("counted")).where(free, may_be_claimed(owner, now))
+            query = query.order_by(suspicion(now), _IN_LINE, studies.c.created_at).limit(1)
             row = connection.execute(query.with_for_update(skip_locked=True)).mappings().first()
             if row is None:
                 return None
@@ -141,6 +143,8 @@ class Studies:
                 "lease_expires_at": now + seconds,
                 "version": row["version"] + 1,
                 "driven_at": now,
+                "takeovers": row["counted"],
+                "claimed_at": now,
                 **NOTHING,
             }
             connection.execute(studies.update().where(studies.c.name == row["name"]).values(changes))
@@ -169,7 +173,7 @@ class Studies:
         with self._database.write() as connection:
             now = self._database.now(connection)
             stands = {} if standing is None else standing.columns(now)
-            changes = {"lease_expires_at": now + seconds, **_driven_until(now), **stands}
+            changes = {"lease_expires_at": now + seconds, **_driven_until(now), **cleared_by_time(now), **stands}
             self._update_leased(connection, lease, changes)
             study, wished = get_study(connection, lease.study), wishes_of(connection, lease.study)
             return Orders(study.version, study.requested, study.spec, wished, study.driven_seconds)
@@ -234,6 +238,7 @@ class Studies:
                 "lease_owner": None,
                 "finished_at": now if state.is_over else None,
                 "driven_at": None,
+                "takeovers": 0,
                 **NOTHING,
                 "turned_at": now if behind and state == StudyState.QUEUED else None,
             }
@@ -244,7 +249,7 @@ class Studies:
     def append_event(self, lease: Lease, kind: str, details: dict[str, Any]) -> None:
         """Add an event of a driven study."""
         with self._database.write() as connection:
-            self._update_leased(connection, lease, {"lease_owner": lease.owner})
+            self._update_leased(connection, lease, {"lease_owner": lease.owner, **cleared_by(kind)})
             append(connection, lease.study, kind, self._database.now(connection), details)
 
     @staticmethod

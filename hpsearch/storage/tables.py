@@ -36,6 +36,8 @@ studies = sa.Table(
     sa.Column("per_device", sa.Integer),
     sa.Column("share", sa.Integer),
     sa.Column("turned_at", sa.Double),
+    sa.Column("takeovers", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("claimed_at", sa.Double),
 )
 
 datasets = sa.Table(
