@@ -16,6 +16,7 @@ from finetune_reference import a_config
 from hpsearch.finetune import evaluate as evaluation
 from hpsearch.finetune import memory
 from hpsearch.raytune import models
+from hpsearch.raytune import roster as roster_module
 from hpsearch.raytune import training as training_module
 from hpsearch.raytune.messages import Slot
 from hpsearch.raytune.roster import Roster
@@ -40,6 +41,9 @@ def a_slot(folder: Path, number: int, **changes: Any) -> Slot:
 @pytest.fixture
 def roster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Roster]:
     """Of a device that trains in a thread of this process, as long as there is anything to do."""
+    monkeypatch.setattr(
+        roster_module, "SILENT_SECONDS", 10 * PATIENCE
+    )  # there is no process of a trial that says it lives
     monkeypatch.setattr(models.tempfile, "gettempdir", lambda: str(tmp_path))
     roster = Roster()
     training = Training(roster, is_gpu=False, share=1.0)
