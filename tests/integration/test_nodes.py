@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray._common.utils import reset_ray_address
 
 from hpsearch.raytune.devices import node_stays
 from hpsearch.raytune.stopping import Stop
@@ -35,6 +36,7 @@ def node(ray_address: str, tmp_path: Path) -> Iterator[Node]:
         time.sleep(0.1)
     yield joined
     joined.kill()
+    reset_ray_address()  # `ray start` leaves it: whoever asks for the Ray of this machine would wait for this one
 
 
 def test_a_killed_node_is_known_to_be_dead_before_the_cluster_notices(node: Node) -> None:
