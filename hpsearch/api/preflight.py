@@ -88,13 +88,14 @@ class Preflight:
         self._check_population()
 
     def _check_population(self) -> None:
-        """Refuse one that never exchanges anything: how many epochs `auto` is depends on the data."""
+        """Refuse one that never exchanges anything, or too often: how many epochs `auto` is depends on the data."""
         pruner, reports = self.spec.pruner, self.spec.objective.reports_per_epoch
         space, epochs = self.spec.search_space, self.defaults.epochs
         if not isinstance(pruner, PopulationSpec) or space.epochs != "auto":
             return
-        if not population.places(pruner, space, epochs, reports):
-            raise InvalidSpec(population.never(pruner, epochs, reports), "pruner.interval")
+        fault = population.fault_of_exchanges(pruner, space, epochs, reports)
+        if fault is not None:
+            raise InvalidSpec(fault, "pruner.interval")
 
     @property
     def base_learning_rate(self) -> float:

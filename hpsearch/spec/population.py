@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from hpsearch.spec.budget import BudgetSpec
 from hpsearch.spec.expression import names_in
-from hpsearch.spec.finetune import CHANGEABLE
+from hpsearch.spec.finetune import CHANGEABLE, MOST_PHASES
 from hpsearch.spec.pruner import PopulationSpec
 from hpsearch.spec.sampler import GridSpec, SamplerSpec
 from hpsearch.spec.space import FloatChoices, FloatRange, SearchSpace
@@ -52,17 +52,24 @@ def faults(
         yield f"pruner pbt: budget.trials ({budget.trials}) is less than pruner.population ({asked.population})"
     if budget.until is not None:
         yield "pruner pbt: budget.until would end a population in the middle; leave it out"
-    if isinstance(space.epochs, int) and not places(asked, space, space.epochs, reports_per_epoch):
-        yield never(asked, space.epochs, reports_per_epoch)
+    if isinstance(space.epochs, int):
+        fault = fault_of_exchanges(asked, space, space.epochs, reports_per_epoch)
+        if fault is not None:
+            yield fault
 
 
-def never(asked: PopulationSpec, epochs: int, reports_per_epoch: int) -> str:
-    """Said where a population would exchange nothing."""
-    interval = asked.interval or reports_per_epoch
-    return (
-        f"pruner pbt: nothing would ever be exchanged: a trial has {epochs * reports_per_epoch} reports, and exchanges "
-        f"are every {interval}, behind the warm-up; lower pruner.interval, or raise objective.reports_per_epoch"
-    )
+def fault_of_exchanges(asked: PopulationSpec, space: SearchSpace, epochs: int, reports_per_epoch: int) -> str | None:
+    """Why trials of so many epochs can't be exchanged so, if they can't."""
+    interval, found = asked.interval or reports_per_epoch, places(asked, space, epochs, reports_per_epoch)
+    every = f"a trial has {epochs * reports_per_epoch} reports, and exchanges are every {interval}, behind the warm-up"
+    if not found:
+        return (
+            f"pruner pbt: nothing would ever be exchanged: {every}; lower pruner.interval, "
+            "or raise objective.reports_per_epoch"
+        )
+    if len(found) > MOST_PHASES:
+        return f"pruner pbt: at most {MOST_PHASES:,} exchanges: {every}; raise pruner.interval"
+    return None
 
 
 def _most_warmup(space: SearchSpace) -> float:

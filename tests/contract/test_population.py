@@ -13,10 +13,13 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
 
 from hpsearch.lifecycle import Orders, Wish, WishKind
 from hpsearch.results import Failure, Trial, TrialState, rank
-from hpsearch.search import Asked, Decision, history
+from hpsearch.search import Asked, Decision, Lineage, history
+from hpsearch.search.importance import importance
+from hpsearch.search.memory import BORROWED
 from hpsearch.search.population import EXCHANGES
 from hpsearch.search.record import Loss
 from hpsearch.spec import StudySpec
@@ -58,6 +61,7 @@ class Trained:
 
     def __init__(self, storage: Storage, spec: StudySpec, slots: int = 3, **options: Any) -> None:
         self.storage, self.spec, self.slots, self.options = storage, spec, slots, options
+        self.weights = Path(__file__).parent  # of every trial: a folder that is there
         self.kept: dict[int, tuple[int, float]] = {}
         self.handed_over: dict[tuple[int, int], float] = {}
         self.running: dict[int, Asked] = {}
@@ -87,7 +91,7 @@ class Trained:
             self.kept[asked.number] = start
         self.running[asked.number] = asked
         if self.kept[asked.number][0] == 0:
-            self.search.report(asked.number, a_report(0, 3.0), CONTRACT)
+            assert self.search.report(asked.number, a_report(0, 3.0), CONTRACT) is Decision.GO_ON
 
     def step(self, number: int) -> Decision:
         """To the next report of a trial that runs, and what follows from it."""
@@ -114,7 +118,7 @@ class Trained:
             self.search.prune(number)
         elif last:
             best = min(self.driven.trial(number).reports[1:], key=lambda report: report.validation_loss)
-            self.search.complete(number, best, CONTRACT, f"artifacts/{number}")
+            self.search.complete(number, best, CONTRACT, str(self.weights))
         if decision is not Decision.GO_ON or last:
             del self.running[number]
 
@@ -205,6 +209,15 @@ def test_the_outcome_does_not_depend_on_how_many_train_at_once(slots: int) -> No
     assert one.exchanges() == other.exchanges()
     assert outcome(one.trials()) == outcome(other.trials())
     assert one.search.verdict() == (True, "the population came to its end")
+
+
+def test_where_more_is_better_the_same_are_replaced_as_where_less_is() -> None:
+    replaced = []
+    for metric in ("validation_loss", "validation_token_accuracy"):  # of a made-up report, one falls as the other rises
+        trained = Trained(optuna.storages.InMemoryStorage(), pbt_spec(objective={"metric": metric}))
+        trained.run()
+        replaced.append([exchange["heirs"] for exchange in trained.exchanges()])
+    assert replaced[0] == replaced[1]
 
 
 def test_a_process_that_is_replaced_at_every_step_decides_the_same(tmp_path: Path, sqlite_template: Path) -> None:
@@ -381,6 +394,52 @@ def test_an_heir_teaches_nobody_and_the_ranking_shows_its_schedule(storage: Stor
         [trial for trial in ranking.trials if trial.parent is not None]
     )
     assert any(trial.number in heirs for trial in ranking.trials)
+
+
+def test_a_population_takes_nothing_over_from_earlier_studies_and_lends_only_what_has_one_config(
+    storage: Storage,
+) -> None:
+    lineage = Lineage("llama", "lora", "train", "validation")
+    first = Trained(storage, pbt_spec(name="first"), slots=8, lineage=lineage)
+    first.run()
+    again = Trained(storage, pbt_spec(name="again"), slots=8, lineage=lineage)  # asserts that it trains every trial
+    again.run()
+    check(again)
+    assert outcome(again.trials()) == outcome(first.trials())
+
+    warm = spec_of(3, name="warm", search_space=SPACE, warm_start={"studies": ["first"], "first_trials": 0})
+    Driven(storage, warm, lineage=lineage)
+    taught = history.load(storage, "warm")
+    assert taught is not None
+    lent = {record["number"] for record in taught.user_attrs[BORROWED]}
+    whole = [trial for trial in first.trials() if trial.state == TrialState.COMPLETE]
+    assert lent == {trial.number for trial in whole if trial.parent is None}
+    assert len(lent) < len(whole)
+    plain = Trained(storage, spec_of(POPULATION, name="plain", search_space=SPACE), lineage=lineage)
+    asked = plain.driven.must_ask()
+    decision = plain.search.report(asked.number, a_report(0, 3.0), CONTRACT)
+    assert decision is Decision.REUSE, "the defaults, which were trained to their end with one config"
+
+
+def test_what_heirs_come_to_says_nothing_of_importance() -> None:
+    space = {name: FloatDistribution(0, 1) for name in ("x", "y")}
+    founders = [
+        optuna.trial.create_trial(params={"x": n / 20, "y": (n * 7 % 20) / 20}, distributions=space, value=n / 20)
+        for n in range(20)
+    ]
+    heirs = [
+        optuna.trial.create_trial(
+            params={"x": 0.9, "y": n / 200}, distributions=space, value=-1 + n / 200, user_attrs={"parent": 0}
+        )
+        for n in range(20)
+    ]
+    studies = []
+    for trials in (founders, [*founders, *heirs]):
+        studies.append(optuna.create_study())
+        studies[-1].add_trials(trials)
+    alone, with_heirs = map(importance, studies)
+    assert alone["x"] > 0.5
+    assert with_heirs == alone
 
 
 def test_each_training_is_paid_for_once(storage: Storage) -> None:

@@ -57,6 +57,11 @@ def pbt(space: dict[str, Any] = SPACE, population: int = 8, **changes: Any) -> S
         pytest.param(
             {"space": {**SPACE, "epochs": 1}}, "a trial has 2 reports, and exchanges are every 2", id="one-epoch"
         ),
+        pytest.param(
+            {"space": {**SPACE, "epochs": 600}, "rule": {"interval": 1}},
+            "at most 1,000 exchanges: a trial has 1200 reports",
+            id="more-exchanges-than-a-config-has-parts",
+        ),
         pytest.param({"rule": {"interval": 8}}, "lower pruner.interval", id="long-interval"),
         pytest.param(
             {"space": {**SPACE, "warmup_fraction": {"low": 0.1, "high": 0.8}}}, "nothing would ever", id="warm-up"
