@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import threading
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 from finetune_reference import a_config
 
+from hpsearch.finetune import Member, memory, prepare, snapshot
 from hpsearch.finetune import evaluate as evaluation
-from hpsearch.finetune import memory
+from hpsearch.finetune.attempts import Attempt
 from hpsearch.raytune import models
 from hpsearch.raytune import roster as roster_module
 from hpsearch.raytune import training as training_module
@@ -119,3 +121,39 @@ def test_a_trial_for_whose_model_there_is_no_memory_waits_until_others_are_done(
     assert roster.trials() == ["study/0/1/a"]
     other.let_go()  # alone, it is loaded whatever is free
     assert json.loads(roster.next_message("study/0/1/a"))["kind"] == "Reported"
+
+
+def reported(roster: Roster, key: str) -> int:
+    """The exposure of a trial's next report."""
+    message = json.loads(roster.next_message(key))
+    assert message["kind"] == "Reported", message
+    return int(message["report"]["exposure"])
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["undisturbed", "killed-between-its-two-snapshots"])
+def test_what_a_trial_hands_over_is_there_before_its_report_is_known_and_an_heir_begins_there(
+    roster: Roster, tmp_path: Path, killed: bool
+) -> None:
+    """A report after each of ten steps; others may begin at the fifth."""
+    parent, left = a_config(), tmp_path / "exchange" / "0"
+    slot = a_slot(tmp_path, 0)
+    if killed:
+        member = Member(parent, prepare(parent))
+        while member.exposure < 20:
+            member.advance()
+        Attempt(Path(slot.progress), 1).keep(member)
+        slot = dataclasses.replace(slot, attempt=2, reported=16)
+    slot = dataclasses.replace(slot, hands_over_at=20, hands_over_to=str(left))
+    key = f"study/0/{slot.attempt}/a"
+    assert roster.admit(key, slot, has_room_for_all=False)
+    while reported(roster, key) < 20:
+        assert killed or not left.exists()
+    assert (left / "20" / snapshot.FILE).is_file()
+    assert reported(roster, key) == 24, "nobody has told it to stop"
+
+    child = parent.changed(20, parent.hyperparameters.model_copy(update={"dropout": 0.3}))
+    heir = dataclasses.replace(
+        a_slot(tmp_path, 1), config=child.model_dump_json(), inherits=str(left / "20"), reported=20
+    )
+    assert roster.admit("study/1/1/b", heir, has_room_for_all=False)
+    assert [reported(roster, "study/1/1/b") for _ in range(3)] == [20, 24, 28]
