@@ -16,7 +16,7 @@ log = logging.getLogger("hpsearch.runner")  # __name__ is "__main__" here, which
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT: trials then stop, and the studies go back to the queue; 1 when Ray's node died."""
+    """Run until SIGTERM or SIGINT: trials stop then, and studies queue again. 1 when only a new process can go on."""
     os.environ["TZ"] = "UTC"
     configure_logging()
     end_with_parent()
@@ -27,7 +27,7 @@ def main() -> None:
         signal.signal(number, lambda *_: runner.stop.set())
     log.info("runner ready", extra={"home": str(settings.home)})
     runner.run()
-    sys.exit(1 if runner.has_lost_its_node else 0)  # service managers start again what failed
+    sys.exit(1 if runner.needs_a_new_process else 0)  # service managers start again what failed
 
 
 if __name__ == "__main__":

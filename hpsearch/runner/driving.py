@@ -60,6 +60,7 @@ class Driving:
         fair: The studies' shares.
         is_stopping: Whether the runner lays its studies down.
         lost_node: Told when Ray's node on this machine died.
+        hangs: Told the name of a study when the thread that drives it hangs.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class Driving:
         *,
         is_stopping: Callable[[], bool],
         lost_node: Callable[[], None],
+        hangs: Callable[[str], None],
     ) -> None:
         self._settings, self._studies, self._storage, self._fair = settings, studies, storage, fair
-        self._is_stopping, self._lost_node = is_stopping, lost_node
+        self._is_stopping, self._lost_node, self._hangs = is_stopping, lost_node, hangs
 
     def drive(self, study: StudyRow, lease: Lease, turn: Turn) -> None:
         """Drive a claimed study to its end, and write how it ended. Nothing that goes wrong gets out of here."""
@@ -82,7 +84,7 @@ class Driving:
             self._lay_down(lease, StudyState.PAUSED, DEADLY.format(study.takeovers))
             return
         try:
-            with Heartbeat(self._studies, lease, self._settings.lease_seconds, self._fair) as heartbeat:
+            with Heartbeat(self._studies, lease, self._settings.lease_seconds, self._fair, self._hangs) as heartbeat:
                 with fenced(lambda connection: self._studies.check_within(connection, lease)):
                     state, reason, version = self._search(study, lease, heartbeat, turn)
                 state = self._studies.end(lease, state, reason, version, behind=turn.gives_way)
@@ -133,7 +135,7 @@ class Driving:
             self._studies.append_event(lease, kind, details)
 
         def should_stop() -> Stop | None:
-            return heartbeat.wish or (Stop.IN_ORDER if self._is_stopping() or turn.gives_way else None)
+            return heartbeat.wish() or (Stop.IN_ORDER if self._is_stopping() or turn.gives_way else None)
 
         model = _described(spec, should_stop, event)
         if model is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
+from collections.abc import Callable
 
 from hpsearch.errors import LeaseLost
 from hpsearch.lifecycle import StudyState
@@ -21,19 +23,35 @@ RENEW_SECONDS = 1.0
 GATHER_SECONDS = 0.1
 """What changes within so short a time is said at once."""
 
+HUNG_SECONDS = 600.0
+"""Whoever drives a study looks every second or so at what people want, once its data are read."""
 
 TOLD_SECONDS = 2.0
 """Between two events of a study's share: where it goes to and fro, the last one is told."""
 
 
 class Heartbeat:
-    """Renews a lease in a thread of its own, and tells the study's share as it changes."""
+    """Renews a lease in a thread of its own, and tells the study's share as it changes.
 
-    def __init__(self, studies: Studies, lease: Lease, seconds: float, fair: Fair) -> None:
+    A thread that hangs must not keep its study for ever: when nobody has looked at `wish` for `HUNG_SECONDS`, the lease
+    is left to run out.
+
+    Args:
+        studies: The table of studies.
+        lease: On the study.
+        seconds: The lease is extended by so much at each beat.
+        fair: The studies' shares.
+        hangs: Told the study's name when whoever drives it hangs.
+    """
+
+    def __init__(
+        self, studies: Studies, lease: Lease, seconds: float, fair: Fair, hangs: Callable[[str], None]
+    ) -> None:
         self.orders = studies.renew(lease, seconds)
         """What people want, as of the last beat."""
         self.lost = threading.Event()
-        self._studies, self._lease, self._seconds, self._fair = studies, lease, seconds, fair
+        self._studies, self._lease, self._seconds, self._fair, self._hangs = studies, lease, seconds, fair, hangs
+        self._looked_at = math.inf
         self._need: Need | None = None
         self._told: int | None = None
         self._told_at = -TOLD_SECONDS
@@ -49,9 +67,9 @@ class Heartbeat:
         self._soon.set()
         self._thread.join()
 
-    @property
     def wish(self) -> Stop | None:
-        """Whether the study must stop, and how."""
+        """Whether the study must stop, and how. Whoever drives it asks all the time, and so shows that it lives."""
+        self._looked_at = time.monotonic()
         if self.lost.is_set() or self.orders.requested == StudyState.CANCELLED:
             return Stop.NOW
         return Stop.IN_ORDER if self.orders.requested else None
@@ -68,6 +86,12 @@ class Heartbeat:
             if self._soon.wait(RENEW_SECONDS):
                 self._ended.wait(GATHER_SECONDS)
                 self._soon.clear()
+            if time.monotonic() - self._looked_at > HUNG_SECONDS:
+                fields = {"study": self._lease.study, "seconds": HUNG_SECONDS}
+                log.error("lease given up: the thread that drives the study hangs", extra=fields)
+                self.lost.set()  # should it move again after all, it stops
+                self._hangs(self._lease.study)
+                return
             try:
                 self._renew()
             except LeaseLost:

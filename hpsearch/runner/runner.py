@@ -51,12 +51,19 @@ class Runner:
         self._drivers: dict[threading.Thread, Turn] = {}
         self._looked_at = -LOOK_SECONDS
         self.stop = threading.Event()
-        self.has_lost_its_node = False
-        """Whether it ended because Ray's node on this machine died: only a new process can join the cluster anew."""
+        self.needs_a_new_process = False
+        """Whether it ended because Ray's node died, which it can't join anew, or a thread hangs, which it can't end."""
+        self._hung: set[str] = set()
         fair = Fair(self._database, cluster, count_devices, settings.slice_seconds, settings.owner_weights)
         storage = optuna_storage(settings.sql_url)
         self._driving = Driving(
-            settings, self._studies, storage, fair, is_stopping=self.stop.is_set, lost_node=self._lost_node
+            settings,
+            self._studies,
+            storage,
+            fair,
+            is_stopping=self.stop.is_set,
+            lost_node=self._give_up,
+            hangs=self._hangs,
         )
 
     def run(self) -> None:
@@ -70,7 +77,8 @@ class Runner:
         finally:
             self.stop.set()
             for driver in self._drivers:
-                driver.join()
+                while driver.is_alive() and driver.name not in self._hung:
+                    driver.join(POLL_SECONDS)
 
     def _claim_and_drive(self) -> None:
         while not self.stop.is_set():
@@ -87,7 +95,8 @@ class Runner:
             name = claimed[0].name
             log.info("study claimed", extra={"study": name, "runner": self._owner})
             turn = Turn()
-            driver = threading.Thread(target=self._driving.drive, args=(*claimed, turn), name=f"study {name}")
+            # A daemon, because one that hangs must not keep the process; the others are waited for at the end.
+            driver = threading.Thread(target=self._driving.drive, args=(*claimed, turn), name=name, daemon=True)
             driver.start()
             self._drivers[driver] = turn
 
@@ -113,9 +122,13 @@ class Runner:
         except DATABASE_AWAY:
             log.warning("database away", exc_info=True)
 
-    def _lost_node(self) -> None:
-        self.has_lost_its_node = True
+    def _give_up(self) -> None:
+        self.needs_a_new_process = True
         self.stop.set()  # whoever started this process starts it again, with a Ray that lives
+
+    def _hangs(self, study: str) -> None:
+        self._hung.add(study)  # what it holds of the devices is free when this process has ended
+        self._give_up()
 
     def _tidy(self) -> None:
         if time.monotonic() - self._tidied_at < TIDY_SECONDS:

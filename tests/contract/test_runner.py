@@ -29,6 +29,7 @@ from hpsearch.runner.turns import Turn, rotate
 from hpsearch.search import Search
 from hpsearch.settings import Settings
 from hpsearch.shares import Need, Share
+from hpsearch.spec.study import StudySpec
 from hpsearch.storage import (
     Acting,
     Acts,
@@ -53,6 +54,13 @@ def until(what: Callable[[], object], text: str) -> None:
     while not what():
         assert time.monotonic() < deadline, text
         time.sleep(0.02)
+
+
+def readable(name: str) -> StudySpec:
+    """A study whose model and data are there."""
+    tickets = STUDIES / "data" / "tickets"
+    data = {split: str(tickets / f"{split}.jsonl") for split in ("train", "validation")}
+    return a_spec(name=name, model={"base": str(STUDIES / "models" / "pydoc-llama")}, data=data)
 
 
 class Driven:
@@ -212,10 +220,8 @@ def test_studies_for_which_a_runner_has_no_place_get_theirs_in_turn(
     monkeypatch.setattr(heartbeat, "RENEW_SECONDS", 0.1)
     database = Database(settings.sql_url)
     names = [f"study-{number}" for number in range(5)]
-    tickets = STUDIES / "data" / "tickets"
-    data = {split: str(tickets / f"{split}.jsonl") for split in ("train", "validation")}
     for name in names:
-        Studies(database).create(a_spec(name=name, model={"base": str(STUDIES / "models" / "pydoc-llama")}, data=data))
+        Studies(database).create(readable(name))
     runner = Runner(settings, "none")
     thread = threading.Thread(target=runner.run)
     thread.start()
@@ -262,7 +268,7 @@ def test_a_share_that_goes_to_and_fro_is_told_now_and_then_and_the_last_one_in_a
     need = Need(5, 1)
     shares = itertools.cycle([Share(1, 1, need=need, devices=9), Share(2, 1, need=need, devices=9)])
     fair = SimpleNamespace(of=lambda _: next(shares), look=lambda: None, cluster="here")
-    beats = heartbeat.Heartbeat(table, lease, PATIENCE, cast(Fair, fair))
+    beats = heartbeat.Heartbeat(table, lease, PATIENCE, cast(Fair, fair), pytest.fail)
     beats._need = need
     clock = itertools.count()
     monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: 0.1 * next(clock)))
@@ -276,6 +282,45 @@ def test_a_share_that_goes_to_and_fro_is_told_now_and_then_and_the_last_one_in_a
     for _ in range(3):
         beats._renew()
     assert told() == [1, 2]
+
+
+def test_a_thread_that_hangs_loses_its_study_and_the_process_ends_with_the_others_laid_down(
+    home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "HUNG_SECONDS", 1.5)
+    monkeypatch.setattr(heartbeat, "RENEW_SECONDS", 0.1)
+    settings = home_with_tables.model_copy(update={"lease_seconds": 2.0})
+    table = Studies(Database(settings.sql_url))
+    for name in ("hangs", "neighbour"):
+        table.create(readable(name))
+    hung, awake = threading.Event(), threading.Event()
+
+    def drive(search: Search, _: object, __: object, ___: object, should_stop: ShouldStop, *, holding: object) -> bool:
+        while not should_stop():
+            time.sleep(0.05)
+            if search.spec.name == "hangs" and not hung.is_set():
+                hung.set()
+                assert awake.wait(PATIENCE)
+        if search.spec.name == "hangs":
+            assert should_stop() is Stop.NOW, "nothing that it would do counts any more"
+            awake.clear()
+        return True
+
+    monkeypatch.setattr(driving, "drive", drive)
+    runner = Runner(settings, "none")
+    runner.run()  # it ends by itself, without the thread that hangs
+    assert hung.is_set()
+    assert runner.needs_a_new_process
+    assert table.get("neighbour").state == StudyState.QUEUED
+    assert table.get("hangs").state == StudyState.RUNNING
+    until(lambda: "hangs" in _claimed(table), "its lease was left to run out")
+    awake.set()
+    until(lambda: not awake.is_set(), "it moves again")
+
+
+def _claimed(table: Studies) -> list[str]:
+    claimed = table.claim("another runner", PATIENCE)
+    return [] if claimed is None else [claimed[0].name]
 
 
 def test_of_shares_the_last_ones_are_kept(home_with_tables: Settings) -> None:
