@@ -87,9 +87,7 @@ class Driving:
             with Heartbeat(self._studies, lease, self._settings.lease_seconds, self._fair, self._hangs) as heartbeat:
                 with fenced(lambda connection: self._studies.check_within(connection, lease)):
                     state, reason, version = self._search(study, lease, heartbeat, turn)
-                state = self._studies.end(lease, state, reason, version, behind=turn.gives_way)
-            if state == StudyState.CANCELLED:  # perhaps only as the study was laid down
-                history.close_open(self._storage, study.name, "the study was cancelled")
+                state = self._leave(lease, state, reason, version, behind=turn.gives_way)
             log.info("study ended", extra={"study": study.name, "state": state, "reason": reason})
         except LeaseLost:
             log.warning("lease lost", extra={"study": study.name})
@@ -110,6 +108,17 @@ class Driving:
             text = str(error) if isinstance(error, HpsearchError) else f"{type(error).__name__}: {error}"
             self._end(lease, StudyState.FAILED, text)
 
+    def _leave(
+        self, lease: Lease, state: StudyState, reason: str, version: int | None = None, *, behind: bool = False
+    ) -> StudyState:
+        """Write how the study ended; somebody may have cancelled it as it was laid down. See `Studies.end`."""
+        left = self._studies.end(lease, state, reason, version, behind=behind)
+        if left == StudyState.CANCELLED != state:
+            with fenced(lambda connection: self._studies.check_within(connection, lease)):
+                history.close_open(self._storage, lease.study, "the study was cancelled")
+            self._studies.end(lease, left, "cancelled")
+        return left
+
     def _lay_down(self, lease: Lease, state: StudyState, text: str) -> None:
         """The study can't go on now; what the runner before this one has trained waits for when it can."""
         try:
@@ -121,7 +130,7 @@ class Driving:
 
     def _end(self, lease: Lease, state: StudyState, text: str) -> None:
         try:
-            self._studies.end(lease, state, text[:2000])
+            self._leave(lease, state, text[:2000])
         except (LeaseLost, *DATABASE_AWAY):
             log.warning("end not written", exc_info=True, extra={"study": lease.study})
 

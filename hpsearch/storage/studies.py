@@ -218,7 +218,8 @@ class Studies:
             behind: Whether it queues behind those that wait already; else it keeps its place among them.
 
         Returns:
-            The state that was written: what people have asked for comes before QUEUED and PAUSED.
+            The state that was written: what people have asked for comes before QUEUED and PAUSED. If that is CANCELLED,
+            nothing is written yet: the trials have to be closed before, or a crash would leave them open for ever.
         """
         with self._database.write() as connection:
             now = self._database.now(connection)
@@ -227,6 +228,8 @@ class Studies:
             if state in (StudyState.FINISHED, StudyState.FAILED) and version not in (None, study.version):
                 state, reason = StudyState.QUEUED, "it was changed as it ended; the next runner goes on"
             if state in (StudyState.QUEUED, StudyState.PAUSED) and study.requested not in (None, state):
+                if study.requested == StudyState.CANCELLED:
+                    return StudyState.CANCELLED
                 state, reason = study.requested, str(study.requested)
             check_move(lease.study, StudyState.RUNNING, state)
             changes = {

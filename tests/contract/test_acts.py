@@ -87,15 +87,26 @@ class Runner:
         requested = self.orders.requested
         if requested == StudyState.PAUSED:
             self.search.release("paused")
-            return self.studies.end(self.lease, StudyState.QUEUED, "its runner was stopped")
+            return self.lay_down()
         if requested == StudyState.CANCELLED:
-            self.search.close(Failure.CANCELLED, "cancelled")
-            self.search.close_waiting("cancelled")
-            return self.studies.end(self.lease, requested, "cancelled")
+            return self.cancel()
         self.search.close_waiting("the search is over")
         well, reason = self.search.verdict()
         state = StudyState.FINISHED if well else StudyState.FAILED
-        return self.studies.end(self.lease, state, reason, self.search.heeded)
+        return self.leave(state, reason, self.search.heeded)
+
+    def lay_down(self) -> StudyState:
+        return self.leave(StudyState.QUEUED, "its runner was stopped")
+
+    def leave(self, state: StudyState, reason: str, version: int | None = None) -> StudyState:
+        """Somebody may have cancelled it in the last moment."""
+        left = self.studies.end(self.lease, state, reason, version)
+        return self.cancel() if left == StudyState.CANCELLED else left
+
+    def cancel(self) -> StudyState:
+        self.search.close(Failure.CANCELLED, "cancelled")
+        self.search.close_waiting("cancelled")
+        return self.studies.end(self.lease, StudyState.CANCELLED, "cancelled")
 
 
 class Life(RuleBasedStateMachine):
@@ -246,7 +257,7 @@ class Life(RuleBasedStateMachine):
         """SIGTERM."""
         if runner.orders.requested is None:
             runner.search.release("stopped")
-            runner.studies.end(runner.lease, StudyState.QUEUED, "stopped")
+            runner.lay_down()
         else:
             runner.end()
         self.runner = None

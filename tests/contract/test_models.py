@@ -34,6 +34,7 @@ class Machine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine(tmp_path / "memory")
     monkeypatch.setattr(memory, "free_bytes", machine.free_bytes)
+    monkeypatch.setattr(memory, "is_loaded", lambda *_: False)  # a test before this one may have it loaded
     return machine
 
 

@@ -318,6 +318,31 @@ def test_a_thread_that_hangs_loses_its_study_and_the_process_ends_with_the_other
     until(lambda: not awake.is_set(), "it moves again")
 
 
+def test_a_study_that_is_cancelled_as_it_is_laid_down_has_its_trials_closed_before_it_says_so(
+    home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, trials = Database(home_with_tables.sql_url), optuna_storage(home_with_tables.sql_url)
+    table = Studies(database)
+    table.create(readable("laid-down"))
+    optuna.create_study(study_name="laid-down", storage=trials, direction="minimize").enqueue_trial({})
+    _, lease = table.claim("runner", PATIENCE) or pytest.fail("nothing claimed")
+    Acts(database).cancel("laid-down", Acting("alice"))
+    driving_it = Runner(home_with_tables, "none")._driving
+    with monkeypatch.context() as dying:
+        dying.setattr(driving.history, "close_open", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            driving_it._leave(lease, StudyState.QUEUED, "stopped")
+    assert table.get("laid-down").state == StudyState.RUNNING, "the next runner does it"
+    assert driving_it._leave(lease, StudyState.QUEUED, "stopped") == StudyState.CANCELLED
+    assert table.get("laid-down").state == StudyState.CANCELLED
+    (trial,) = optuna.load_study(study_name="laid-down", storage=trials).trials
+    assert trial.state == optuna.trial.TrialState.FAIL
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def _claimed(table: Studies) -> list[str]:
     claimed = table.claim("another runner", PATIENCE)
     return [] if claimed is None else [claimed[0].name]

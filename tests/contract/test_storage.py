@@ -388,8 +388,13 @@ class TestCancelling:
         create(studies, "tickets")
         _, lease = studies.claim("runner", LONG) or pytest.fail("nothing claimed")
         cancel(studies, "tickets")
-        studies.end(lease, StudyState.QUEUED, "stopped")
-        assert cancel(studies, "tickets").state == "cancelled"
+        assert studies.end(lease, StudyState.QUEUED, "stopped") == StudyState.CANCELLED
+        row = studies.get("tickets")
+        assert (row.state, row.requested) == ("running", "cancelled"), (
+            "its trials have to be closed before that is true"
+        )
+        assert studies.end(lease, StudyState.CANCELLED, "cancelled") == StudyState.CANCELLED
+        assert studies.get("tickets").state == "cancelled"
         assert studies.claim("other", LONG) is None
 
 

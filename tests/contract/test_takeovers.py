@@ -91,9 +91,9 @@ def test_suspects_come_last_and_one_at_a_time_with_each_runner(studies: Studies)
     for name in ("deadly", "unlucky"):
         studies.create(a_spec(name=name, priority=10))
     for _ in range(SUSPECT_AFTER + 1):
-        for _ in ("deadly", "unlucky"):
-            claim(studies, SHORT, owner="dead")
-        time.sleep(0.05)
+        for owner in ("one that dies", "another that dies"):
+            claim(studies, 1.0, owner)
+        time.sleep(1.1)
     studies.create(a_spec(name="well"))
     assert claim(studies).study == "well"
     suspect = claim(studies)

@@ -115,6 +115,7 @@ def test_a_trial_for_whose_model_there_is_no_memory_waits_until_others_are_done(
     other = models.NodeMemory(tmp_path / f"hpsearch-memory-{os.getuid()}")
     assert other.hold()
     monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
+    monkeypatch.setattr(memory, "is_loaded", lambda *_: False)  # a test before this one may have it loaded
     slot = a_slot(tmp_path, 0)
     assert roster.admit("study/0/1/a", slot, has_room_for_all=False)
     until(other.is_wanted, "it says that it waits")
