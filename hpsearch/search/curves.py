@@ -73,6 +73,8 @@ def fit(points: Points, y: Array, iterations: int = 25) -> Array:
         kx = (1 + r + r * r / 3) * decay
         kt = np.exp(-0.5 * np.tensordot(inverse[d:], squares_t, 1))
         k = a * kt + kx * (b + c * kt) + own * same + (noise + _JITTER) * eye
+        if not np.isfinite(k).all():  # a long step of the search for the top
+            return 1e10, np.zeros_like(theta)
         try:
             lower = cholesky(k, lower=True, check_finite=False)
         except np.linalg.LinAlgError:
@@ -95,7 +97,8 @@ def fit(points: Points, y: Array, iterations: int = 25) -> Array:
         )
         return float(value), gradient + gap / spread
 
-    found = minimize(loss, center, jac=True, method="L-BFGS-B", options={"maxiter": iterations})
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = minimize(loss, center, jac=True, method="L-BFGS-B", options={"maxiter": iterations})
     best: Array = found.x
     return best
 
