@@ -106,7 +106,7 @@ class Runner:
         except DATABASE_AWAY:
             log.warning("database away", exc_info=True)
             return None
-        except Exception:  # such as a study that a newer version wrote: those that are driven already go on
+        except Exception:  # nobody foresaw it, and those that are driven already go on
             log.exception("study not claimed")
             self.stop.wait(UNREADABLE_SECONDS)
             return None
