@@ -79,16 +79,28 @@ def test_the_figures_are_those_of_the_tables(migrated_url: str) -> None:
     assert 100 <= figures(database).queue_age < 160  # paused, it did not wait for a runner
     assert (found.lease_ages.keys(), found.held, found.shares) == ({"runs"}, {"runs": 1}, {"runs": 2})
     assert found.set_aside == {}
+    assert found.webhooks == {"team": 0}
+    text = Metrics(database).text().decode()
+    assert values(text)['hpsearch_trials{state="COMPLETE"}'] == 3
+    assert values(text)['hpsearch_cohort_size{device="one:gpu:0"}'] == 2
+    storage.remove_session()
+    storage.engine.dispose()  # type: ignore[attr-defined]
+    database.close()
+
+
+def test_a_device_counts_as_set_aside_until_its_time_is_over(migrated_url: str) -> None:
+    database, storage = Database(migrated_url), optuna_storage(migrated_url)
+    studies = Studies(database)
+    studies.create(a_spec(name="runs"))
+    assert studies.claim("runner", 60)
+    study = optuna.create_study(study_name="runs", storage=storage)
+    assert figures(database).set_aside == {}
     until = {"gpu-host/1a2b3c4d/gpu0": time.time() + 600, "gpu-host/1a2b3c4d/gpu1": time.time() - 600}
     aside = {device: {"until": end, "reason": "it fails"} for device, end in until.items()}
     study.set_user_attr(history.ASIDE, aside)
     assert figures(database).set_aside == {"runs": 1}
     assert set_aside(database, "runs").keys() == {"gpu-host/1a2b3c4d/gpu0"}
     assert set_aside(database, "waits") == {}
-    assert found.webhooks == {"team": 0}
-    text = Metrics(database).text().decode()
-    assert values(text)['hpsearch_trials{state="COMPLETE"}'] == 3
-    assert values(text)['hpsearch_cohort_size{device="one:gpu:0"}'] == 2
     storage.remove_session()
     storage.engine.dispose()  # type: ignore[attr-defined]
     database.close()
