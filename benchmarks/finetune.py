@@ -81,7 +81,7 @@ def _llama(hidden: int, inner: int, layers: int, heads: int, groups: int, vocabu
 
 
 SHAPES = {
-    "bundled": Shape(None, 3, {"cpu": 60, "cuda": 100}, ("tickets", "docstrings")),
+    "bundled": Shape(None, 3, {"cpu": 60, "cuda": 100}, ("tickets", "instructed", "docstrings")),
     "30m": Shape(_llama(384, 1024, 10, 6, 2, 32000), 2, {"cpu": 10, "cuda": 100}),
     "135m": Shape(_llama(576, 1536, 30, 9, 3, 49152), 1, {"cpu": 4, "cuda": 60}),
     "500m": Shape(_llama(896, 4864, 24, 14, 2, 151936), 2, {"cpu": 2, "cuda": 40}),
@@ -124,6 +124,23 @@ def tickets(examples: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return (train * (examples // len(train) + 1))[:examples], validation[:40]
 
 
+INSTRUCTIONS = """You sort the messages that customers write to the support of a shop for electronics. Answer with \
+one line of JSON and nothing else. It has three fields. "item" is the product that the message is about, as one lower \
+case word. "problem" is what is wrong with it: "power" if it does not turn on or its battery is empty too soon, \
+"screen" if something is to be seen that should not be, "billing" if it is about money, and so on. "level" is "high" \
+if the customer can't wait, "low" if there is time, else "normal". Names, numbers of orders and greetings don't \
+matter."""
+
+
+def instructed(examples: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The tickets behind a system prompt, as the chats of a product are."""
+    first = {"role": "system", "content": INSTRUCTIONS}
+    train, validation = (
+        [{"messages": [first, *record["messages"]]} for record in records] for records in tickets(examples)
+    )
+    return train, validation
+
+
 def docstrings(examples: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Names and docstrings of Python's own library: real text of very different lengths."""
     import ast
@@ -142,6 +159,7 @@ def docstrings(examples: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 
 DATA: dict[str, Callable[[int], tuple[list[dict[str, Any]], list[dict[str, Any]]]]] = {
     "tickets": tickets,
+    "instructed": instructed,
     "docstrings": docstrings,
 }
 

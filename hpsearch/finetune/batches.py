@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpsearch.finetune.packing import Group
+from hpsearch.finetune.prefixes import Alike, alike
 from hpsearch.finetune.seeds import derived_seed
 from hpsearch.finetune.tokenised import TokenisedExample, TokenisedExamples
 
@@ -31,6 +33,8 @@ MOST_KEPT_TOKENS = 4_000_000
 MOST_PADDING = 1 / 8
 """Padding in a micro-batch, in token budgets, beyond which another one is opened: about what opening one costs."""
 
+SHARED_COST = 8
+"""A shared token is kept once, but its keys and values once for each sequence: at most this part of what it keeps."""
 
 _kept: WeakKeyDictionary[TokenisedExamples, tuple[tuple[int, Layout], tuple[MicroBatch, ...]]]
 _kept = WeakKeyDictionary()
@@ -62,6 +66,8 @@ class Share:
     examples: Sequence[TokenisedExample]
     prompts: bool
     """Whether predictions of prompt tokens count too."""
+    once: bool = True
+    """Whether what examples begin with in common may be read once: not where each drops inputs of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +94,12 @@ class MicroBatch:
     """int64, [M]: the tokens to predict, each one position after its place."""
     completion: Tensor
     """bool, [M]: whether the target is a completion token."""
+    counts: Tensor
+    """int64, [M]: of how many examples the prediction is, which begin alike."""
     tokens: Tensor
     """int64, [B * T]: a number for each token of a share, the same however the share is cut."""
     parts: tuple[Part, ...]
-    lengths: tuple[int, ...] = ()
+    groups: tuple[Group, ...] = ()
     """Of the sequences in a packed row."""
     positions: Tensor | None = None
     """int64, [1, T], in a packed row."""
@@ -100,7 +108,7 @@ class MicroBatch:
         """The same rows again and again, each time for another reader; a batch of one share."""
         if times == 1:
             return self
-        rows = 1 if self.lengths else times
+        rows = 1 if self.groups else times
         size, start = self.ids.numel(), torch.arange(times, device=self.ids.device).unsqueeze(1)
         part = self.parts[0]
         return MicroBatch(
@@ -108,6 +116,7 @@ class MicroBatch:
             places=(self.places + start * size).flatten(),
             targets=self.targets.repeat(times),
             completion=self.completion.repeat(times),
+            counts=self.counts.repeat(times),
             tokens=self.tokens.repeat(times),
             parts=tuple(
                 Part(
@@ -117,7 +126,7 @@ class MicroBatch:
                 )
                 for each in range(times)
             ),
-            lengths=self.lengths * times,
+            groups=self.groups * times,
             positions=None if self.positions is None else self.positions.repeat(1, times),
         )
 
@@ -138,50 +147,70 @@ class _Row:
     place: int
     """In the share."""
     example: TokenisedExample
+    group: int = 0
+    """Of its share: rows that begin alike."""
+    shared: int = 0
+    """Tokens that all of the group begin with."""
 
 
 def micro_batches(shares: Sequence[Share], token_budget: int, layout: Layout) -> Iterator[MicroBatch]:
     """Cut examples into micro-batches.
 
     Padded rows are of like lengths, whosever they are. Packed ones need not be, so a share that fits into one
-    micro-batch stays whole: each further part of it would be adapted by products of its own.
+    micro-batch stays whole: each further part of it would be adapted by products of its own. Packed rows of one share
+    that begin alike lie side by side, and have their beginning once in each micro-batch.
 
     Args:
         shares: Read together, each by its own member.
         token_budget: Tokens of a micro-batch, padding included; a longer example is one by itself.
         layout: Packed or padded, and where.
     """
-    rows = [
-        _Row(number, place, example)
-        for number, share in enumerate(shares)
-        for place, example in enumerate(share.examples)
-    ]
-    rows.sort(key=lambda row: (row.share if layout.packs else 0, -len(row.example)))
-    lengths = [len(row.example) for row in rows]
     if layout.packs:
-        cuts = _packed_cuts(lengths, [row.share for row in rows], token_budget)
+        rows = [row for number, share in enumerate(shares) for row in _grouped(number, share)]
+        rows.sort(key=lambda row: (row.share, row.group, -len(row.example)))
+        cuts = _packed_cuts(rows, token_budget)
     else:
-        cuts = _padded_cuts(lengths, token_budget)
+        rows = [
+            _Row(number, place, example)
+            for number, share in enumerate(shares)
+            for place, example in enumerate(share.examples)
+        ]
+        rows.sort(key=lambda row: -len(row.example))
+        cuts = _padded_cuts([len(row.example) for row in rows], token_budget)
     for start, end in cuts:
         yield _collated(sorted(rows[start:end], key=lambda row: row.share), shares, layout)
 
 
-def _packed_cuts(lengths: Sequence[int], owners: Sequence[int], token_budget: int) -> Iterator[tuple[int, int]]:
-    """Runs [start, end) within the budget; one ends early where that keeps the next owner's whole."""
+def _grouped(number: int, share: Share) -> Iterator[_Row]:
+    examples = share.examples
+    groups = alike(examples) if share.once else [Alike(0, tuple(range(len(examples))))]
+    for group, each in enumerate(groups):
+        for place in each.places:
+            yield _Row(number, place, examples[place], group, each.shared)
+
+
+def _packed_cuts(rows: Sequence[_Row], token_budget: int) -> Iterator[tuple[int, int]]:
+    """Runs [start, end) within the budget; one ends early where that keeps the next share whole."""
+    costs = [len(row.example) - row.shared + row.shared // SHARED_COST for row in rows]
+    opens = [not place or _group(rows[place - 1]) != _group(row) for place, row in enumerate(rows)]
+    whole: dict[int, int] = {}
+    for row, cost, is_first in zip(rows, costs, opens, strict=True):
+        whole[row.share] = whole.get(row.share, 0) + cost + is_first * row.shared
     start = tokens = 0
-    whole = {owner: sum(length for length, _ in same) for owner, same in _by_owner(lengths, owners)}
-    for place, (length, owner) in enumerate(zip(lengths, owners, strict=True)):
-        is_new = place > start and owners[place - 1] != owner
-        needed = whole[owner] if is_new and whole[owner] <= token_budget else length
-        if place > start and tokens + needed > token_budget:
-            yield start, place
-            start, tokens = place, 0
-        tokens += length
-    yield start, len(lengths)
+    for place, (row, cost, is_first) in enumerate(zip(rows, costs, opens, strict=True)):
+        needed = cost + is_first * row.shared
+        if place > start:
+            is_new = rows[place - 1].share != row.share
+            ahead = whole[row.share] if is_new and whole[row.share] <= token_budget else needed
+            if tokens + ahead > token_budget:
+                yield start, place
+                start, tokens, needed = place, 0, cost + row.shared
+        tokens += needed
+    yield start, len(rows)
 
 
-def _by_owner(lengths: Sequence[int], owners: Sequence[int]) -> Iterator[tuple[int, Iterator[tuple[int, int]]]]:
-    return itertools.groupby(zip(lengths, owners, strict=True), key=lambda pair: pair[1])
+def _group(row: _Row) -> tuple[int, int]:
+    return row.share, row.group
 
 
 def _padded_cuts(lengths: Sequence[int], token_budget: int) -> Iterator[tuple[int, int]]:
@@ -214,38 +243,75 @@ def kept_micro_batches(examples: TokenisedExamples, token_budget: int, layout: L
 
 
 def _collated(rows: Sequence[_Row], shares: Sequence[Share], layout: Layout) -> MicroBatch:
-    """Rows of a share lie side by side."""
+    """Rows of a share lie side by side, and in it those of a group."""
     starts = np.array([row.example.start for row in rows])
     lengths = np.array([len(row.example) for row in rows])
     prompts = np.array([shares[row.share].prompts for row in rows])
     if layout.packs:
-        row_of = np.repeat(np.arange(len(rows)), lengths)
-        places = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        widths, shape = lengths, (1, -1)
+        runs, groups = _laid_out(rows)
+        shape = (1, -1)
     else:
-        width = lengths.max()
-        row_of, places = np.repeat(np.arange(len(rows)), width), np.tile(np.arange(width), len(rows))
-        widths, shape = np.full(len(rows), width), (len(rows), width)
+        width = int(lengths.max())
+        runs, groups, shape = [(place, 0, width, 1) for place in range(len(rows))], (), (len(rows), width)
+    owners, firsts, widths, counts = (np.array(each) for each in zip(*runs, strict=True))
+    run_of = np.repeat(np.arange(len(runs)), widths)
+    ends = np.cumsum(widths)
+    row_of, places = owners[run_of], np.arange(ends[-1]) - (ends - widths - firsts)[run_of]
     real = places < lengths[row_of]
     ids, completion = _read(rows, row_of, np.where(real, starts[row_of] + places, 0))
     ids[~real] = PADDING
     counted = real & (places > 0) & (completion | prompts[row_of])
     targets = counted.nonzero()[0]
+    # A token is predicted where the one before it stands: for the first behind a beginning, at the end of that.
+    before = np.where(places == firsts[run_of], _last_shared(runs)[run_of], np.arange(len(ids)) - 1)
     numbers = (np.array([row.place for row in rows])[row_of] << 32) + places
 
     def there(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(layout.device, non_blocking=True)
 
+    shares_read = [rows[owner].share for owner in owners]
     return MicroBatch(
         ids=there(ids.reshape(shape)),
-        places=there(targets - 1),
+        places=there(before[targets]),
         targets=there(ids[targets]),
         completion=there(completion[targets]),
+        counts=there(counts[run_of[targets]]),
         tokens=there(numbers),
-        parts=tuple(_parts(rows, widths, np.bincount(row_of[targets], minlength=len(rows)))),
-        lengths=tuple(lengths.tolist()) if layout.packs else (),
+        parts=tuple(_parts(shares_read, widths, np.bincount(run_of[targets], minlength=len(runs)))),
+        groups=groups,
         positions=there(places[None]) if layout.packs else None,
     )
+
+
+Run = tuple[int, int, int, int]
+"""Tokens of one row that lie side by side: (row, its first token here, how many, rows that they stand for)."""
+
+
+def _laid_out(rows: Sequence[_Row]) -> tuple[list[Run], tuple[Group, ...]]:
+    """Of each group what it shares, then what each row has of its own; one row of a group shares with nobody."""
+    runs: list[Run] = []
+    groups: list[Group] = []
+    for _, members in itertools.groupby(enumerate(rows), key=lambda pair: _group(pair[1])):
+        own = [(place, len(row.example), row.shared) for place, row in members]
+        first, _, shared = own[0]
+        if len(own) == 1:
+            shared = 0
+        if shared:
+            runs.append((first, 0, shared, len(own)))
+        runs += [(place, shared, length - shared, 1) for place, length, _ in own]
+        groups.append(Group(shared, tuple(length - shared for _, length, _ in own)))
+    return runs, tuple(groups)
+
+
+def _last_shared(runs: Sequence[Run]) -> NDArray[np.int64]:
+    """Where the beginning of each run's row ends, for runs that have one, [runs]."""
+    ends, end, last = [], 0, 0
+    for _, first, width, _ in runs:
+        end += width
+        if first == 0:
+            last = end - 1
+        ends.append(last)
+    return np.array(ends)
 
 
 def _read(
@@ -263,12 +329,12 @@ def _read(
     return ids, completion
 
 
-def _parts(rows: Sequence[_Row], tokens: NDArray[np.int64], predictions: NDArray[np.int64]) -> Iterator[Part]:
-    """Runs of rows of one share, given what each row has."""
+def _parts(shares: Sequence[int], tokens: NDArray[np.int64], predictions: NDArray[np.int64]) -> Iterator[Part]:
+    """What lies side by side of one share, given what each run has."""
     ends = np.cumsum(tokens).tolist(), np.cumsum(predictions).tolist()
     start = (0, 0)
-    for place, row in enumerate(rows):
-        if place + 1 == len(rows) or rows[place + 1].share != row.share:
+    for place, share in enumerate(shares):
+        if place + 1 == len(shares) or shares[place + 1] != share:
             end = ends[0][place], ends[1][place]
-            yield Part(row.share, (start[0], end[0]), (start[1], end[1]))
+            yield Part(share, (start[0], end[0]), (start[1], end[1]))
             start = end

@@ -103,14 +103,15 @@ def _sums(reader: Reader, adapters: Sequence[Adapters], anatomy: Anatomy, batch:
         chunks = zip(*scores(reader.model, anatomy, batch), strict=True)
         nll, hits, completion = (torch.cat(chunk).view(len(adapters), -1) for chunk in chunks)
     # `where`, not a product: an infinite prompt loss must not make the completions' NaN.
-    counted = [
+    measured = [
         torch.where(completion, nll, 0).double(),
         (hits & completion).double(),
         completion.double(),
         torch.where(completion, 0, nll).double(),
         (~completion).double(),
     ]
-    return torch.stack([each.sum(1) for each in counted], dim=1)
+    counts = batch.counts.view(len(adapters), -1)
+    return torch.stack([(each * counts).sum(1) for each in measured], dim=1)
 
 
 def _evaluation(sums: Sequence[float], text_bytes: int) -> Evaluation:

@@ -66,14 +66,14 @@ def scores(model: Any, anatomy: Anatomy, batch: MicroBatch) -> Iterator[tuple[Te
 def _logits(model: Any, batch: MicroBatch) -> Tensor:
     """[M, V]: at the places that count, for a model whose head can't be applied by itself."""
     placed = {} if batch.positions is None else {"position_ids": batch.positions}
-    with packed(model, batch.lengths):
+    with packed(model, batch.groups):
         logits: Tensor = model(input_ids=batch.ids, use_cache=False, **placed).logits
     return logits.flatten(0, 1).index_select(0, batch.places)
 
 
 def _states(model: Any, batch: MicroBatch) -> Tensor:
     """[M, H]: the last hidden states at the places that count."""
-    with packed(model, batch.lengths):
+    with packed(model, batch.groups):
         states = hidden_states(model, batch.ids, batch.positions)
     return states.flatten(0, 1).index_select(0, batch.places)
 

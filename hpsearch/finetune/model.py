@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hpsearch.basemodel import BaseModel, describe
 from hpsearch.errors import UnsupportedModel
-from hpsearch.finetune.packing import can_pack, packed, positions
+from hpsearch.finetune.packing import Group, can_pack, packed, positions
 from hpsearch.spec.finetune import ModelSpec
 
 FIELD = "model.base"
@@ -150,19 +150,22 @@ def _splits(model: Any, ids: Tensor, logits: Tensor) -> bool:
 
 
 def _packs(model: Any) -> bool:
-    """Whether a packed row gives what its sequences give alone."""
+    """Whether a packed row gives what its sequences give alone, also those that share what they begin with."""
     if not can_pack(model):
         return False
-    lengths = (5, 3, 3)
-    ids = torch.arange(sum(lengths)).unsqueeze(0) % model.get_input_embeddings().num_embeddings
+    groups = (Group(0, (5, 3)), Group(4, (2, 3)))
+    beginning = list(range(8, 12))
+    sequences = [list(range(5)), list(range(5, 8)), [*beginning, 12, 13], [*beginning, 14, 15, 16]]
+    ids = torch.arange(17).unsqueeze(0) % model.get_input_embeddings().num_embeddings
     with torch.no_grad():
-        alone = [hidden_states(model, part) for part in ids.split(lengths, dim=1)]
+        alone = [hidden_states(model, ids[:, places]) for places in sequences]
         try:
-            with packed(model, lengths):
-                together = hidden_states(model, ids, positions(lengths))
+            with packed(model, groups):
+                together = hidden_states(model, ids, positions(groups))
         except (TypeError, ValueError, RuntimeError):  # it knows no positions, or its attention is called otherwise
             return False
-    return torch.allclose(together, torch.cat(alone, dim=1), rtol=1e-4, atol=1e-5)
+    found = [together[:, places] for places in sequences]
+    return all(torch.allclose(one, two, rtol=1e-4, atol=1e-5) for one, two in zip(found, alone, strict=True))
 
 
 def hidden_states(model: Any, ids: Tensor, positions: Tensor | None = None) -> Tensor:

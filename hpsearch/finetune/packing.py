@@ -4,15 +4,19 @@ Every token-wise part of a model (embeddings, norms, linear layers) runs over al
 with each sequence; and attention, the only part in which tokens meet, takes the sequences apart. Sequences of equal
 length that lie side by side share one attention call. As "padding-free" batches in the field, without a kernel of
 their own: on a CPU a call per length costs less than padding does.
+
+Sequences that begin alike may share their beginning: it lies in the row once, before what each has of its own.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +28,18 @@ ATTENTION = "hpsearch_packed"
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of attention that are plain for sequences within the sliding window."""
 
-_lengths: ContextVar[Sequence[int]] = ContextVar("lengths", default=())
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sequences of a row that begin alike, or with nothing in common."""
+
+    shared: int
+    """Tokens that all of them begin with."""
+    own: tuple[int, ...]
+    """Tokens that follow in each."""
+
+
+_groups: ContextVar[Sequence[Group]] = ContextVar("groups", default=())
 
 
 def can_pack(model: Any) -> bool:
@@ -43,9 +58,9 @@ def longest_packed(model: Any) -> float:
 
 
 @contextmanager
-def packed(model: Any, lengths: Sequence[int]) -> Iterator[None]:
-    """Inside, the one row that the model reads holds sequences of these lengths; without any, rows are single ones."""
-    if not lengths:
+def packed(model: Any, groups: Sequence[Group]) -> Iterator[None]:
+    """Inside, the one row that the model reads holds these sequences; without any, rows are single ones."""
+    if not groups:
         yield
         return
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -55,22 +70,32 @@ def packed(model: Any, lengths: Sequence[int]) -> Iterator[None]:
     config = model.config.get_text_config()
     usual = config._attn_implementation
     config._attn_implementation = ATTENTION
-    outer = _lengths.set(lengths)
+    outer = _groups.set(groups)
     try:
         yield
     finally:
-        _lengths.reset(outer)
+        _groups.reset(outer)
         config._attn_implementation = usual
 
 
-def lengths_read() -> Sequence[int]:
-    """Of the sequences in the row that is being read; none outside of `packed`."""
-    return _lengths.get()
+def groups_read() -> Sequence[Group]:
+    """Of the row that is being read; none outside of `packed`."""
+    return _groups.get()
 
 
-def positions(lengths: Sequence[int]) -> Tensor:
-    """0, 1, ... anew for each sequence: int64, [1, N]."""
-    return torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
+def positions(groups: Sequence[Group]) -> Tensor:
+    """0, 1, ... anew for each sequence, from where what it shares ends: int64, [1, N]."""
+    runs = [run for group in groups for run in _runs(group)]
+    return torch.cat([torch.arange(first, first + length).repeat(count) for first, length, count in runs]).unsqueeze(0)
+
+
+def _runs(group: Group) -> Iterator[tuple[int, int, int]]:
+    """(first position, length, how many) of what lies side by side and is equally long, as a row has it."""
+    if group.shared:
+        yield 0, group.shared, 1
+    for length, same in itertools.groupby(group.own):
+        if length:
+            yield group.shared, length, len(list(same))
 
 
 def packed_attention(
@@ -93,12 +118,26 @@ def packed_attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    runs = [(length, len(list(same))) for length, same in itertools.groupby(lengths_read())]
-    sizes = [length * count for length, count in runs]
+    runs = [run for group in groups_read() for run in _runs(group)]
+    sizes = [length * count for _, length, count in runs]
     outputs = []
+    beginning: list[Tensor] = []  # key and value of the group's
     parts = (torch.split(each, sizes, dim=2) for each in (query, key, value))
-    for (length, count), *tensors in zip(runs, *parts, strict=True):
-        rows = [tensor.unflatten(2, (count, length)).squeeze(0).transpose(0, 1) for tensor in tensors]
-        output, _ = sdpa_attention_forward(module, *rows, None, **options)
+    for (first, length, count), *tensors in zip(runs, *parts, strict=True):
+        own, *seen = [tensor.unflatten(2, (count, length)).squeeze(0).transpose(0, 1) for tensor in tensors]
+        if first:
+            together = zip(beginning, seen, strict=True)
+            seen = [torch.cat([one.expand(count, -1, -1, -1), two], dim=2) for one, two in together]
+            mask = _seen(first, length, query.device)
+        else:
+            beginning, mask = seen, None
+        output, _ = sdpa_attention_forward(module, own, *seen, mask, **options)
         outputs.append(output.flatten(0, 1))
     return torch.cat(outputs).unsqueeze(0), None
+
+
+@functools.lru_cache(maxsize=32)  # of one pass: every layer asks for the same ones
+def _seen(shared: int, own: int, device: torch.device) -> Tensor:
+    """What a sequence's own tokens look at: all shared ones, and own ones up to themselves; bool, [1, 1, own, all]."""
+    with torch.inference_mode(mode=False):  # usable anywhere, whoever asked first
+        return torch.ones(1, 1, own, shared + own, dtype=torch.bool, device=device).tril_(shared)

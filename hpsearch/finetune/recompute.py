@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from hpsearch.finetune.packing import lengths_read, packed
+from hpsearch.finetune.packing import groups_read, packed
 
 
 @contextmanager
@@ -33,10 +33,10 @@ def _again(model: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
     """A block's forward pass that can be repeated when the backward pass asks for it, out of `packed` by then."""
 
     def checkpointed(*inputs: Any, **named: Any) -> Any:
-        lengths = lengths_read()
+        groups = groups_read()
 
         def run(*inputs: Any, **named: Any) -> Any:
-            with packed(model, lengths):
+            with packed(model, groups):
                 return forward(*inputs, **named)
 
         return checkpoint(run, *inputs, use_reentrant=False, **named)

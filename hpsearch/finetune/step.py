@@ -62,7 +62,7 @@ def gradients(loaded: LoadedModel, turns: Sequence[Turn], token_budget: int) -> 
     totals = torch.zeros(len(turns), dtype=torch.float64, device=loaded.device)
     for turn in turns:
         turn.weights.clear_gradients()
-    shares = [Share(turn.examples, turn.prompt_loss_weight > 0) for turn in turns]
+    shares = [Share(turn.examples, turn.prompt_loss_weight > 0, turn.weights.drops_nothing) for turn in turns]
     for number, batch in enumerate(micro_batches(shares, token_budget, Layout(loaded.anatomy.packs, loaded.device))):
         mark()
         hang_point()
@@ -78,9 +78,9 @@ def gradients(loaded: LoadedModel, turns: Sequence[Turn], token_budget: int) -> 
 
 
 def forward_only(loaded: LoadedModel, turn: Turn) -> Tensor:
-    """The loss of one turn in one micro-batch, with all that its gradient would need."""
+    """The loss of one turn in one micro-batch, each token by itself, with all that its gradient would need."""
     layout = Layout(loaded.anatomy.packs, loaded.device)
-    (batch,) = micro_batches([Share(turn.examples, turn.prompt_loss_weight > 0)], 10**9, layout)
+    (batch,) = micro_batches([Share(turn.examples, turn.prompt_loss_weight > 0, once=False)], 10**9, layout)
     with _training([turn], batch, 0) as model, precision(loaded.device):
         loss, _ = weighted_nll(model, loaded.anatomy, batch, torch.cat(_weights([turn], batch)))
     return loss
@@ -90,8 +90,9 @@ def _weights(turns: Sequence[Turn], batch: MicroBatch) -> list[Tensor]:
     """Of the predictions of each part, w / sum(w): the gradients of all micro-batches add up to the batch's."""
     weights = []
     for part in batch.parts:
-        turn, completion = turns[part.share], batch.completion[slice(*part.predictions)]
-        weights.append(torch.where(completion, 1 / turn.weight, turn.prompt_loss_weight / turn.weight))
+        turn, own = turns[part.share], slice(*part.predictions)
+        each = torch.where(batch.completion[own], 1 / turn.weight, turn.prompt_loss_weight / turn.weight)
+        weights.append(each * batch.counts[own])
     return weights
 
 

@@ -58,6 +58,11 @@ class LoraWeights:
             adapter.a.data, adapter.a.grad = (each.view(rank, -1) for each in next(places))
             adapter.b.data, adapter.b.grad = (each.view(rank, -1).t() for each in next(places))
 
+    @property
+    def drops_nothing(self) -> bool:
+        """Whether equal tokens are equal all the way through the model."""
+        return self.config.hyperparameters.dropout == 0
+
     def clear_gradients(self) -> None:
         """Before a step."""
         self._gradients.zero_()
@@ -96,6 +101,11 @@ class FullWeights:
         for name, parameter in self.model.named_parameters():
             if is_trained(loaded.anatomy, name, chosen.frozen_layers):
                 self.named[name] = parameter.requires_grad_(requires_grad=True)
+
+    @property
+    def drops_nothing(self) -> bool:
+        """Whether equal tokens are equal all the way through the model."""
+        return self.config.hyperparameters.dropout == 0
 
     def clear_gradients(self) -> None:
         """Before a step."""

@@ -52,6 +52,16 @@ def completion(number: int) -> dict[str, Any]:
     return {"prompt": f"Q: {turns[0]['content']}\nA:", "completion": f" {turns[1]['content']}"}
 
 
+def instructed(number: int) -> dict[str, Any]:
+    """A chat example that begins as others do: with a system prompt, or with one and an answered question behind it."""
+    asked = conversation(number)["messages"]
+    if number % 3 == 0:
+        content = "Tell me where the museum and the weather of Wien are."
+        return {"messages": [{"role": "system", "content": content}, *asked]}
+    content, answered = "The capital is old. Please tell me.", conversation(5)["messages"]
+    return {"messages": [{"role": "system", "content": content}, *answered, *asked]}
+
+
 def write_examples(name: str, records: Iterable[dict[str, Any]]) -> str:
     """A JSON lines file; its path."""
     path = FOLDER / name
@@ -134,7 +144,7 @@ def tiny_model(architecture: str = "llama", templated: bool = False) -> str:
 def a_config(architecture: str = "llama", method: str = "lora", **changes: Any) -> FinetuneConfig:
     """A small fine-tune: 40 chat examples, steps of 4, a report after every step. Changes go by field name."""
     templated, kind = changes.pop("templated", False), changes.pop("data", "chat")
-    record = conversation if kind == "chat" else completion
+    record = {"chat": conversation, "prompt_completion": completion, "instructed": instructed}[kind]
     data = {
         "train": write_examples(f"{kind}-train.jsonl", map(record, range(40))),
         "validation": write_examples(f"{kind}-validation.jsonl", map(record, range(1000, 1012))),
@@ -183,6 +193,8 @@ def reference_tokens(record: dict[str, Any], tokenizer: Any) -> Tokens:
         said = tokenizer(answer)["input_ids"] + tokenizer("<|im_end|>")["input_ids"]
         after = tokenizer("\n")["input_ids"]
         return before + said + after, [False] * len(before) + [True] * len(said) + [False] * len(after)
+    elif len(record["messages"]) > 2:
+        return several_turns(record["messages"], tokenizer)
     else:
         question, answer = (turn["content"] for turn in record["messages"])
         before = f"User: {question}\nAssistant:"
@@ -190,6 +202,21 @@ def reference_tokens(record: dict[str, Any], tokenizer: Any) -> Tokens:
     border = len(tokenizer(before)["input_ids"])
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     return ids, [False] * border + [True] * (len(ids) - border)
+
+
+def several_turns(messages: Sequence[dict[str, str]], tokenizer: Any) -> Tokens:
+    """A conversation of several turns without a template: token by token, by where its text ends in the whole."""
+    text, marks = "", []
+    for message in messages:
+        header = f"{message['role'].capitalize()}:"
+        text += f"\n{header}" if text else header
+        start = len(text)
+        text += f" {message['content']}"
+        marks += [(start, len(text))] if message["role"] == "assistant" else []
+    found = tokenizer(text, return_offsets_mapping=True)
+    ends = [end for _, end in found["offset_mapping"]]
+    said = [any(start < end <= last for start, last in marks) for end in ends]
+    return [*found["input_ids"], tokenizer.eos_token_id], [*said, True]
 
 
 def records_of(path: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from hpsearch.finetune import loss as loss_module
 from hpsearch.finetune.lora import _ANCHOR, _Adapted, adapt
 from hpsearch.finetune.loss import _HeadNLL
 from hpsearch.finetune.model import examine, hidden_states
-from hpsearch.finetune.packing import packed, positions
+from hpsearch.finetune.packing import Group, packed, positions
 from hpsearch.finetune.products import Applied
 
 PACKING = ["llama", "llama-untied", "qwen2", "mistral", "gemma", "granite", "gpt_neox", "gpt2", "opt"]
@@ -44,25 +44,36 @@ def gradients(model) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("architecture", PACKING)
-def test_packed_sequences_do_not_see_each_other(architecture):
+def test_packed_sequences_see_what_they_begin_with_and_not_each_other(architecture):
     model = load(architecture)
 
-    @settings(max_examples=8, deadline=None)
-    @given(st.lists(st.sampled_from([1, 2, 5, 5, 9, 20]), min_size=1, max_size=6), st.integers(0, 99))
-    def agrees(lengths, seed):
+    own = st.lists(st.sampled_from([0, 1, 2, 5, 5, 9, 20]), min_size=1, max_size=4)
+
+    @settings(max_examples=12, deadline=None)
+    @given(st.lists(st.tuples(st.sampled_from([0, 0, 1, 7, 30]), own), min_size=1, max_size=3), st.integers(0, 99))
+    def agrees(given_groups, seed):
         generator = torch.Generator().manual_seed(seed)
-        if architecture == "mistral":  # its sliding window
-            lengths = [min(length, 8) for length in lengths]
-        ids = torch.randint(5, 300, (1, sum(lengths)), generator=generator)
-        weights = torch.randn(1, sum(lengths), 32, generator=generator)
-        with packed(model, lengths):
-            together = hidden_states(model, ids, positions(lengths))
-        (together * weights).sum().backward()
+        longest = 8 if architecture == "mistral" else 99  # its sliding window
+        groups, sequences, tokens = [], [], 0
+        for given_shared, given_own in given_groups:
+            shared = min(given_shared, longest)
+            own = [min(length, longest - shared) if shared else max(1, min(length, longest)) for length in given_own]
+            groups.append(Group(shared, tuple(own)))
+            beginning, tokens = list(range(tokens, tokens + shared)), tokens + shared
+            for length in own:
+                sequences.append([*beginning, *range(tokens, tokens + length)])
+                tokens += length
+        ids = torch.randint(5, 300, (1, tokens), generator=generator)
+        weights = [torch.randn(len(places), 32, generator=generator) for places in sequences]
+        with packed(model, groups):
+            row = hidden_states(model, ids, positions(groups))
+        together = [row[0, places] for places in sequences]
+        sum((one * two).sum() for one, two in zip(together, weights, strict=True)).backward()
         packed_gradients = gradients(model)
-        parts = [hidden_states(model, part) for part in ids.split(lengths, dim=1)]
-        alone = torch.cat(parts, dim=1)
-        (alone * weights).sum().backward()
-        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+        alone = [hidden_states(model, ids[:, places])[0] for places in sequences]
+        sum((one * two).sum() for one, two in zip(alone, weights, strict=True)).backward()
+        for one, two in zip(together, alone, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
         for one, two in zip(packed_gradients, gradients(model), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4 * float(two.abs().max() + 1))
 
@@ -71,8 +82,8 @@ def test_packed_sequences_do_not_see_each_other(architecture):
 
 def test_attention_is_the_models_own_again_afterwards():
     model = load("llama")
-    for lengths in ((3, 2), ()):
-        with pytest.raises(ZeroDivisionError), packed(model, lengths):
+    for groups in ((Group(0, (3, 2)),), ()):
+        with pytest.raises(ZeroDivisionError), packed(model, groups):
             _ = 1 / 0
         assert model.config._attn_implementation == "sdpa"
 

@@ -20,7 +20,6 @@ from hpsearch.finetune import loss as loss_module
 from hpsearch.finetune.batches import (
     Layout,
     Share,
-    _packed_cuts,
     _padded_cuts,
     epoch_order,
     micro_batches,
@@ -68,20 +67,6 @@ def test_the_order_depends_on_seed_and_epoch():
     assert len(orders) == 9
 
 
-@given(st.lists(st.lists(st.integers(1, 100), min_size=1, max_size=20), min_size=1, max_size=5), st.integers(1, 300))
-def test_packed_micro_batches_keep_to_the_budget_and_a_share_whole_where_it_fits(shares, budget):
-    lengths = [length for share in shares for length in sorted(share, reverse=True)]
-    owners = [owner for owner, share in enumerate(shares) for _ in share]
-    cuts = list(_packed_cuts(lengths, owners, budget))
-    assert [start for start, _ in cuts] == [0, *(end for _, end in cuts[:-1])]
-    assert cuts[-1][1] == len(lengths)
-    for start, end in cuts:
-        assert end - start == 1 or sum(lengths[start:end]) <= budget
-    for owner, share in enumerate(shares):
-        if sum(share) <= budget:
-            assert sum(owner in owners[start:end] for start, end in cuts) == 1
-
-
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=40), st.integers(1, 300))
 def test_padded_micro_batches_keep_to_the_budget_and_lose_nothing(lengths, budget):
     lengths.sort(reverse=True)
@@ -94,8 +79,9 @@ def test_padded_micro_batches_keep_to_the_budget_and_lose_nothing(lengths, budge
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("prompt_loss_weight", [0.0, 0.3])
-def test_any_micro_batching_gives_the_gradient_of_the_whole_batch(method, prompt_loss_weight):
-    config = a_config(method=method, prompt_loss_weight=prompt_loss_weight)
+@pytest.mark.parametrize("data", ["chat", "instructed"])
+def test_any_micro_batching_gives_the_gradient_of_the_whole_batch(method, prompt_loss_weight, data):
+    config = a_config(method=method, prompt_loss_weight=prompt_loss_weight, data=data)
     prepared = prepare(config)
     whole, expected = gradients(config, prepared, 10**6)
     for budget in (1, 64, 200):

@@ -9,6 +9,7 @@ from finetune_reference import a_config, reference_run, tiny_model
 
 from hpsearch.finetune import Member, finetune, prepare
 from hpsearch.finetune.batches import epoch_order
+from hpsearch.finetune.prefixes import alike
 from hpsearch.spec.finetune import FinetuneConfig
 
 TOLERANCE = 1e-4
@@ -66,6 +67,15 @@ def test_variants_agree_with_the_reference(changes):
             expected[-1][1], rel=TOLERANCE
         )
         return
+    assert_same_curves(config)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("prompt_loss_weight", [0.0, 0.3])
+def test_reading_shared_beginnings_once_agrees_with_the_reference(method, prompt_loss_weight):
+    config = a_config(method=method, data="instructed", batch_size=8, prompt_loss_weight=prompt_loss_weight)
+    for split in (prepare(config).train, prepare(config).validation):
+        assert len([each for each in alike(split.examples) if each.shared]) == 2
     assert_same_curves(config)
 
 

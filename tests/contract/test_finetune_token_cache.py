@@ -360,7 +360,7 @@ def test_cut_examples_are_told_with_numbers():
     assert train.endswith("raise data.max_length")
     assert validation.startswith("data.validation: ")
     assert prepare(a_config(max_length=128)).warnings == ()
-    beyond = prepare(a_config(max_length=128, data="completion"))
+    beyond = prepare(a_config(max_length=128, data="prompt_completion"))
     assert beyond.warnings == ()
 
 

@@ -299,7 +299,7 @@ def test_micro_batches_are_those_that_one_would_write_row_by_row(given_shares, b
     if not packs:
         left.sort(key=lambda row: -len(row[2]))
     for batch in micro_batches(shares, budget, Layout(packs, CPU)):
-        count = len(batch.lengths) if packs else len(batch.ids)
+        count = sum(len(group.own) for group in batch.groups) if packs else len(batch.ids)
         rows, left = sorted(left[:count], key=lambda row: row[0]), left[count:]
         expected = naive([(place, example, shares[number].prompts) for number, place, example in rows], packs)
         assert batch.ids.tolist() == expected.ids
