@@ -50,9 +50,10 @@ import httpx  # noqa: E402
 from benchmarks.invariants import Invariants, recoveries  # noqa: E402
 from hpsearch.crash import HANG_VARIABLE  # noqa: E402
 from hpsearch.errors import HpsearchError  # noqa: E402
-from tests.acceptance.test_whole_path import STUDIES, Service, free_port, wait_for  # noqa: E402
+from tests.acceptance.test_whole_path import STUDIES, Service, wait_for  # noqa: E402
 from tests.conftest import Postgres, _postgres_binaries  # noqa: E402
 from tests.nodes import NodeFault, Nodes, family  # noqa: E402
+from tests.ports import free_port  # noqa: E402
 
 DICE = random.Random(0)
 PATIENCE = 240.0

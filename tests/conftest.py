@@ -8,7 +8,6 @@ import os
 import pwd
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from hpsearch.api.app import create_app
 from hpsearch.crash import HANG_VARIABLE
 from hpsearch.settings import Settings
 from hpsearch.storage import Database, optuna_storage
+from tests.ports import free_port
 
 # Nothing here may reach a network; the hub's client, torch and transformers are imported later.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -34,8 +34,11 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TZ"] = "UTC"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# How long an example takes says more about what else this machine does.
-hypothesis.settings.register_profile("hpsearch", deadline=None)
+# How long an example takes says more about what else this machine does. The same examples each time: what fails here
+# fails again. `pytest --hypothesis-profile=default` looks for new ones.
+hypothesis.settings.register_profile(
+    "hpsearch", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("hpsearch")
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -84,9 +87,7 @@ class Postgres:
             os.chown(folder, user.pw_uid, user.pw_gid)
             self._as_postgres = ["runuser", "-u", "postgres", "--"]
         self._run("initdb", "-D", self._cluster, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self._folder = folder
         self.start()
 

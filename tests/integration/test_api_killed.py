@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from hpsearch.settings import Settings
 from tests.builders import spec_fields
 from tests.conftest import STUDIES
 from tests.integration.test_webhooks import receiver, wait_for
+from tests.ports import free_port
 
 WANTED, CLIENTS, KILLS = 200, 8, 3
 
@@ -27,9 +27,7 @@ class Api:
     """The API as a process of its own."""
 
     def __init__(self, settings: Settings) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         own = {"HPSEARCH_HOME": str(settings.home), "HPSEARCH_ALLOWED_ROOTS": f"{STUDIES}:{settings.home}"}
         self._environment = {**os.environ, **own}
