@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 STUDIES = Path(__file__).parents[2] / "studies"
+PATIENCE = 150
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,7 @@ def start(config: Path, output: Path) -> "subprocess.Popen[str]":
 
 def run(config: Path, output: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     arguments = command(config, output, *options)
-    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 def reports_in(lines: list[str]) -> list[str]:
@@ -83,23 +84,33 @@ def stop_after(process: "subprocess.Popen[str]", reports: int, how: signal.Signa
         assert line, lines
         lines.append(line.rstrip("\n"))
     process.send_signal(how)
-    lines += process.communicate(timeout=60)[1].splitlines()
+    lines += process.communicate(timeout=PATIENCE)[1].splitlines()
     return lines
+
+
+def killed_before_its_end(config: Path, output: Path) -> "tuple[subprocess.Popen[str], list[str]]":
+    """Again where it was quicker than this process, which may have to wait for a core."""
+    for _ in range(10):
+        process = start(config, output)
+        lines = stop_after(process, 3, signal.SIGKILL)
+        if process.returncode != 0:
+            break
+        shutil.rmtree(output)
+    return process, lines
 
 
 def test_after_kill_9_the_curve_is_the_uninterrupted_one(tmp_path: Path) -> None:
     config = a_config_file(tmp_path)
     uninterrupted = start(config, tmp_path / "whole")
-    interrupted = start(config, tmp_path / "resumed")
-    lines = stop_after(interrupted, 3, signal.SIGKILL)
+    interrupted, lines = killed_before_its_end(config, tmp_path / "resumed")
     assert interrupted.returncode == -signal.SIGKILL
     assert [path.name for path in (tmp_path / "resumed").iterdir()] == [".checkpoint"]
 
     again = start(config, tmp_path / "resumed")
-    written, said = uninterrupted.communicate(timeout=120)
+    written, said = uninterrupted.communicate(timeout=PATIENCE)
     assert uninterrupted.returncode == 0, said
     whole = json.loads(written)
-    resumed_written, resumed_said = again.communicate(timeout=120)
+    resumed_written, resumed_said = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, resumed_said
     resumed = json.loads(resumed_written)
 
@@ -125,7 +136,7 @@ def test_after_kill_9_the_curve_is_the_uninterrupted_one(tmp_path: Path) -> None
 
 
 def test_ctrl_c_a_changed_config_and_a_damaged_checkpoint(tmp_path: Path) -> None:
-    config = a_config_file(tmp_path)
+    config = a_config_file(tmp_path, epochs=1000)
     process = start(config, tmp_path / "out")
     lines = stop_after(process, 3, signal.SIGINT)
     assert process.returncode == 130
@@ -144,7 +155,7 @@ def test_ctrl_c_a_changed_config_and_a_damaged_checkpoint(tmp_path: Path) -> Non
     assert "delete it to start over" in damaged.stderr
     assert "Traceback" not in damaged.stderr
 
-    said = refused.communicate(timeout=60)[1]
+    said = refused.communicate(timeout=PATIENCE)[1]
     assert refused.returncode == 65
     assert "hyperparameters.dropout is 0.1 there and 0.2 here" in said
 

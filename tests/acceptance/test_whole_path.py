@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,14 +16,11 @@ import pytest
 import yaml
 
 from hpsearch.client import Client
+from tests.ports import free_port
 
 STUDIES = Path(__file__).parents[2] / "studies"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+PATIENCE = 150
+"""Seconds until something that never happens is a failure; what does happen is not waited for any longer."""
 
 
 def some_tickets(folder: Path) -> None:
@@ -80,7 +76,7 @@ class Service:
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "hpsearch", "serve", "--port", str(self.port)]
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-        wait_for(self.answers, 60)
+        wait_for(self.answers, PATIENCE)
 
     def answers(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
@@ -94,7 +90,7 @@ class Service:
         )
         return next(int(line.split()[0]) for line in listed.stdout.splitlines() if f"-m {module}" in line)
 
-    def run(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "hpsearch", *arguments]
         return subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
@@ -105,7 +101,7 @@ class Service:
 
     def stop(self) -> int:
         self.process.terminate()
-        return self.process.wait(40)
+        return self.process.wait(PATIENCE)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float) -> None:
@@ -124,7 +120,7 @@ def service(tmp_path: Path, ray_address: str) -> Iterator[Service]:
 
 def finished_trials(service: Service, name: str) -> dict[str, Any]:
     """Wait for the study's end; nothing may be left open in it."""
-    wait_for(lambda: service.client.study(name)["state"] in ("finished", "failed", "cancelled"), 120)
+    wait_for(lambda: service.client.study(name)["state"] in ("finished", "failed", "cancelled"), PATIENCE)
     study = service.client.study(name)
     assert study["state"] == "finished", study["reason"]
     assert not {"RUNNING", "WAITING"} & set(study["trials"])
@@ -149,7 +145,7 @@ def test_one_command_searches_on_this_machine_and_a_second_one_finds_it_done(tmp
         "dropout",
         "weight_decay",
     }
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert json.loads(second.stdout)["ranking"] == ranking["ranking"]
     assert "is there already (finished)" in second.stderr
     with pytest.raises(httpx.ConnectError):
@@ -168,7 +164,7 @@ def test_a_run_that_is_killed_takes_its_service_with_it(tmp_path: Path, ray_addr
     command = [sys.executable, "-m", "hpsearch", "run", str(spec), "--port", url.rpartition(":")[2]]
     with (tmp_path / "terminal").open("wb") as terminal:
         run = subprocess.Popen(command, env=environment, stdout=terminal, stderr=terminal)
-    wait_for(lambda: b"study started" in (tmp_path / "terminal").read_bytes(), 120)
+    wait_for(lambda: b"study started" in (tmp_path / "terminal").read_bytes(), PATIENCE)
     run.kill()
     run.wait()
 
@@ -177,9 +173,11 @@ def test_a_run_that_is_killed_takes_its_service_with_it(tmp_path: Path, ray_addr
             httpx.get(f"{url}/livez", timeout=2)
         except httpx.ConnectError:
             return True
+        except httpx.TransportError:  # it ends while it answers
+            return False
         return False
 
-    wait_for(is_gone, 60)
+    wait_for(is_gone, PATIENCE)
     assert "stopping: running trials are kept" in (tmp_path / "home/service.log").read_text()
 
 
@@ -219,9 +217,9 @@ def test_a_submitted_study_is_followed_ranked_and_its_winner_taken_home(service:
 
 def test_killing_the_api_in_the_middle_changes_nothing_for_the_study(service: Service, tmp_path: Path) -> None:
     service.run("submit", str(a_spec_file(tmp_path, "survivor", epochs=6)))
-    wait_for(lambda: service.trials_reported("survivor"), 90)
+    wait_for(lambda: service.trials_reported("survivor"), PATIENCE)
     os.kill(service.child("hpsearch.api"), signal.SIGKILL)
-    wait_for(service.answers, 60)
+    wait_for(service.answers, PATIENCE)
     study = finished_trials(service, "survivor")
     assert study["trials"] == {"COMPLETE": 3}
 
@@ -230,7 +228,7 @@ def test_killing_the_runner_in_the_middle_repeats_nothing_and_every_trial_goes_o
     service: Service, tmp_path: Path
 ) -> None:
     service.run("submit", str(a_spec_file(tmp_path, "taken-over", epochs=6)))
-    wait_for(lambda: service.trials_reported("taken-over"), 90)
+    wait_for(lambda: service.trials_reported("taken-over"), PATIENCE)
     os.kill(service.child("hpsearch.runner"), signal.SIGKILL)
     study = finished_trials(service, "taken-over")
     assert study["trials"]["COMPLETE"] == 3
@@ -248,18 +246,18 @@ def test_killing_the_whole_service_leaves_no_process_and_the_next_start_goes_on(
     service: Service, tmp_path: Path
 ) -> None:
     service.run("submit", str(a_spec_file(tmp_path, "restarted", epochs=6)))
-    wait_for(lambda: service.trials_reported("restarted"), 90)
+    wait_for(lambda: service.trials_reported("restarted"), PATIENCE)
     children = [service.child("hpsearch.api"), service.child("hpsearch.runner")]
     service.process.kill()
     service.process.wait()
-    wait_for(lambda: not any(map(is_alive, children)), 30)
+    wait_for(lambda: not any(map(is_alive, children)), PATIENCE)
     service.start()
     assert finished_trials(service, "restarted")["trials"]["COMPLETE"] == 3
 
 
 def test_stopping_the_service_hands_the_study_over_to_the_next_start(service: Service, tmp_path: Path) -> None:
     service.run("submit", str(a_spec_file(tmp_path, "handed-over", epochs=6)))
-    wait_for(lambda: service.trials_reported("handed-over"), 90)
+    wait_for(lambda: service.trials_reported("handed-over"), PATIENCE)
     assert service.stop() == 0
     service.start()
     assert finished_trials(service, "handed-over")["trials"]["COMPLETE"] == 3
@@ -267,9 +265,9 @@ def test_stopping_the_service_hands_the_study_over_to_the_next_start(service: Se
 
 def test_a_running_study_can_be_cancelled_and_then_deleted(service: Service, tmp_path: Path) -> None:
     service.run("submit", str(a_spec_file(tmp_path, "unwanted", epochs=500)))
-    wait_for(lambda: service.trials_reported("unwanted"), 90)
+    wait_for(lambda: service.trials_reported("unwanted"), PATIENCE)
     assert service.run("cancel", "unwanted").returncode == 0
-    wait_for(lambda: service.client.study("unwanted")["state"] == "cancelled", 30)
+    wait_for(lambda: service.client.study("unwanted")["state"] == "cancelled", PATIENCE)
     assert set(service.client.study("unwanted")["trials"]) == {"FAIL"}
     assert service.run("rank", "unwanted").returncode == 0
     assert service.run("delete", "unwanted").returncode == 0
@@ -294,7 +292,7 @@ def test_a_whole_study_on_postgresql(tmp_path: Path, ray_address: str, postgres_
         submitted = service.run("submit", str(a_spec_file(tmp_path, "on-postgres")), "--wait", "--json")
         assert submitted.returncode == 0, submitted.stderr
         assert len(json.loads(submitted.stdout)["ranking"]) == 3
-        shown = httpx.get(f"{service.url}/api/studies").json()
+        shown = httpx.get(f"{service.url}/api/studies", timeout=PATIENCE).json()
         assert [study["study_name"] for study in shown["study_summaries"]] == ["on-postgres"]
     finally:
         service.stop()
@@ -330,7 +328,6 @@ def test_the_readme_s_curl_lines_and_the_documented_client_work_as_written(servi
 
 def is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:  # it ended before, or just now
         return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import sqlalchemy as sa
 import yaml
 
 from hpsearch.spec import StudySpec
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ROOT / "services"
@@ -33,12 +33,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 DOCKERFILE = (SERVICES / "Dockerfile").read_text()
 OURS = ("api", "dashboard", "runner", "worker", "cron")
 MARK = "HPSEARCH_TEST_PROCESS"
-
-
-def a_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+PATIENCE = 150
 
 
 def an_environment(**more: str) -> dict[str, str]:
@@ -61,23 +56,23 @@ class Started:
                 start_new_session=True,
             )
 
-    def wait_for(self, text: str, seconds: float = 60) -> None:
+    def wait_for(self, text: str, seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
         while text not in self.log.read_text():
             assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.log.read_text()[-3000:]}"
             assert time.monotonic() < deadline, f"no '{text}' within {seconds} s: {self.log.read_text()[-3000:]}"
             time.sleep(0.1)
 
-    def wait_for_answer(self, url: str, seconds: float = 60) -> httpx.Response:
+    def wait_for_answer(self, url: str, seconds: float = PATIENCE) -> httpx.Response:
         deadline = time.monotonic() + seconds
         while True:
             with contextlib.suppress(httpx.TransportError):
-                return httpx.get(url, timeout=5)
+                return httpx.get(url, timeout=30)
             assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.log.read_text()[-3000:]}"
             assert time.monotonic() < deadline, f"no answer from {url}: {self.log.read_text()[-3000:]}"
             time.sleep(0.1)
 
-    def terminate(self, seconds: float = 30) -> int:
+    def terminate(self, seconds: float = PATIENCE) -> int:
         self.process.terminate()
         return self.process.wait(seconds)
 
@@ -296,8 +291,16 @@ def healthy(service: str, *arguments: str, **environment: str) -> bool:
     return subprocess.run(command, env=an_environment(**environment), capture_output=True, check=False).returncode == 0
 
 
+def gets_healthy(service: str, *arguments: str, **environment: str) -> bool:
+    """A check gives the service some seconds, and is made again when they were too few, as by a container engine."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := healthy(service, *arguments, **environment)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
 def test_the_api_starts_answers_and_stops(tmp_path, secrets):
-    url = f"http://127.0.0.1:{(port := a_free_port())}"
+    url = f"http://127.0.0.1:{(port := free_port())}"
     assert not healthy("api", url)
     # On every address, as in the container: only a tokens file makes that possible.
     api = Started(
@@ -309,10 +312,13 @@ def test_the_api_starts_answers_and_stops(tmp_path, secrets):
     )
     try:
         assert api.wait_for_answer(f"{url}/readyz").status_code == 200
-        assert healthy("api", url)
-        assert httpx.get(f"{url}/v1/studies").status_code == 401
+        assert gets_healthy("api", url)
+        assert httpx.get(f"{url}/v1/studies", timeout=PATIENCE).status_code == 401
         token = (secrets / "cron_token").read_text().strip()
-        assert httpx.get(f"{url}/v1/studies", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+        assert (
+            httpx.get(f"{url}/v1/studies", headers={"Authorization": f"Bearer {token}"}, timeout=PATIENCE).status_code
+            == 200
+        )
         assert api.terminate() in (0, -signal.SIGTERM)
     finally:
         api.end()
@@ -320,14 +326,14 @@ def test_the_api_starts_answers_and_stops(tmp_path, secrets):
 
 def test_the_api_does_not_start_on_every_address_without_tokens(tmp_path):
     environment = an_environment(HPSEARCH_HOME=str(tmp_path))
-    command = [SERVICES / "api/entrypoint.sh", f"--port={a_free_port()}"]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    command = [SERVICES / "api/entrypoint.sh", f"--port={free_port()}"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert ended.returncode == 1
     assert "without tokens" in ended.stderr
 
 
 def test_the_dashboard_shows_studies_and_refuses_changes(tmp_path, secrets):
-    url = f"http://127.0.0.1:{(port := a_free_port())}"
+    url = f"http://127.0.0.1:{(port := free_port())}"
     dashboard = Started(
         SERVICES / "dashboard/entrypoint.sh",
         f"--port={port}",
@@ -337,14 +343,16 @@ def test_the_dashboard_shows_studies_and_refuses_changes(tmp_path, secrets):
     )
     try:
         assert dashboard.wait_for_answer(f"{url}/readyz").status_code == 200
-        assert healthy("dashboard", url)
+        assert gets_healthy("dashboard", url)
         login = ("anybody", (secrets / "read_token").read_text().strip())
-        assert httpx.get(f"{url}/dashboard", auth=login, follow_redirects=True).status_code == 200
-        assert httpx.get(f"{url}/dashboard", follow_redirects=True).status_code == 401
+        assert httpx.get(f"{url}/dashboard", auth=login, follow_redirects=True, timeout=PATIENCE).status_code == 200
+        assert httpx.get(f"{url}/dashboard", follow_redirects=True, timeout=PATIENCE).status_code == 401
         spec = json.loads(json.dumps(yaml.safe_load((ROOT / "studies/nightly.yaml").read_text())))
-        assert httpx.post(f"{url}/v1/studies", json=spec, auth=login).status_code == 403
-        assert httpx.post(f"{url}/api/studies", json={"study_name": "x"}, auth=login).status_code == 405
-        assert httpx.get(f"{url}/v1/studies", auth=login).json()["data"] == []
+        assert httpx.post(f"{url}/v1/studies", json=spec, auth=login, timeout=PATIENCE).status_code == 403
+        assert (
+            httpx.post(f"{url}/api/studies", json={"study_name": "x"}, auth=login, timeout=PATIENCE).status_code == 405
+        )
+        assert httpx.get(f"{url}/v1/studies", auth=login, timeout=PATIENCE).json()["data"] == []
     finally:
         dashboard.end()
 
@@ -361,7 +369,7 @@ def cluster(tmp_path_factory) -> Iterator[dict[str, Any]]:
     token.write_text(uuid.uuid4().hex + "\n")
     environment = {
         "HPSEARCH_HOME": str(folder / "home"),
-        "RAY_HEAD": f"localhost:{a_free_port()}",
+        "RAY_HEAD": f"localhost:{free_port()}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
     }
@@ -382,8 +390,11 @@ def cluster(tmp_path_factory) -> Iterator[dict[str, Any]]:
 
 def test_the_worker_joins_the_head_and_brings_its_cores(cluster):
     program = (
-        "import json, ray; ray.init(log_to_driver=False);"
-        "print(json.dumps([sum(node['Alive'] for node in ray.nodes()), ray.cluster_resources().get('CPU')]))"
+        "import json, time, ray; ray.init(log_to_driver=False)\n"
+        "def found(): return [sum(node['Alive'] for node in ray.nodes()), ray.cluster_resources().get('CPU')]\n"
+        f"end = time.monotonic() + {PATIENCE}\n"
+        "while found() != [2, 1.0] and time.monotonic() < end: time.sleep(0.1)\n"  # nodes tell each other by and by
+        "print(json.dumps(found()))"
     )
     environment = an_environment(**cluster["environment"], RAY_ADDRESS=cluster["environment"]["RAY_HEAD"])
     command = [sys.executable, "-c", program]
@@ -393,7 +404,7 @@ def test_the_worker_joins_the_head_and_brings_its_cores(cluster):
 
 @pytest.mark.parametrize("service", ["runner", "worker"])
 def test_a_node_is_healthy_while_the_head_answers(cluster, service):
-    assert healthy(service, **cluster["environment"])
+    assert gets_healthy(service, **cluster["environment"])
 
 
 def test_nobody_joins_without_the_clusters_token(cluster):
