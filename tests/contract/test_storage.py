@@ -94,12 +94,13 @@ def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
 
 class TestCreating:
     def test_a_new_study_is_queued(self, studies: Studies, database: Database) -> None:
+        before = time.time()
         row, created = studies.create(a_spec(priority=3))
         assert created
         assert (row.name, row.state, row.reason, row.requested) == ("tickets", "queued", "", None)
         assert row.spec == a_spec(priority=3)
         assert row.fingerprint == row.spec.fingerprint()
-        assert abs(row.created_at - time.time()) < 5
+        assert before - 0.01 <= row.created_at <= time.time() + 0.01  # the database's clock is this machine's
         assert kinds(database, "tickets") == ["study.queued"]
 
     def test_the_same_name_and_spec_is_the_same_study(self, studies: Studies, database: Database) -> None:
@@ -287,8 +288,9 @@ class TestClaiming:
         def check(connection: sa.Connection) -> None:
             studies.check_within(connection, lease)
             rival.start()
-            rival.join(0.3)
-            assert [row for row in claimed if row] == []  # SQLite: it waits; PostgreSQL: it passes over a locked row
+            # SQLite: it waits for this transaction; PostgreSQL: it passes over a locked row, and comes to its end.
+            rival.join(0.3 if database.is_sqlite else LONG)
+            assert claimed == ([] if database.is_sqlite else [None])
 
         with fenced(check):
             storage.set_study_user_attr(trials._study_id, "spec", {})
@@ -571,7 +573,7 @@ class TestOpening:
         for process in started:
             process.stdin.write("\n")
             process.stdin.flush()
-        errors = [process.communicate(timeout=60)[1] for process in started]
+        errors = [process.communicate(timeout=150)[1] for process in started]
         assert [process.returncode for process in started] == [0, 0, 0, 0], "\n".join(errors)[-3000:]
 
     def test_who_finds_all_connections_in_use_for_too_long_is_told_that_the_database_is_away(
