@@ -21,11 +21,12 @@ from hpsearch.runner import runner as runner_module
 from hpsearch.runner.runner import Runner
 from hpsearch.settings import Settings
 from hpsearch.storage import MOST_TAKEOVERS, Acting, Acts, Database, Lease, Studies, events_after, takeovers
+from hpsearch.storage.tables import studies as table
 from hpsearch.storage.takeovers import SUSPECT_AFTER
 from tests.builders import a_spec
 from tests.conftest import STUDIES
 
-LONG, SHORT = 60.0, 0.01
+LONG = 60.0
 
 
 @pytest.fixture
@@ -38,13 +39,18 @@ def studies(migrated_url: str) -> Iterator[Studies]:
 def die(studies: Studies, name: str = "deadly", times: int = 1) -> None:
     """Its runner claims it, and is not heard of any more."""
     for _ in range(times):
-        lease = claim(studies, SHORT)
-        assert lease.study == name
-        time.sleep(0.05)
+        assert claim(studies).study == name
+        leases_run_out(studies._database)
 
 
-def claim(studies: Studies, seconds: float = LONG, owner: str = "runner") -> Lease:
-    return (studies.claim(owner, seconds) or pytest.fail("nothing to claim"))[1]
+def leases_run_out(database: Database) -> None:
+    """All of them, without waiting for it."""
+    with database.write() as connection:
+        connection.execute(table.update().where(table.c.state == StudyState.RUNNING).values(lease_expires_at=1.0))
+
+
+def claim(studies: Studies, owner: str = "runner") -> Lease:
+    return (studies.claim(owner, LONG) or pytest.fail("nothing to claim"))[1]
 
 
 def counted(studies: Studies, name: str = "deadly") -> int:
@@ -75,14 +81,14 @@ def test_a_hand_over_does_not_count_and_shows_that_the_process_lived(studies: St
     assert counted(studies) == 0
 
 
-def test_who_is_driven_for_long_is_no_suspect(studies: Studies, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_driven_for_long_is_no_suspect(studies: Studies) -> None:
     studies.create(a_spec(name="deadly"))
     die(studies, times=3)
     lease = claim(studies)
     studies.renew(lease, LONG)
     assert counted(studies) == 3
-    monkeypatch.setattr(takeovers, "CLEARED_SECONDS", 0.0)
-    time.sleep(0.01)
+    with studies._database.write() as connection:
+        connection.execute(table.update().values(claimed_at=table.c.claimed_at - takeovers.CLEARED_SECONDS - 1))
     studies.renew(lease, LONG)
     assert counted(studies) == 0
 
@@ -92,8 +98,8 @@ def test_suspects_come_last_and_one_at_a_time_with_each_runner(studies: Studies)
         studies.create(a_spec(name=name, priority=10))
     for _ in range(SUSPECT_AFTER + 1):
         for owner in ("one that dies", "another that dies"):
-            claim(studies, 1.0, owner)
-        time.sleep(1.1)
+            claim(studies, owner)
+        leases_run_out(studies._database)
     studies.create(a_spec(name="well"))
     assert claim(studies).study == "well"
     suspect = claim(studies)
@@ -109,8 +115,7 @@ def test_suspects_come_last_and_one_at_a_time_with_each_runner(studies: Studies)
 def one_life(home: str) -> None:
     """A runner, until it dies of the one study. The other one reports each time that it has been driven for a while."""
     heartbeat.RENEW_SECONDS = runner_module.POLL_SECONDS = 0.1
-    settings = Settings(home=Path(home)).model_copy(update={"lease_seconds": 1.0})
-    runner = Runner(settings, "none")
+    runner = Runner(Settings(home=Path(home)), "none")
 
     def search(study: Any, lease: Lease, *_: object) -> tuple[StudyState, str, None]:
         if study.name == "deadly":
@@ -140,7 +145,7 @@ def test_a_study_that_kills_its_runners_is_paused_with_its_reason_and_the_other_
     for name in ("deadly", "neighbour"):
         studies.create(a_spec(name=name))
     command = [sys.executable, "-m", "tests.contract.test_takeovers", str(tmp_path)]
-    lives = subprocess.run(command, cwd=STUDIES.parent, capture_output=True, text=True, check=False, timeout=120)
+    lives = subprocess.run(command, cwd=STUDIES.parent, capture_output=True, text=True, check=False, timeout=250)
     assert lives.stdout.split() == ["-9"] * MOST_TAKEOVERS + ["0"], lives.stderr
     assert studies.get("neighbour").state == StudyState.FINISHED
     deadly = studies.get("deadly")
@@ -164,6 +169,9 @@ def main(home: str) -> None:
             finally:
                 os._exit(70)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        database = Database(f"sqlite:///{home}/hpsearch.db")
+        leases_run_out(database)
+        database.close()
         sys.stdout.write(f"{ended}\n")
         sys.stdout.flush()
         if ended >= 0:
