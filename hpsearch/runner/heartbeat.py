@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +33,7 @@ class Heartbeat:
     """Renews a lease in a thread of its own, and tells the study's share as it changes.
 
     A thread that hangs must not keep its study for ever: when nobody has looked at `wish` for `HUNG_SECONDS`, the lease
-    is left to run out.
+    is left to run out. A process that was stopped for as long has not hung: only time in which beats come counts.
 
     Args:
         studies: The table of studies.
@@ -51,7 +50,7 @@ class Heartbeat:
         """What people want, as of the last beat."""
         self.lost = threading.Event()
         self._studies, self._lease, self._seconds, self._fair, self._hangs = studies, lease, seconds, fair, hangs
-        self._looked_at = math.inf
+        self._looks = 0
         self._need: Need | None = None
         self._told: int | None = None
         self._told_at = -TOLD_SECONDS
@@ -69,7 +68,7 @@ class Heartbeat:
 
     def wish(self) -> Stop | None:
         """Whether the study must stop, and how. Whoever drives it asks all the time, and so shows that it lives."""
-        self._looked_at = time.monotonic()
+        self._looks += 1
         if self.lost.is_set() or self.orders.requested == StudyState.CANCELLED:
             return Stop.NOW
         return Stop.IN_ORDER if self.orders.requested else None
@@ -82,11 +81,15 @@ class Heartbeat:
         return self._fair.of(self._lease.study)
 
     def _beat(self) -> None:
+        seen, unseen, beaten_at = 0, 0.0, time.monotonic()
         while not self._ended.is_set():
             if self._soon.wait(RENEW_SECONDS):
                 self._ended.wait(GATHER_SECONDS)
                 self._soon.clear()
-            if time.monotonic() - self._looked_at > HUNG_SECONDS:
+            now = time.monotonic()
+            unseen = unseen + min(now - beaten_at, 2 * RENEW_SECONDS) if 0 < seen == self._looks else 0.0
+            seen, beaten_at = self._looks, now
+            if unseen > HUNG_SECONDS:
                 fields = {"study": self._lease.study, "seconds": HUNG_SECONDS}
                 log.error("lease given up: the thread that drives the study hangs", extra=fields)
                 self.lost.set()  # should it move again after all, it stops

@@ -102,7 +102,8 @@ class Runner:
 
     def _claimed(self) -> tuple[StudyRow, Lease] | None:
         try:
-            return self._studies.claim(self._owner, self._settings.lease_seconds)
+            driven = [driver.name for driver in self._drivers]
+            return self._studies.claim(self._owner, self._settings.lease_seconds, but_not=driven)
         except DATABASE_AWAY:
             log.warning("database away", exc_info=True)
             return None

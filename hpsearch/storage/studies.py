@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
@@ -121,15 +122,22 @@ class Studies:
             rows = [as_study(row) for row in connection.execute(query).mappings()]
         return Page(tuple(rows[:limit]), len(rows) > limit)
 
-    def claim(self, owner: str, seconds: float) -> tuple[StudyRow, Lease] | None:
+    def claim(self, owner: str, seconds: float, but_not: Collection[str] = ()) -> tuple[StudyRow, Lease] | None:
         """Take the next queued study, or a running one whose lease has expired, in the order of `place_in_line`.
 
         Those that may have ended the processes that drove them come last, and one at a time.
+
+        Args:
+            owner: The runner.
+            seconds: The lease holds so long.
+            but_not: Names of studies that it drives: where its process was stopped for longer than a lease holds, it
+                would take them over from itself.
         """
         with self._database.write() as connection:
             now = self._database.now(connection)
             free = sa.or_(studies.c.state == StudyState.QUEUED, is_expired(now))
             query = sa.select(studies, counted(now).label("counted")).where(free, may_be_claimed(owner, now))
+            query = query.where(studies.c.name.not_in(but_not))
             query = query.order_by(suspicion(now), _IN_LINE, studies.c.created_at).limit(1)
             row = connection.execute(query.with_for_update(skip_locked=True)).mappings().first()
             if row is None:

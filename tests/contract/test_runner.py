@@ -289,8 +289,8 @@ def test_a_thread_that_hangs_loses_its_study_and_the_process_ends_with_the_other
 ) -> None:
     monkeypatch.setattr(heartbeat, "HUNG_SECONDS", 1.5)
     monkeypatch.setattr(heartbeat, "RENEW_SECONDS", 0.1)
-    settings = home_with_tables.model_copy(update={"lease_seconds": 2.0})
-    table = Studies(Database(settings.sql_url))
+    database = Database(home_with_tables.sql_url)
+    table = Studies(database)
     for name in ("hangs", "neighbour"):
         table.create(readable(name))
     hung, awake = threading.Event(), threading.Event()
@@ -307,15 +307,61 @@ def test_a_thread_that_hangs_loses_its_study_and_the_process_ends_with_the_other
         return True
 
     monkeypatch.setattr(driving, "drive", drive)
-    runner = Runner(settings, "none")
+    runner = Runner(home_with_tables, "none")
     runner.run()  # it ends by itself, without the thread that hangs
     assert hung.is_set()
     assert runner.needs_a_new_process
     assert table.get("neighbour").state == StudyState.QUEUED
     assert table.get("hangs").state == StudyState.RUNNING
-    until(lambda: "hangs" in _claimed(table), "its lease was left to run out")
+    lease_runs_out(database, "hangs")
+    time.sleep(3 * heartbeat.RENEW_SECONDS)  # in which it would be renewed, if anybody did
+    assert set(_claimed(table) + _claimed(table)) == {"hangs", "neighbour"}
     awake.set()
     until(lambda: not awake.is_set(), "it moves again")
+
+
+def lease_runs_out(database: Database, name: str) -> None:
+    with database.write() as connection:
+        connection.execute(studies.update().where(studies.c.name == name).values(lease_expires_at=1.0))
+
+
+def test_a_process_that_was_stopped_for_long_has_not_hung_for_long(
+    home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both of its threads stood still; the one that drives the study looks again soon after."""
+    table = Studies(Database(home_with_tables.sql_url))
+    table.create(a_spec(name="stopped"))
+    _, lease = table.claim("runner", PATIENCE) or pytest.fail("nothing claimed")
+    monkeypatch.setattr(heartbeat, "RENEW_SECONDS", 0.02)
+    slept = [0.0]
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + slept[0]))
+    hung: list[str] = []
+    fair = SimpleNamespace(of=lambda _: None)
+    with heartbeat.Heartbeat(table, lease, PATIENCE, cast(Fair, fair), hung.append) as beats:
+
+        def beats_on() -> None:
+            for _ in range(2):
+                last = beats.orders
+                until(lambda: beats.orders is not last, "the next beat")  # noqa: B023 - called at once
+
+        beats.wish()
+        beats_on()
+        slept[0] = 2 * heartbeat.HUNG_SECONDS
+        beats_on()
+        assert hung == []
+        monkeypatch.setattr(heartbeat, "HUNG_SECONDS", 0.1)
+        until(lambda: hung == ["stopped"], "it hangs, for nobody has looked since")
+        assert beats.wish() is Stop.NOW
+
+
+def test_a_runner_does_not_take_its_own_studies_over(driven: Driven) -> None:
+    """Where its process was stopped for longer than a lease holds: the study is as it was left."""
+    lease_runs_out(driven.database, "driven")
+    table = Studies(driven.database)
+    table.create(a_spec(name="behind"))
+    until(lambda: table.get("behind").state == StudyState.RUNNING, "the next one is claimed")
+    assert [event.kind for event in events_after(driven.database, "driven", 0)] == ["study.queued", "study.started"]
+    assert _claimed(table) == ["driven"], "another runner takes it over"
 
 
 def test_a_study_that_is_cancelled_as_it_is_laid_down_has_its_trials_closed_before_it_says_so(
@@ -377,16 +423,18 @@ class Hub:
 
 
 @pytest.mark.parametrize(
-    ("failures", "state"), [(2, StudyState.QUEUED), (1e9, StudyState.PAUSED)], ids=["it-answers-again", "it-stays-away"]
+    ("failures", "patience", "state"),
+    [(2, PATIENCE, StudyState.QUEUED), (1e9, 1.0, StudyState.PAUSED)],
+    ids=["it-answers-again", "it-stays-away"],
 )
 def test_a_study_that_was_interrupted_waits_for_its_models_hub_and_does_not_fail(
-    home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch, failures: float, state: StudyState
+    home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch, failures: float, patience: float, state: StudyState
 ) -> None:
     endless, hub = Endless(), Hub(failures)
     monkeypatch.setattr(driving, "drive", endless.drive)
     monkeypatch.setattr(driving, "describe", hub.describe)
     monkeypatch.setattr(driving, "HUB_RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(driving, "HUB_SECONDS", 1.0)
+    monkeypatch.setattr(driving, "HUB_SECONDS", patience)
     monkeypatch.setattr(runner_module, "count_devices", lambda: 1)
     tickets = STUDIES / "data" / "tickets"
     data = {split: str(tickets / f"{split}.jsonl") for split in ("train", "validation")}
