@@ -66,7 +66,7 @@ def a_member(architecture: str, prepared, mix, rank: int) -> Member:
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "gemma2"])
 def test_company_changes_nothing(architecture):
     """Each member's curve is the one that it has alone, whoever joins and leaves when, from whichever study."""
-    studies = [prepare(a_config(architecture, data=kind)) for kind in ("chat", "prompt_completion")]
+    studies = [prepare(a_config(architecture, data=kind)) for kind in ("instructed", "prompt_completion")]
     assert studies[0].base is studies[1].base
     worst = 0.0
 
