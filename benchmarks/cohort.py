@@ -3,12 +3,13 @@
     python benchmarks/cohort.py ticks     # one optimizer step of K members: together, and one after another
     python benchmarks/cohort.py where     # what the time of a tick is spent on
     python benchmarks/cohort.py trials    # K whole trials: the service, K processes, a stock Ray Tune script
+    python benchmarks/cohort.py trials --data instructed  # the same where all examples have one system prompt
 
 `ticks` runs in one warm process with one thread; both ways take turns, and on a CPU what counts is the time that the
 process had, so that neighbours disturb less. `trials` uses the whole machine, from the first
 import to the last result: `hpsearch run` as it decides by itself; a process for each trial, all at once; Ray Tune with
 OptunaSearch and the HF Trainer with PEFT, two trials at a time. It tells seconds and, in brackets, the CPU seconds of
-all processes, which neighbours change less. All train one epoch of the bundled tickets with rank 8, evaluate twice and
+all processes, which neighbours change less. All train one epoch of 400 bundled tickets with rank 8, evaluate twice and
 draw batch size and learning rate from the same ranges. Nothing is pruned: what is measured is running, not searching.
 
 Needs `pip install -e '.[dev,bench]'`.
@@ -34,13 +35,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from finetune import DATA as DATASETS
 from finetune import PLAIN, SHAPES, prepare_folder
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "studies/models/pydoc-llama"
-DATA = ROOT / "studies/data/tickets"
+DATA = Path(os.environ.get("BENCHMARK_DATA", ROOT / "studies/data/tickets"))
+"""Of a child process: where the parent has written it."""
 BATCH_SIZES = (4, 8, 16)
 LEARNING_RATES = (5e-4, 5e-3)
 
@@ -207,6 +210,15 @@ def _print_memory(asked: argparse.Namespace, prepared: Any) -> None:
 
 
 def trials(asked: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(prefix="benchmark-data-") as folder:
+        for name, records in zip(("train", "validation"), DATASETS[asked.data](400), strict=True):
+            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            (Path(folder) / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        os.environ["BENCHMARK_DATA"] = folder
+        _trials(asked)
+
+
+def _trials(asked: argparse.Namespace) -> None:
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, medians of {asked.rounds} rounds: seconds (CPU) for K trials\n"
     )
@@ -249,11 +261,11 @@ def _cpu_seconds() -> Iterator[dict[int, float]]:
 
 
 def run_service(count: int, folder: Path) -> None:
-    low, high = LEARNING_RATES
+    (low, high), data = LEARNING_RATES, Path(os.environ["BENCHMARK_DATA"])
     spec = {
         "name": "benchmark",
         "model": {"base": "models/pydoc-llama", "base_learning_rate": 1.0, "lora": {"rank": 8, "alpha": 16}},
-        "data": {"train": str(DATA / "train.jsonl"), "validation": str(DATA / "validation.jsonl")},
+        "data": {"train": str(data / "train.jsonl"), "validation": str(data / "validation.jsonl")},
         "search_space": {
             "epochs": 1,
             "batch_size": {"choices": list(BATCH_SIZES)},
@@ -266,7 +278,7 @@ def run_service(count: int, folder: Path) -> None:
         "budget": {"trials": count},
     }
     (folder / "benchmark.json").write_text(json.dumps(spec))
-    home = {"HPSEARCH_HOME": str(folder / "home"), "HPSEARCH_ALLOWED_ROOTS": str(ROOT / "studies")}
+    home = {"HPSEARCH_HOME": str(folder / "home"), "HPSEARCH_ALLOWED_ROOTS": f"{ROOT / 'studies'}:{data}"}
     command = [str(Path(sys.executable).parent / "hpsearch"), "run", str(folder / "benchmark.json"), "--port", "8123"]
     done = _run([*command, "--json"], home)
     ranking = json.loads(done.splitlines()[-1])["ranking"]
@@ -398,6 +410,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--trials", type=int, nargs="+", default=[2, 8, 16])
+    parser.add_argument("--data", choices=DATASETS, default="tickets", help="of whole trials")
     parser.add_argument("--contenders", nargs="+", choices=WAYS, default=list(WAYS))
     asked = parser.parse_args()
     asked.rounds = asked.rounds or (3 if asked.part == "trials" else 15)
