@@ -27,6 +27,7 @@ from hpsearch.finetune.tokenised import TokenisedData, TokenisedSplit
 from hpsearch.spec.data import DataSpec
 
 KEY = "k" * 64
+PATIENCE = 60
 ARRAYS = ("ids", "completion", "offsets", "completion_tokens", "completion_bytes", "cut")
 COUNTS = ("truncated", "left_out", "tokens_lost")
 
@@ -178,7 +179,7 @@ def test_processes_that_need_the_same_make_it_once(tmp_path):
     for process in children:
         process.start()
     for process in children:
-        process.join(30)
+        process.join(PATIENCE)
     assert [process.exitcode for process in children] == [0] * 4
     assert made.value == 1
     assert [path.name for path in tmp_path.glob("*.safetensors")] == [f"{KEY}.safetensors"]
@@ -190,13 +191,13 @@ def test_who_waits_in_vain_makes_it_himself(tmp_path, caplog):
 
     def stuck() -> TokenisedData:
         started.set()
-        done.wait(30)
+        done.wait(2 * PATIENCE)
         return some_tokens()
 
     thread = threading.Thread(target=get, args=(tmp_path, stuck))
     thread.start()
     try:
-        assert started.wait(10)
+        assert started.wait(PATIENCE)
         assert same(get(tmp_path, some_tokens, patience_seconds=0.1), some_tokens())
         assert "waited for tokens in vain" in caplog.text
         assert same(get(tmp_path), some_tokens())
@@ -206,22 +207,21 @@ def test_who_waits_in_vain_makes_it_himself(tmp_path, caplog):
     assert same(get(tmp_path), some_tokens())
 
 
-def test_the_lock_of_a_killed_process_is_free(tmp_path):
+def test_the_lock_of_a_killed_process_is_free(tmp_path, caplog):
     entered = forked.Event()
 
     def hang() -> TokenisedData:
         entered.set()
-        time.sleep(60)
+        time.sleep(300)
         return some_tokens()
 
     child = forked.Process(target=get, args=(tmp_path, hang))
     child.start()
-    assert entered.wait(10)
+    assert entered.wait(PATIENCE)
     child.kill()
     child.join()
-    started = time.monotonic()
-    assert same(get(tmp_path, some_tokens), some_tokens())
-    assert time.monotonic() - started < 5
+    assert same(get(tmp_path, some_tokens, patience_seconds=5), some_tokens())
+    assert "in vain" not in caplog.text
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.01, 0.03])
@@ -229,7 +229,7 @@ def test_a_kill_in_the_middle_of_writing_leaves_nothing_that_is_trusted(tmp_path
     large = some_tokens(200_000)
     child = forked.Process(target=get, args=(tmp_path, lambda: large))
     child.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and not any(tmp_path.glob("unfinished-*")) and child.is_alive():
         pass
     time.sleep(delay)
@@ -305,7 +305,7 @@ def test_a_full_disk_costs_only_the_cache(tmp_path):
 
     process = forked.Process(target=child)
     process.start()
-    process.join(30)
+    process.join(PATIENCE)
     assert process.exitcode == 0
     assert not list(tmp_path.glob("*.safetensors"))
     assert same(get(tmp_path, lambda: some_tokens(5000)), some_tokens(5000))
