@@ -132,7 +132,7 @@ def test_trials_that_share_a_device_have_the_curves_that_they_have_alone(
 ) -> None:
     """Eight trials, four at a time in one pass: each is trained again by itself, from its stored config.
 
-    The service's own proof of it, by the first steps of two of them, is kept on those.
+    The service's own proof of it, by the first steps of six of them, is kept on those.
     """
     from hpsearch.finetune import finetune, prepare
     from hpsearch.spec.finetune import FinetuneConfig
@@ -149,14 +149,14 @@ def test_trials_that_share_a_device_have_the_curves_that_they_have_alone(
         },
         budget={"trials": 8},
         parallelism={"trials_per_device": 4, "max_concurrent_trials": 4},
-        verify=2,
+        verify=6,
     )
     study = Study(spec, storage, tmp_path)
     study.drive()
     trials = study.search.trials()
     replays = [trial.replay for trial in trials if trial.replay is not None]
-    assert replays == [trials[0].replay, trials[1].replay]
-    assert max(replay["company"] for replay in replays) > 1
+    assert replays == [trial.replay for trial in trials[:6]]
+    assert max(replay["company"] for replay in replays) > 1  # on a busy machine not all of them begin beside another
     assert all(replay["steps"] == 8 and replay["deviation"] < 1e-5 for replay in replays)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 8
     prepared = None
@@ -426,7 +426,7 @@ def _devices() -> list[Any]:
     return [ray.get_actor(name, namespace="hpsearch") for name in names if "-cpu-" in name]
 
 
-def test_a_stopped_study_stops_within_seconds_and_leaves_nothing_running(
+def test_a_stopped_study_stops_at_the_next_reports_and_leaves_nothing_running(
     data: dict[str, str], storage: Any, tmp_path: Path
 ) -> None:
     stop = threading.Event()
@@ -438,11 +438,11 @@ def test_a_stopped_study_stops_within_seconds_and_leaves_nothing_running(
     study = Study(
         spec_of(data, "stopped", search_space={**_long_space(), "epochs": 500}), storage, tmp_path, event=event
     )
-    started = time.monotonic()
     study.drive(lambda: Stop.NOW if stop.is_set() else None)
+    trials = study.search.trials()
+    assert sum(len(trial.reports) for trial in trials) < 5 * len(trials), "of 1,000 each"
     study.search.close(Failure.CANCELLED, "the study was cancelled")
     study.search.close_waiting("the study was cancelled")
-    assert time.monotonic() - started < 45
     assert {trial.state for trial in study.search.trials()} == {TrialState.FAIL}
     assert _trials_on_devices() == []
 
