@@ -61,6 +61,8 @@ class TrialView(View):
     """How often it was handed out to be trained: after an interruption it goes on from its checkpoint."""
     device: str | None
     """That trains it, or trained it last: host, node and GPU or core."""
+    alone: bool
+    """Whether it has its device for itself until its next report: a process died under it, and perhaps under others."""
     reused_from: dict[str, str | int] | None
     """Study and number of the same trial in an earlier study, whose result was taken over at no cost."""
     failure: str | None
@@ -98,6 +100,7 @@ class TrialView(View):
             "stopped_by": trial.stopped_by,
             "attempts": trial.attempts,
             "device": trial.device,
+            "alone": trial.alone_until is not None,
             "reused_from": trial.reused_from,
             "failure": trial.failure,
             "failure_text": trial.failure_text,

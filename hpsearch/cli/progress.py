@@ -105,7 +105,8 @@ class Progress:
         if kind in ("trial.started", "trial.continued"):
             trial |= {"state": "RUNNING", "params": event["params"]}
             how = "started" if kind == "trial.started" else "goes on from its checkpoint"
-            return f"trial {number} {how}: {outline(event['params'])}"
+            alone = ", alone on its device: a process died under it" if event.get("alone") else ""
+            return f"trial {number} {how}{alone}: {outline(event['params'])}"
         if kind == "trial.reported":
             trial |= {"value": event["value"], "epoch": event["epoch"]}
             return None

@@ -12,7 +12,7 @@ from hpsearch.errors import DiskFull
 from hpsearch.raytune.devices import release_everywhere
 from hpsearch.raytune.health import Health
 from hpsearch.raytune.holding import ASKED_AGAIN_SECONDS, Holding
-from hpsearch.raytune.messages import Barred, decode
+from hpsearch.raytune.messages import Barred, InLine, Released, decode
 from hpsearch.raytune.outcome import Outcome
 from hpsearch.raytune.place import Place
 from hpsearch.raytune.placement import Placement
@@ -94,18 +94,20 @@ class Bridge:
         running = len(self._running())
         most = self.search.spec.parallelism.max_concurrent_trials  # people may change it meanwhile
         allowed = self._placement.sensible if most == "auto" else most
-        free = min(allowed, self._placement.room - len(self._barred)) - running
+        room = self._placement.room - len(self._barred)
+        taken = running + (self._placement.per_device - 1) * len(self._outcome.alone)
+        free = min(allowed - running, room - taken)
         try:
             if free <= 0:
                 self._holding.may_begin(running, running)  # which it may not: what is wanted is said
                 return None
-            room = min(free, self._room(running))
-            if not self._holding.may_begin(running, running + room) and (room or running):
+            useful = min(free, self._room(running))
+            if not self._holding.may_begin(running, running + useful) and (useful or running):
                 self.rests = not running
                 return None if running else str(Searcher.FINISHED)
             self._make_room()
             self.search.set_aside({device: vars(each) for device, each in self._health.aside().items()})
-            asked = self.search.ask()
+            asked = self.search.ask(alone=self._has_room_for_one_alone(taken, room))
             if asked is None:
                 self._is_over = not running
                 return None if running else str(Searcher.FINISHED)
@@ -115,7 +117,7 @@ class Bridge:
             self.stopping.went_wrong(error)
             return str(Searcher.FINISHED)
         self._numbers[trial_id] = asked.number
-        self._outcome.begun(asked.number, config)
+        self._outcome.begun(asked.number, config, asked.alone_until)
         self._holding.begun(asked.number)
         return self._given(asked, config)
 
@@ -139,7 +141,18 @@ class Bridge:
             "stalled_seconds": self._place.stalled_seconds,
             "set_aside": sorted(self._health.aside()),
             "prove": asked.number < self.search.spec.verify,
+            "alone_until": asked.alone_until,
         }
+
+    def _has_room_for_one_alone(self, taken: int, room: int) -> bool:
+        """A trial that has a device for itself takes all places there.
+
+        The first one gets a device in any case, for which others may be let go of. More at once only have what is free,
+        and only while no other study would have to make room.
+        """
+        if not self._outcome.alone:
+            return True
+        return taken + self._placement.per_device <= room and not self._holding.is_shared
 
     def _running(self) -> list[int]:
         return [number for number in self._numbers.values() if self.search.is_running(number)]
@@ -166,6 +179,8 @@ class Bridge:
         try:
             if isinstance(message, Barred):
                 return self._stays_barred(trial_id, message)
+            if isinstance(message, InLine):
+                return self._stays_in_line(self._numbers[trial_id])
             return self._outcome.hear(self._numbers[trial_id], message)
         except Exception as error:  # driving ends, and whoever drives decides
             self.stopping.went_wrong(error)
@@ -191,6 +206,12 @@ class Bridge:
         if not stays:
             self._barred.discard(trial_id)
         return stays
+
+    def _stays_in_line(self, number: int) -> bool:
+        """Whether a trial waits on for its device; no device would tell it that it is to stop, or to make room."""
+        if self.stopping.is_wanted or self._holding.is_giving(number) or self.search.is_out_of_time():
+            return self._outcome.hear(number, Released("it waited for its device"))
+        return True
 
     def ended(self, trial_id: str, lost: bool) -> None:
         """Tune has stopped a trial; `lost` when its process died."""

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 
 from hpsearch.raytune.address import DeviceAddress, cores_of
 from hpsearch.raytune.messages import Slot
-from hpsearch.raytune.roster import Roster
+from hpsearch.raytune.roster import Refusal, Roster
 from hpsearch.raytune.training import Training
 from hpsearch.service import configure_logging
 from hpsearch.spec.finetune import FinetuneConfig
@@ -42,13 +42,14 @@ class Device:
         _when_terminated(self.end)
         threading.Thread(target=self._train_or_die, name="train", daemon=True).start()
 
-    def admit(self, key: str, slot: Slot, crowd: bool = False) -> int | None:
-        """Take a trial on, whose messages can be waited for then; None when the device is full and may not be crowded.
+    def admit(self, key: str, slot: Slot, crowd: bool = False, lines_up: bool = True) -> int | Refusal:
+        """Take a trial on, whose messages can be waited for then, or say why not; see `Roster.admit`.
 
         Returns:
             The device's process id.
         """
-        return os.getpid() if self._roster.admit(key, slot, has_room_for_all=crowd or self._is_gpu) else None
+        refusal = self._roster.admit(key, slot, has_room_for_all=crowd or self._is_gpu, lines_up=lines_up)
+        return os.getpid() if refusal is None else refusal
 
     def touch(self, key: str) -> None:
         """The trial's process lives."""

@@ -74,6 +74,11 @@ class Holding:
             time.sleep(POLL_SECONDS)
         return max(1, share.now)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other studies have use for the devices."""
+        return self._share(self._need).studies > 1
+
     def may_begin(self, running: int, wanted: int) -> bool:
         """Whether one trial more may begin now. If so, its place is claimed.
 

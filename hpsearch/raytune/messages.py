@@ -65,6 +65,8 @@ class Slot:
     """Whether its first steps are made again alone."""
     stalled_seconds: float = STALLED_SECONDS
     """A device that makes no progress for so long is replaced."""
+    alone_until: int | None = None
+    """It has the device for itself until a report beyond this exposure was dealt with; None: it may have company."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,11 @@ class Barred:
     devices: tuple[str, ...]
     leaves: bool = False
     """Whether it is their node that gets no work any more, because it is about to go."""
+
+
+@dataclass(frozen=True)
+class InLine:
+    """The trial's process waits for a device that one trial has for itself, or for one that it has to have so."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,7 @@ class Removed:
     """The device was told to drop the trial while somebody still waited for its next message."""
 
 
-Message = Placed | Barred | Reported | Replayed | Finished | Failed | Released | Lost | Removed
+Message = Placed | Barred | InLine | Reported | Replayed | Finished | Failed | Released | Lost | Removed
 
 
 _KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}

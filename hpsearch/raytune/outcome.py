@@ -32,12 +32,21 @@ class Outcome:
         self._search, self._place, self._health, self._holding = search, place, health, holding
         self._is_dropping = is_dropping
         self._configs: dict[int, str] = {}
+        self._alone_until: dict[int, int] = {}
         self._pruned: set[int] = set()
         self._paused: set[int] = set()
 
-    def begun(self, number: int, config: FinetuneConfig) -> None:
-        """A trial was handed out."""
+    def begun(self, number: int, config: FinetuneConfig, alone_until: int | None) -> None:
+        """A trial was handed out; see `Asked.alone_until`."""
         self._configs[number] = config.hyperparameters.model_dump_json()
+        self._alone_until.pop(number, None)
+        if alone_until is not None:
+            self._alone_until[number] = alone_until
+
+    @property
+    def alone(self) -> frozenset[int]:
+        """The trials that have, or wait to have, a device for themselves."""
+        return frozenset(number for number in self._alone_until if self._search.is_running(number))
 
     def hear(self, number: int, message: Message) -> bool:
         """Make of a message what it means; the answer is whether the trial goes on.
@@ -79,6 +88,8 @@ class Outcome:
         self._holding.trains(number)
         self._health.reported(number, message.report.exposure)
         decision = self._search.report(number, message.report, message.contract, message.warnings)
+        if message.report.exposure > self._alone_until.get(number, message.report.exposure):
+            del self._alone_until[number]
         if decision is Decision.FINISH:  # what the device says then is its last message
             finish_everywhere(f"{self._search.spec.name}/{number}")
         elif decision is Decision.REUSE:
@@ -93,7 +104,7 @@ class Outcome:
         """The device trains it no more."""
         if isinstance(message, Failed | Lost):
             self._health.failed(number, self._configs[number], message)
-        died = self._how_died(number, message.text) if isinstance(message, Lost) and message.died else None
+        died = self._how_its_device_died(number, message.text) if isinstance(message, Lost) and message.died else None
         self._health.left(number)
         if isinstance(message, Finished):
             self._search.complete(number, message.best, message.contract, message.adapter)
@@ -124,3 +135,8 @@ class Outcome:
         if node is not None and not node_stays(node):
             return "the node of the trial died", Loss.OUTSIDE
         return text, Loss.WORKER
+
+    def _how_its_device_died(self, number: int, text: str) -> tuple[str, Loss]:
+        shares = self._holding.per_device > 1 and self._health.node_of(number) is not None
+        text, loss = self._how_died(number, text)
+        return text, Loss.DEVICE if shares and loss is Loss.WORKER else loss

@@ -15,10 +15,10 @@ from ray import tune
 from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayActorError
 
 from hpsearch.errors import WorkerLost
-from hpsearch.raytune.address import devices_of
+from hpsearch.raytune.address import DeviceAddress, devices_of
 from hpsearch.raytune.devices import leaving_nodes, open_device
-from hpsearch.raytune.messages import KEY, Barred, Failed, Lost, Placed, Slot, encode, failed, fields_of, key_of
-from hpsearch.raytune.roster import SILENT_SECONDS
+from hpsearch.raytune.messages import KEY, Barred, Failed, InLine, Lost, Placed, Slot, encode, failed, fields_of, key_of
+from hpsearch.raytune.roster import SILENT_SECONDS, Refusal
 from hpsearch.service import configure_logging
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,10 @@ CROWD_SECONDS = 1.5 * SILENT_SECONDS
 """By then the places of trials whose processes died are free."""
 TOUCH_SECONDS = 2
 BARRED_SECONDS = 1
-"""Whoever holds the share of a device that is set aside asks so often whether that is over."""
+"""Whoever holds the share of a device that is set aside, or reserved for one trial, asks so often if that is over."""
+
+DYING = RayActorError, ActorUnschedulableError, ValueError
+"""Of a device that died just now: the next look makes a new one, or finds that the node takes no work any more."""
 
 
 class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
@@ -43,9 +46,9 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
         self._config = config
         configure_logging()
         self._device: Any = None
-        self._first: Placed | Barred | Failed | Lost | None = None
+        self._first: Placed | Barred | InLine | Failed | Lost | None = None
 
-    def _begin(self) -> Placed | Barred | Failed | Lost:
+    def _begin(self) -> Placed | Barred | InLine | Failed | Lost:
         """Hand the trial to a device of this node, and say that this process lives from then on."""
         try:
             first = self._placed(_slot(self._config), frozenset(self._config["set_aside"]))
@@ -58,7 +61,7 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
             threading.Thread(target=_touch, args=watched, daemon=True).start()
         return first
 
-    def _placed(self, slot: Slot, aside: frozenset[str]) -> Placed | Barred:
+    def _placed(self, slot: Slot, aside: frozenset[str]) -> Placed | Barred | InLine:
         """Find a device that takes the trial; where it is then."""
         node = ray.get_runtime_context().get_node_id()
         addresses = devices_of(node, [str(gpu) for gpu in ray.get_gpu_ids()])
@@ -74,24 +77,44 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
             crowd = waited > CROWD_SECONDS
             if crowd and barred.devices:
                 return barred
+            answers = []
             for address in good:
-                # One that died just now: the next look makes a new one, or finds that the node takes no work any more.
-                with contextlib.suppress(RayActorError, ActorUnschedulableError, ValueError):
-                    device = open_device(address)
-                    pid = ray.get(device.admit.remote(self._key, slot, crowd), timeout=ADMISSION_SECONDS)
-                    if pid is not None:
-                        self._device = device
-                        return Placed(address.label, node, pid)
+                with contextlib.suppress(*DYING):
+                    answers.append(self._asked(address, slot, crowd=crowd, lines_up=False))
+                    if isinstance(answers[-1], Placed):
+                        return answers[-1]
+            if answers and all(answer is Refusal.RESERVED for answer in answers):
+                return self._in_line(good, slot)
             time.sleep(0.2)
         raise WorkerLost(f"no device of this node took the trial within {ADMISSION_SECONDS} s")
 
+    def _asked(self, address: DeviceAddress, slot: Slot, *, crowd: bool, lines_up: bool) -> Placed | Refusal:
+        """The answer of a device, started if it is missing."""
+        device = open_device(address)
+        answer = ray.get(device.admit.remote(self._key, slot, crowd, lines_up), timeout=ADMISSION_SECONDS)
+        if isinstance(answer, Refusal):
+            return answer
+        self._device = device
+        return Placed(address.label, address.node, answer)
+
+    def _in_line(self, addresses: list[DeviceAddress], slot: Slot) -> Placed | InLine:
+        """A trial that has to be alone waits for one of these devices only: for that with the fewest trials."""
+        if slot.alone_until is not None:
+            with contextlib.suppress(*DYING):
+                trials = {address: _trials_on(address) for address in addresses}
+                answer = self._asked(min(addresses, key=trials.__getitem__), slot, crowd=False, lines_up=True)
+                if isinstance(answer, Placed):
+                    return answer
+        return InLine()
+
     def step(self) -> dict[str, Any]:
         """Wait for the trial's next message; where it was placed, or what went wrong there, is the first."""
-        if self._first is None:
+        if isinstance(self._first, Barred | InLine):
+            time.sleep(BARRED_SECONDS)
+        if self._first is None or isinstance(self._first, InLine):
             self._first = self._begin()
             return {KEY: encode(self._first)}
         if isinstance(self._first, Barred):
-            time.sleep(BARRED_SECONDS)
             return {KEY: encode(self._first)}
         try:
             return {KEY: ray.get(self._device.next_message.remote(self._key))}
@@ -111,6 +134,10 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
                 ray.get(self._device.remove.remote(self._key))
             self._gone.set()  # not before: it is what ends a device that does not answer
             self._device = None
+
+
+def _trials_on(address: DeviceAddress) -> int:
+    return len(ray.get(open_device(address).trials.remote(), timeout=ADMISSION_SECONDS))
 
 
 def _touch(device: Any, placed: Placed, key: str, gone: threading.Event, silent_seconds: float) -> None:
@@ -150,4 +177,5 @@ def _slot(config: dict[str, Any]) -> Slot:
         cache=config["cache"],
         prove=config["prove"],
         stalled_seconds=config["stalled_seconds"],
+        alone_until=config["alone_until"],
     )

@@ -102,12 +102,12 @@ class Training:
         for key in self._joining:
             if key in slots and key not in work.leaving:
                 self._join(key, slots[key])
-        for key in work.leaving & slots.keys():
+        for key in work.leaving.keys() & slots.keys():
             self._let_go(key)
-            self._send(key, Released("the device let go of it"))
+            self._send(key, Released(work.leaving[key]))
         for key in work.finishing & slots.keys():
             self._finish(key, slots[key])
-        for key, event in self._cohort.tick(work.waiting | work.leaving):
+        for key, event in self._cohort.tick(work.waiting | work.leaving.keys()):
             self._send(key, self._message(key, slots[key], event))
         return bool(slots or work.errands)
 
@@ -146,6 +146,8 @@ class Training:
                 return
             member = Member(config, prepared, slot.metric)
             memory.limit_tokens(member, self._share)
+            if slot.alone_until is not None:
+                log.info("trial trains alone", extra={**fields_of(key), "reason": "a process died under it"})
             self._attempts[key] = attempt = Attempt(Path(slot.progress), slot.attempt)
             with lengthy("reading a snapshot"):
                 continues = attempt.go_on(member, slot.reported, None if slot.inherits is None else Path(slot.inherits))

@@ -122,6 +122,8 @@ class Trial:
     """How often its worker was lost since it got further than ever before, its earlier numbers included."""
     orphaned: int = 0
     """The same of its driver and its node, whose deaths are hardly its fault."""
+    is_suspect: bool = False
+    """Its device's process died since it got further the last time, where others may have been: whose fault was it?"""
     reached: int = 0
     """The exposure that it had reached when it was lost."""
     pruned_at: int | None = None
@@ -139,6 +141,17 @@ class Trial:
     """Study and number of the same trial in an earlier study, whose curve, value and weights were taken over."""
     started_at: float | None = None
     finished_at: float | None = None
+
+    @property
+    def exposure(self) -> int:
+        """Of its last report; 0 before any."""
+        return self.reports[-1].exposure if self.reports else 0
+
+    @property
+    def alone_until(self) -> int | None:
+        """The exposure up to which it has its device for itself, so that whose fault the next death is shows."""
+        is_cleared = self.state.is_finished or self.exposure > self.reached
+        return self.reached if self.is_suspect and not is_cleared else None
 
     @property
     def tokens(self) -> int:

@@ -43,3 +43,5 @@ class Asked:
     """The trial whose weights it takes over, and at which exposure."""
     hands_over_at: int | None = None
     """From its first report there, others may go on."""
+    alone_until: int | None = None
+    """It has its device for itself until a report beyond this exposure; None when it may have company at once."""

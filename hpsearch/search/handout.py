@@ -47,6 +47,7 @@ def handed_out(
         first_of(before, trials).number,
         inherits,
         hands_over_at,
+        trials[trial.number].alone_until,
     )
 
 

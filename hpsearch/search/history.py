@@ -130,6 +130,7 @@ def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
         device=attributes.get("device"),
         lost=attributes.get("lost", 0),
         orphaned=attributes.get("orphaned", 0),
+        is_suspect=attributes.get("suspect", False),
         reached=attributes.get("reached", 0),
         pruned_at=attributes.get("pruned_at"),
         cut_short=attributes.get("cut_short", False),

@@ -19,7 +19,7 @@ from hpsearch.results import Failure, Trial, TrialState
 from hpsearch.search import history
 from hpsearch.search.draw import Points
 from hpsearch.search.explore import explored, quantile_size
-from hpsearch.search.record import Record, exposure
+from hpsearch.search.record import Record
 from hpsearch.search.samplers import seed_of
 from hpsearch.spec.points import key
 from hpsearch.spec.population import changeable
@@ -77,12 +77,12 @@ class Population:
         """Those that wait and may train now, the one that is furthest behind first."""
         limit, members = self.next, {trial.number for trial in _members(trials)}
         waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
-        able = [t for t in waiting if limit is None or exposure(t) < limit or t.number not in members]
-        return sorted(able, key=lambda trial: (exposure(trial), trial.number))
+        able = [t for t in waiting if limit is None or t.exposure < limit or t.number not in members]
+        return sorted(able, key=lambda trial: (trial.exposure, trial.number))
 
     def must_wait(self, trial: Trial) -> bool:
         """Whether a trial that has just reported must wait for the others."""
-        return self.next is not None and not trial.is_spared and exposure(trial) >= self.next
+        return self.next is not None and not trial.is_spared and trial.exposure >= self.next
 
     def is_over(self, trials: Sequence[Trial]) -> bool:
         """Whether all have ended, and none is missing."""
@@ -115,7 +115,7 @@ class Population:
 
     def _is_due(self, trials: Sequence[Trial]) -> bool:
         at, living = self.next, [trial for trial in _members(trials) if not trial.state.is_finished]
-        waits = all(trial.state == TrialState.WAITING and exposure(trial) >= (at or 0) for trial in living)
+        waits = all(trial.state == TrialState.WAITING and trial.exposure >= (at or 0) for trial in living)
         return at is not None and bool(living) and waits and not self.missing(trials)
 
     def _decide(self, trials: Sequence[Trial]) -> None:
@@ -175,7 +175,7 @@ class Population:
         begins = dataclasses.replace(
             parent,
             parent=heir.parent,
-            inherited_at=exposure(parent),
+            inherited_at=parent.exposure,
             replaces=heir.replaces,
             carried=len(parent.reports),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import enum
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +14,7 @@ from hpsearch.crash import crash_point
 from hpsearch.results import Failure, Report, Trial, TrialState
 from hpsearch.results.trial import first_of, gone_on
 from hpsearch.search import history, note
+from hpsearch.search.losses import RETRIES, Loss, Losses
 from hpsearch.search.taught import RETRY_OF, TEACHES
 from hpsearch.spec.space import Params
 from hpsearch.spec.study import StudySpec
@@ -21,28 +22,10 @@ from hpsearch.spec.study import StudySpec
 NOTED_EVERY = 10
 """So many trials from one note on the dashboard to the next; the last is written when the search ends."""
 
-RETRIES = 3
-"""A trial that loses its worker is handed out again so often without getting further; the last time from its start,
-under a new number."""
-
-PATIENCE = 10
-"""A trial's driver or node may die so often before it gets further; from then on that is its own loss."""
-
 REPEATABLE = 1e-3
 """What a continued trial repeats may differ by so much, relatively: on a GPU sums depend on a trial's company."""
 
 Event = Callable[[str, dict[str, Any]], None]
-
-
-class Loss(enum.Enum):
-    """Why nobody trains a trial any more that has not ended."""
-
-    NONE = "none"
-    """It was released between two steps: it loses nothing, however often."""
-    OUTSIDE = "outside"
-    """Its driver or its node died, with all that was there. That may be chance `PATIENCE` times in a row."""
-    WORKER = "worker"
-    """Its own process or its device died: perhaps it is what kills them."""
 
 
 class Record:
@@ -127,6 +110,10 @@ class Record:
         for device in known.keys() - devices.keys():
             self._event("study.device_back", {"device": device})
 
+    def add(self) -> optuna.Trial:
+        """A new trial, running from now on; Optuna's `ask` would hand out one that waits."""
+        return optuna.Trial(self._study, self._storage.create_new_trial(self._study._study_id))
+
     def take(self, number: int) -> optuna.Trial:
         """A trial that waits, running from now on."""
         waiting = self.frozen()[number]
@@ -196,7 +183,7 @@ class Record:
         else:  # it waits to be gone on with: Optuna's `tell` is for trials that run
             self._storage.set_trial_state_values(trial._trial_id, OptunaState.PRUNED)
         self._live.pop(number, None)
-        self._event("trial.pruned", {"number": number, "exposure": exposure(history.as_trial(self.frozen()[number]))})
+        self._event("trial.pruned", {"number": number, "exposure": history.as_trial(self.frozen()[number]).exposure})
 
     def _keep_cost(self, number: int) -> None:
         ended = history.as_trial(self.frozen()[number])
@@ -216,22 +203,19 @@ class Record:
         if ended.pruned_at is not None:  # decided, and not written any more
             self.prune(number)
             return
-        trial, (lost, orphaned) = self._trial(number), self._losses(ended)
-        orphaned += loss is Loss.OUTSIDE
-        lost += loss is Loss.WORKER or orphaned > PATIENCE
-        if lost >= RETRIES and loss is not Loss.NONE and ended.params:
-            self.fail(number, Failure.WORKER_LOST, f"{text}, {lost + orphaned} times without getting further")
+        trial, losses = self._trial(number), Losses.of(ended).with_one(loss)
+        if losses.lost >= RETRIES and loss is not Loss.NONE and ended.params:
+            count = losses.lost + losses.orphaned
+            self.fail(number, Failure.WORKER_LOST, f"{text}, {count} times without getting further")
             return
         if loss is not Loss.NONE:
-            for name, value in (("lost", lost), ("orphaned", orphaned), ("reached", exposure(ended))):
+            for name, value in losses.as_attributes().items():
                 trial.set_user_attr(name, value)
         self._storage.set_trial_state_values(trial._trial_id, OptunaState.WAITING)
         self._live.pop(number, None)
-        self._event("trial.interrupted", {"number": number, "text": text[:2000], "exposure": exposure(ended)})
-
-    def _losses(self, trial: Trial) -> tuple[int, int]:
-        """How often it lost its worker, and its driver or node, since it or what it retries got further than before."""
-        return (trial.lost, trial.orphaned) if exposure(trial) <= trial.reached else (0, 0)
+        if loss is Loss.DEVICE:
+            text = f"{text[:1500]}: it goes on alone, until it gets further, because that may be its fault"
+        self._event("trial.interrupted", {"number": number, "text": text[:2000], "exposure": ended.exposure})
 
     def _trial(self, number: int) -> optuna.Trial:
         return self._live.get(number) or optuna.Trial(self._study, self.frozen()[number]._trial_id)
@@ -249,12 +233,10 @@ class Record:
         if failure in TEACHES:
             # As a list, the older form: Optuna reads both, its dashboard only this one.
             self._storage.set_trial_system_attr(trial._trial_id, "constraints", [1.0])
-        lost, orphaned = self._losses(ended)
-        is_lost = failure == Failure.WORKER_LOST
-        if ended.params and (failure == Failure.OUTDATED_CHECKPOINT or (is_lost and lost < RETRIES)):
+        losses, is_lost = Losses.of(ended), failure == Failure.WORKER_LOST
+        if ended.params and (failure == Failure.OUTDATED_CHECKPOINT or (is_lost and losses.lost < RETRIES)):
             # First the retry, then the end of this attempt: dying in between must not lose the params.
-            reached = max(ended.reached, exposure(ended))
-            inherited = {"lost": lost + is_lost, "orphaned": orphaned, "reached": reached}
+            inherited = dataclasses.replace(losses, lost=losses.lost + is_lost).as_attributes()
             origin = {"origin": "retry", RETRY_OF: number, history.SPARED: ended.is_spared, **inherited}
             if ended.parent is not None:
                 origin |= history.heritage(ended)
@@ -312,11 +294,6 @@ class Record:
         self._storage.set_trial_user_attr(frozen._trial_id, "failure_text", text[:2000])
         self._storage.set_trial_state_values(frozen._trial_id, OptunaState.FAIL)
         self._event("trial.failed", {"number": frozen.number, "failure": str(failure), "text": text[:2000]})
-
-
-def exposure(trial: Trial) -> int:
-    """Of its last report; 0 before any."""
-    return trial.reports[-1].exposure if trial.reports else 0
 
 
 def outline(report: Report) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from hpsearch.search import history
 from hpsearch.search.answers import Asked, Decision
 from hpsearch.search.draw import Draw, Points, suggest
 from hpsearch.search.handout import handed_out
+from hpsearch.search.losses import Loss, suspects_first
 from hpsearch.search.memory import Lineage, Memory, lessons
 from hpsearch.search.population import Population
 from hpsearch.search.pruners import most_epochs, pruner
-from hpsearch.search.record import REPEATABLE, Event, Loss, Record, outline
+from hpsearch.search.record import REPEATABLE, Event, Record, outline
 from hpsearch.search.wishes import Wishes
 from hpsearch.spec.auto import with_search_resolved
 from hpsearch.spec.finetune import FinetuneConfig
@@ -128,8 +129,12 @@ class Search(Record):
         self._event("study.borrowed", {"trials": len(lent), "studies": sorted({one["study"] for one in lent})})
         return [one["params"] for one in lent[: self.spec.warm_start.first_trials]]
 
-    def ask(self) -> Asked | None:
-        """The next trial, or None when there is no room for one (look again when a running one has ended)."""
+    def ask(self, *, alone: bool = True) -> Asked | None:
+        """The next trial, or None when there is no room for one (look again when a running one has ended).
+
+        Args:
+            alone: Whether it may be one that has to have its device for itself.
+        """
         while True:
             self._wishes.heed()
             trials = self.trials()
@@ -137,12 +142,14 @@ class Search(Record):
                 trials = self.trials()
             is_over, unfinished = self._is_over(trials)
             waiting, tried = unfinished if is_over else self._waiting(trials), _tried(trials)
-            if not waiting and (is_over or self._population is not None):
+            if not alone:
+                waiting = [trial for trial in waiting if trial.alone_until is None]
+            if not waiting and (is_over or self._population is not None or not self._has_new(trials)):
                 return None
             self._fence()
             past = functools.partial(self._study.get_trials, deepcopy=False)
             self._study.sampler = Draw(self._points, tried, past, lessons(self._study, self._points.distributions))
-            trial = self.take(waiting[0].number) if waiting else self._study.ask()
+            trial = self.take(waiting[0].number) if waiting else self.add()
             params = suggest(trial, self._points, waiting[0].params if waiting else {})
             self._live[trial.number] = trial
             unmet = self._points.unmet(params)
@@ -169,8 +176,8 @@ class Search(Record):
     def _waiting(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials that wait and may go on, the next one first."""
         if self._population is not None:
-            return self._population.ready(trials)
-        return [trial for trial in trials if trial.state == TrialState.WAITING]
+            return suspects_first(self._population.ready(trials))
+        return suspects_first(trial for trial in trials if trial.state == TrialState.WAITING)
 
     def is_out_of_time(self) -> bool:
         """Whether the wall-clock budget is used up, as far as people had extended it when their orders were heeded."""
@@ -187,10 +194,14 @@ class Search(Record):
             return 0
         if self._population is not None:
             return self._population.room(trials)
-        waiting = len(self._waiting(trials))
         untried = self._points.untried(_tried(trials))
-        points = math.inf if untried is None else waiting + len(untried)
+        points = math.inf if untried is None else len(self._waiting(trials)) + len(untried)
         return int(min(points, left(self.spec.budget, trials), MANY))
+
+    def _has_new(self, trials: Sequence[Trial]) -> bool:
+        """Whether there is room for trials besides those that wait."""
+        waiting = self._waiting(trials)
+        return not waiting or self.room() > len(waiting)
 
     def _ends(self, trials: Sequence[Trial]) -> str | None:
         """Why no other trial is started, if so."""
@@ -214,7 +225,8 @@ class Search(Record):
         crash_point("after_ask")
         kind = "trial.started" if asked.attempt == 1 else "trial.continued"
         details = {"number": asked.number, "params": asked.params, "origin": asked.origin}
-        self._event(kind, details if asked.attempt == 1 else {**details, "attempt": asked.attempt})
+        details |= {} if asked.attempt == 1 else {"attempt": asked.attempt}
+        self._event(kind, details if asked.alone_until is None else {**details, "alone": True})
         return asked
 
     def start(self, number: int, config: FinetuneConfig) -> None:

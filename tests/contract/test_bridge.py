@@ -22,12 +22,24 @@ from hpsearch.raytune.adapter import take_errors_as_losses
 from hpsearch.raytune.bridge import Bridge
 from hpsearch.raytune.health import IN_A_ROW
 from hpsearch.raytune.holding import Holding
-from hpsearch.raytune.messages import Barred, Failed, Lost, Message, Placed, Released, Reported, encode
+from hpsearch.raytune.messages import (
+    Barred,
+    Failed,
+    Finished,
+    InLine,
+    Lost,
+    Message,
+    Placed,
+    Released,
+    Reported,
+    encode,
+)
 from hpsearch.raytune.place import Place
 from hpsearch.raytune.placement import Placement
-from hpsearch.raytune.stopping import Stopping
+from hpsearch.raytune.stopping import Stop, Stopping
 from hpsearch.results import Failure, TrialState
 from hpsearch.search import Asked
+from hpsearch.search.losses import RETRIES
 from hpsearch.shares import Need, Share
 from hpsearch.spec.defaults import resolve
 from hpsearch.spec.finetune import FinetuneConfig
@@ -41,18 +53,29 @@ ROOM = 4
 class Tune:
     """Asks for trials and passes messages on, as Tune does."""
 
-    def __init__(self, driven: Driven, folder: Path) -> None:
+    def __init__(self, driven: Driven, folder: Path, *, per_device: int = 1, room: int = ROOM) -> None:
         self.driven = driven
         spec = self.driven.search.spec
+        self.holding = Holding("bridged")
+        self.holding.per_device = per_device
         self.bridge = Bridge(
             self.driven.search,
             lambda asked: resolve(spec, asked.params, EXAMPLES, "llama", 10**6),
             Place(folder),
             Stopping(spec.name, lambda: None),
-            placement=Placement({"CPU": 1}, 1, ROOM, ROOM),
-            holding=Holding("bridged"),
+            placement=Placement({"CPU": 1}, per_device, room, room),
+            holding=self.holding,
         )
         self._ids = 0
+
+    def start_all(self) -> dict[str, dict[str, Any]]:
+        """As many trials as there is room for, by Tune's names."""
+        given: dict[str, dict[str, Any]] = {}
+        for _ in range(2):  # the first time, it may only be said that places are of use again
+            while isinstance(config := self.bridge.suggest(str(self._ids + 1)), dict):
+                self._ids += 1
+                given[str(self._ids)] = config
+        return given
 
     def start(self) -> tuple[str, dict[str, Any]]:
         """The next trial: Tune's name for it, and what it is given."""
@@ -172,6 +195,103 @@ def test_what_dies_with_its_node_is_not_the_trial_s_loss(tune: Tune) -> None:
             assert (trial.lost, trial.orphaned) == expected
             details = [details for kind, details in tune.driven.events if kind == "trial.interrupted"]
             assert ("node" in details[-1]["text"]) == (node == "gone")
+
+
+def sharing(tune: Tune, tmp_path: Path, *, devices: int, trials: int, **changes: Any) -> Tune:
+    """Two trials to a device."""
+    driven = Driven(tune.driven.storage, spec_of(trials, name="shared", **changes))
+    return Tune(driven, tmp_path, per_device=2, room=2 * devices)
+
+
+def test_only_the_trial_that_kills_its_device_is_to_blame_for_that(tune: Tune, tmp_path: Path) -> None:
+    """The first of six, two to a device: it takes another one along once, and never again."""
+    tune = sharing(tune, tmp_path, devices=1, trials=6)
+    poison = tune.driven.search.typical_params
+    deaths: list[list[int]] = []
+    for pid in range(100):
+        there = tune.start_all()
+        if not there:
+            break
+        assert len(there) == 1 or not any(config["alone_until"] is not None for config in there.values())
+        numbers = {trial_id: config["number"] for trial_id, config in there.items()}
+        for trial_id in there:
+            assert tune.tell(trial_id, Placed("device", "node", pid))
+            assert tune.tell(trial_id, Reported(a_report(0), CONTRACT))
+        dies = any(tune.driven.trial(number).params == poison for number in numbers.values())
+        deaths += [list(numbers.values())] if dies else []
+        for trial_id in there:
+            if dies:
+                tune.tell(trial_id, Lost("the device's process died"))
+            else:
+                assert tune.tell(trial_id, Reported(a_report(100), CONTRACT))
+                tune.tell(trial_id, Finished(a_report(100), CONTRACT, "adapter"))
+        assert all(trial.lost == 0 for trial in tune.driven.trials() if trial.params != poison)
+    of_poison = [trial for trial in tune.driven.trials() if trial.params == poison]
+    assert [trial.failure for trial in of_poison] == ["worker_lost"] * 2
+    assert deaths == [[0, 1], *[[0]] * RETRIES, [of_poison[1].number]]
+    others = [trial for trial in tune.driven.trials() if trial.params != poison]
+    assert [(trial.state, trial.lost) for trial in others] == [(TrialState.COMPLETE, 0)] * 6
+
+
+def test_suspects_train_one_by_one_beside_those_that_are_none(tune: Tune, tmp_path: Path) -> None:
+    """One has a device for itself in any case; a second one only where a whole device's places are free."""
+    tune = sharing(tune, tmp_path, devices=2, trials=20)
+    first = list(tune.start_all())
+    assert len(first) == 4
+    for trial_id, pid in zip(first, (1, 1, 2, 2), strict=True):
+        assert tune.tell(trial_id, Placed(f"device {pid}", "node", pid))
+        assert tune.tell(trial_id, Reported(a_report(0), CONTRACT))
+    for trial_id in first[:2]:
+        tune.tell(trial_id, Lost("the device's process died"))
+    (alone,) = (there := tune.start_all()).values()
+    assert (alone["number"], alone["alone_until"]) == (0, 0)
+    tune.tell(first[2], Failed(Failure.DIVERGED, "the loss is inf"))
+    (beside,) = tune.start_all().values()
+    assert (beside["number"], beside["alone_until"]) == (4, None), "half a device is free: it is for something new"
+    tune.tell(next(iter(there)), Reported(a_report(100), CONTRACT))
+    (second,) = tune.start_all().values()
+    assert (second["number"], second["alone_until"]) == (1, 0)
+
+
+def test_two_devices_that_die_are_two_on_which_suspects_are_alone(tune: Tune, tmp_path: Path) -> None:
+    tune = sharing(tune, tmp_path, devices=2, trials=20)
+    for trial_id, pid in zip(list(tune.start_all()), (1, 1, 2, 2), strict=True):
+        assert tune.tell(trial_id, Placed(f"device {pid}", "node", pid))
+        tune.tell(trial_id, Lost("the device's process died"))
+    given = tune.start_all().values()
+    assert [(config["number"], config["alone_until"]) for config in given] == [(0, 0), (1, 0)]
+
+
+def test_where_other_studies_share_the_devices_one_suspect_at_a_time_has_one_of_them(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Holding, "is_shared", True)
+    tune = sharing(tune, tmp_path, devices=2, trials=20)
+    for trial_id, pid in zip(list(tune.start_all()), (1, 1, 2, 2), strict=True):
+        assert tune.tell(trial_id, Placed(f"device {pid}", "node", pid))
+        tune.tell(trial_id, Lost("the device's process died"))
+    given = [(config["number"], config["alone_until"]) for config in tune.start_all().values()]
+    assert given == [(0, 0), (4, None), (5, None)]
+
+
+@pytest.mark.parametrize("why", ["the study stops", "another study has its place", "the time is up"])
+def test_who_waits_for_a_device_hears_from_nobody_else_that_it_is_to_stop(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr(stopping, "release_everywhere", lambda _: None)
+    tune = sharing(tune, tmp_path, devices=1, trials=20)
+    trial_id, config = tune.start()
+    assert tune.tell(trial_id, InLine())
+    if why == "the study stops":
+        monkeypatch.setattr(tune.bridge.stopping, "_should_stop", lambda: Stop.IN_ORDER)
+        assert not tune.bridge.stops()
+    elif why == "the time is up":
+        monkeypatch.setattr(tune.driven.search, "is_out_of_time", lambda: True)
+    else:
+        monkeypatch.setattr(tune.holding, "is_giving", lambda number: number == config["number"])
+    assert not tune.tell(trial_id, InLine())
+    trial = tune.driven.trial(config["number"])
+    assert (trial.state, trial.lost, trial.orphaned) == (TrialState.WAITING, 0, 0)
 
 
 @pytest.mark.parametrize("error", [OutOfMemoryError("killed by Ray"), NodeDiedError("its node died"), ValueError("?")])

@@ -23,7 +23,7 @@ from hpsearch.lifecycle import Orders, Wish, WishKind
 from hpsearch.results import Failure, Trial, TrialState
 from hpsearch.results.budget import SAME_FAILURES, counts
 from hpsearch.search import Asked, Decision, Search, history
-from hpsearch.search.record import PATIENCE, RETRIES
+from hpsearch.search.losses import PATIENCE, RETRIES, Loss
 from hpsearch.search.taught import lesson
 from hpsearch.spec import StudySpec
 from hpsearch.spec.budget import BudgetSpec
@@ -75,8 +75,8 @@ class Driven:
             **changes,
         )
 
-    def ask(self) -> Asked | None:
-        asked = self.search.ask()
+    def ask(self, *, alone: bool = True) -> Asked | None:
+        asked = self.search.ask(alone=alone)
         if asked is not None:
             config = asked.config or resolve(self.spec, asked.params, EXAMPLES, "llama", 1_000_000)
             self.search.start(asked.number, config)
@@ -613,6 +613,64 @@ class TestAfterACrash:
         assert [asked.number for asked in handed] == [0] * (PATIENCE + RETRIES) + [1]
         assert Driven(sqlite, spec).must_ask().params != handed[0].params
 
+    def test_who_is_to_blame_for_the_death_of_a_shared_device_is_found_out_one_by_one(self, sqlite: Storage) -> None:
+        """Four trials, of which the first kills whatever it is on: suspects go on before anything new is tried."""
+        driven = Driven(sqlite, spec_of(8))
+        poison, *others = [driven.must_ask() for _ in range(4)]
+        for asked in (poison, *others):
+            driven.search.report(asked.number, a_report(0), CONTRACT)
+            driven.search.interrupt(asked.number, "the device's process died", Loss.DEVICE)
+        assert {(trial.lost, trial.alone_until) for trial in driven.trials()} == {(0, 0)}
+        driven = Driven(sqlite, spec_of(8))  # as the next runner finds it
+        for died in range(RETRIES):
+            assert driven.must_ask().number == poison.number
+            assert driven.ask(alone=False) is not None, "others train beside it, on other devices"
+            driven.search.interrupt(poison.number, "the device's process died", Loss.DEVICE)
+            for number in [asked.number for asked in others] if died == 0 else []:
+                asked = driven.must_ask()
+                assert (asked.number, asked.alone_until) == (number, 0)
+                driven.search.report(number, a_report(50), CONTRACT)
+                assert driven.trial(number).alone_until is None
+        assert [driven.trial(number).failure for number in range(4)] == ["worker_lost", None, None, None]
+        (retry,) = [trial for trial in driven.trials() if trial.retry_of == poison.number]
+        again = driven.must_ask()
+        assert (again.number, again.alone_until) == (retry.number, 0), "it is no less suspect under another number"
+        assert [kind for kind, details in driven.events if details.get("alone")].count("trial.continued") == 6
+
+    def test_a_cleared_trial_is_no_more_to_blame_for_the_next_death_than_others(self, sqlite: Storage) -> None:
+        driven = Driven(sqlite, spec_of(8))
+        for exposure in (0, 50, 100, 150):
+            number = driven.must_ask().number
+            driven.search.report(number, a_report(exposure), CONTRACT)
+            driven.search.interrupt(number, "the device's process died", Loss.DEVICE)
+            trial = driven.trial(number)
+            assert (number, trial.lost, trial.alone_until) == (0, 0, exposure)
+
+    def test_what_happens_outside_of_a_suspect_neither_clears_nor_accuses_it(self, sqlite: Storage) -> None:
+        spec = spec_of(8)
+        driven = Driven(sqlite, spec)
+        driven.search.interrupt(driven.must_ask().number, "the device's process died", Loss.DEVICE)
+        driven.must_ask()
+        driven.search.release("the study was paused")
+        driven.must_ask()
+        driven = Driven(sqlite, spec)  # its runner died
+        trial = driven.trial(0)
+        assert (trial.lost, trial.orphaned, trial.alone_until) == (0, 1, 0)
+
+    @pytest.mark.parametrize("trials", [3, 4])
+    def test_no_trial_beyond_the_budget_fills_the_place_of_those_that_wait_for_a_device_of_their_own(
+        self, sqlite: Storage, trials: int
+    ) -> None:
+        driven = Driven(sqlite, spec_of(trials))
+        for asked in [driven.must_ask() for _ in range(3)]:
+            driven.search.interrupt(asked.number, "the device's process died", Loss.DEVICE)
+        assert driven.must_ask().alone_until == 0
+        for number in range(3, trials):
+            assert driven.search.ask(alone=False) is not None
+            assert number in [trial.number for trial in driven.trials()]
+        assert driven.search.ask(alone=False) is None
+        assert len(driven.trials()) == trials
+
     def test_being_released_neither_counts_nor_forgives(self, sqlite: Storage) -> None:
         driven = Driven(sqlite, spec_of(8))
         for _ in range(RETRIES - 1):
@@ -739,9 +797,9 @@ class Interleavings(RuleBasedStateMachine):
         self.spec = spec_of(self.BUDGET, sampler={"type": sampler}, first_trials=first_trials)
         self.driven = Driven(self.storage, self.spec)
 
-    @rule()
-    def ask(self) -> None:
-        asked = self.driven.ask()
+    @rule(alone=st.booleans())
+    def ask(self, alone: bool) -> None:
+        asked = self.driven.ask(alone=alone)
         if asked is not None:
             self.running[asked.number] = asked
 
@@ -792,10 +850,10 @@ class Interleavings(RuleBasedStateMachine):
         self.crash()
 
     @precondition(lambda self: self.running)
-    @rule(drawn=st.data())
-    def lose(self, drawn: st.DataObject) -> None:
+    @rule(drawn=st.data(), loss=st.sampled_from(Loss))
+    def lose(self, drawn: st.DataObject, loss: Loss) -> None:
         number = self.pick(drawn)
-        self.driven.search.interrupt(number, "the worker died")
+        self.driven.search.interrupt(number, "the worker died", loss)
         del self.running[number]
         assert self.driven.trial(number).state in (TrialState.WAITING, TrialState.FAIL)
 

@@ -87,7 +87,7 @@ def test_a_baseline_for_which_nobody_waits_any_more_is_abandoned(
     """A study that is paused or cancelled, or has no time left, holds no device until its baseline is through."""
     slow = SlowBaseline(monkeypatch)
     slots = {"study/0/1/a": a_slot(tmp_path, 0), "study/1/1/b": a_slot(tmp_path, 1)}  # which writes their data, first
-    assert all(roster.admit(key, slot, has_room_for_all=False) for key, slot in slots.items())
+    assert not any(roster.admit(key, slot, has_room_for_all=False) for key, slot in slots.items())
     assert slow.begun.wait(PATIENCE)
     roster.release("study/0")
     batches = slow.batches
@@ -117,7 +117,7 @@ def test_a_trial_for_whose_model_there_is_no_memory_waits_until_others_are_done(
     monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
     monkeypatch.setattr(memory, "is_loaded", lambda *_: False)  # a test before this one may have it loaded
     slot = a_slot(tmp_path, 0)
-    assert roster.admit("study/0/1/a", slot, has_room_for_all=False)
+    assert roster.admit("study/0/1/a", slot, has_room_for_all=False) is None
     until(other.is_wanted, "it says that it waits")
     assert roster.trials() == ["study/0/1/a"]
     other.let_go()  # alone, it is loaded whatever is free
@@ -146,7 +146,7 @@ def test_what_a_trial_hands_over_is_there_before_its_report_is_known_and_an_heir
         slot = dataclasses.replace(slot, attempt=2, reported=16)
     slot = dataclasses.replace(slot, hands_over_at=20, hands_over_to=str(left))
     key = f"study/0/{slot.attempt}/a"
-    assert roster.admit(key, slot, has_room_for_all=False)
+    assert roster.admit(key, slot, has_room_for_all=False) is None
     while reported(roster, key) < 20:
         assert killed or not left.exists()
     assert (left / "20" / snapshot.FILE).is_file()
@@ -156,5 +156,5 @@ def test_what_a_trial_hands_over_is_there_before_its_report_is_known_and_an_heir
     heir = dataclasses.replace(
         a_slot(tmp_path, 1), config=child.model_dump_json(), inherits=str(left / "20"), reported=20
     )
-    assert roster.admit("study/1/1/b", heir, has_room_for_all=False)
+    assert roster.admit("study/1/1/b", heir, has_room_for_all=False) is None
     assert [reported(roster, "study/1/1/b") for _ in range(3)] == [20, 24, 28]

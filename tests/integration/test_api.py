@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import optuna
 import pytest
 from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
@@ -620,6 +621,17 @@ class TestTrials:
         assert (trials[3]["failure"], trials[3]["failure_text"]) == ("diverged", "the loss is nan at step 7")
         pruned = searched.get("/v1/studies/tickets/trials", params={"state": "PRUNED"}).json()
         assert [trial["number"] for trial in pruned["data"]] == [2]
+
+    def test_a_trial_says_that_it_is_alone_on_its_device_until_it_gets_further(
+        self, searched: TestClient, home: Settings
+    ) -> None:
+        storage = optuna_storage(home.sql_url)
+        running = optuna.load_study(study_name="tickets", storage=storage).trials[4]
+        for reached, alone in ((200, True), (100, False)):
+            for name, value in (("suspect", True), ("reached", reached)):
+                storage.set_trial_user_attr(running._trial_id, name, value)
+            trials = searched.get("/v1/studies/tickets/trials").json()["data"]
+            assert [trial["alone"] for trial in trials] == [False, False, False, False, alone]
 
     def test_a_trial_has_its_config_and_its_curve(self, searched: TestClient) -> None:
         trial = searched.get("/v1/studies/tickets/trials/1").json()

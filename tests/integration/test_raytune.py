@@ -345,7 +345,8 @@ def test_trials_go_on_exactly_whatever_happens_to_their_device(
     told = [(kind, details["number"], details.get("exposure")) for kind, details in of_trials]
     interrupted = [number for kind, number, _ in told if kind == "trial.interrupted"]
     assert sorted(interrupted[:2]) == [0, 1], "one device had both"
-    assert len(interrupted) >= 2 + 1 + 1 + 1 + 2 + 2
+    # By each fault at least one more, and one by each orderly end: the other one may wait then while this one is alone.
+    assert len(interrupted) >= 2 + 1 + 1 + 1 + 1 + 1
     texts = [details["text"] for kind, details in itertools.chain(*events) if kind == "trial.interrupted"]
     assert any(text.startswith("the device made no progress for") for text in texts)
     reports = [each for each in told if each[0] == "trial.reported"]

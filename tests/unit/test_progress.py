@@ -31,6 +31,15 @@ def completed(number: int, value: float) -> dict[str, Any]:
     return {"kind": "trial.completed", "number": number, "value": value, "epoch": 1.5}
 
 
+def test_a_trial_that_goes_on_alone_is_told_as_such() -> None:
+    event = {**started(3), "kind": "trial.continued", "attempt": 2, "alone": True}
+    (line,) = told(a_progress(), event)
+    assert line is not None
+    assert line.startswith(
+        "trial 3 goes on from its checkpoint, alone on its device: a process died under it: epochs=2"
+    )
+
+
 def test_every_kind_of_event_has_its_line() -> None:
     lines = told(
         a_progress(),
