@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from hpsearch.errors import DiskFull
-from hpsearch.raytune.devices import release_everywhere
+from hpsearch.raytune.devices import release
 from hpsearch.raytune.health import Health
 from hpsearch.raytune.holding import ASKED_AGAIN_SECONDS, Holding
 from hpsearch.raytune.messages import Barred, InLine, Released, decode
@@ -71,10 +71,17 @@ class Bridge:
     def stops(self) -> bool:
         """Whether every trial must end now. While none must, some may have to give their places to other studies."""
         is_due = self.stopping.is_due()
+        if self.stopping.is_to_be_told():
+            release(self.search.spec.name, self._health.actors_of(self._running()))
         if not is_due and not self.stopping.is_wanted:
-            self._holding.give(self._running())
+            self._let_go_of(self._holding.give(self._running()))
             self._let_go_of_beginners()
         return is_due
+
+    def _let_go_of(self, numbers: Iterable[int]) -> None:
+        """Have their devices let go of trials between two steps."""
+        for number in numbers:
+            release(f"{self.search.spec.name}/{number}", self._health.actors_of([number]))
 
     def _let_go_of_beginners(self) -> None:
         """Out of time, trials end at their next report; those that load, or are at the baseline, are far from it."""
@@ -82,8 +89,7 @@ class Bridge:
             return
         self._asked_at = time.monotonic()
         try:
-            for number in self.search.unreported():
-                release_everywhere(f"{self.search.spec.name}/{number}")
+            self._let_go_of(self.search.unreported())
         except Exception as error:  # driving ends, and whoever drives decides
             self.stopping.went_wrong(error)
 

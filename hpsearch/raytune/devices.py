@@ -6,7 +6,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ray
@@ -48,15 +48,15 @@ def open_device(address: DeviceAddress) -> Any:
     )
 
 
-def release_everywhere(whose: str) -> None:
-    """Ask every device of the cluster to let go of a study's trials, or of one (`study/number`), without waiting."""
-    for device in _all_devices():
+def release(whose: str, devices: Iterable[str]) -> None:
+    """Ask devices, named as their actors are, to let go of a study's trials, or of one (`study/number`). Don't wait."""
+    for device in _living(devices):
         device.release.remote(whose)
 
 
-def finish_everywhere(trial: str) -> None:
-    """Ask whichever device trains a trial (`study/number`) to end it with its best report, without waiting for it."""
-    for device in _all_devices():
+def finish(trial: str, devices: Iterable[str]) -> None:
+    """Ask devices to end a trial (`study/number`) with its best report, without waiting for it."""
+    for device in _living(devices):
         device.finish.remote(trial)
 
 
@@ -72,7 +72,8 @@ def end_devices_that_go() -> None:
     Ray gives such a node some time, and kills what is left: the steps since the last snapshots would be lost.
     """
     for node in leaving_nodes():
-        for device in _all_devices(node):
+        names = ray.util.list_named_actors(all_namespaces=False)
+        for device in _living(name for name in names if name.startswith(NAME_PREFIX + node)):
             device.end.remote(LEAVING_SECONDS)
 
 
@@ -85,11 +86,10 @@ def leaving_nodes() -> frozenset[str]:
         return frozenset()
 
 
-def _all_devices(node: str = "") -> Iterator[Any]:
-    for actor in ray.util.list_named_actors(all_namespaces=False):
-        if actor.startswith(NAME_PREFIX + node):
-            with contextlib.suppress(ValueError):  # it ended just now
-                yield ray.get_actor(actor)
+def _living(devices: Iterable[str]) -> Iterator[Any]:
+    for name in devices:
+        with contextlib.suppress(ValueError):  # it ended just now
+            yield ray.get_actor(name)
 
 
 def node_stays(node_id: str) -> bool:

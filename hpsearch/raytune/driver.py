@@ -99,7 +99,7 @@ def drive(
     def config_of(asked: Asked) -> FinetuneConfig:
         return resolve(search.spec, asked.params, examples, model.model_type, model.parameters)
 
-    holding = holding or Holding(search.spec.name)
+    holding = holding or Holding()
     place.tidy(search.idle_snapshots(place.parked), search.needed_from())
     if search.is_over():  # its budget was spent when it was interrupted: it ends without its turn on a device
         return should_stop() is not None
@@ -115,7 +115,7 @@ def drive(
         return should_stop() is not None
 
     holding.per_device = placement.per_device
-    stopping = Stopping(search.spec.name, should_stop)
+    stopping = Stopping(should_stop)
     bridge = Bridge(search, config_of, place, stopping, placement=placement, holding=holding)
     _fit(bridge, placement)
     while bridge.rests and holding.wait(should_stop):

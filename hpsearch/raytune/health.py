@@ -7,7 +7,7 @@ device's fault; then the search itself notices that every trial fails for the sa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from hpsearch.raytune.messages import Failed, Lost, Placed
@@ -75,6 +75,10 @@ class Health:
         """Ray's id of the node on which the trial is; None when no device has taken it on."""
         placed = self._placed.get(number)
         return None if placed is None else placed.node
+
+    def actors_of(self, numbers: Iterable[int]) -> frozenset[str]:
+        """The actors of the devices on which these trials are; of those that are on their way to one, nothing yet."""
+        return frozenset(self._placed[number].actor for number in numbers if number in self._placed)
 
     def reported(self, number: int, exposure: int) -> None:
         """A trial gets on. The baseline alone proves nothing: it is evaluated once for all trials."""

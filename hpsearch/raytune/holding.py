@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 
-from hpsearch.raytune.devices import LOOK_SECONDS, own_node_died, release_everywhere
+from hpsearch.raytune.devices import LOOK_SECONDS, own_node_died
 from hpsearch.shares import Need, Share
 
 ASKED_AGAIN_SECONDS = 1.0
@@ -32,13 +32,12 @@ class Holding:
     """The places of one study's trials.
 
     Args:
-        study: Its name.
         share: Its share, whenever it is asked.
         slice_seconds: A trial gives its place up after training so long at the earliest.
     """
 
-    def __init__(self, study: str, share: ShareOf = everything, slice_seconds: float = 0.0) -> None:
-        self._study, self._share, self._slice_seconds = study, share, slice_seconds
+    def __init__(self, share: ShareOf = everything, slice_seconds: float = 0.0) -> None:
+        self._share, self._slice_seconds = share, slice_seconds
         self.per_device = 1
         self._need = Need(1, 0)
         self._begun: dict[int, float] = {}
@@ -121,8 +120,11 @@ class Holding:
         """Whether a trial was asked to give its place to another study."""
         return number in self._giving
 
-    def give(self, running: Collection[int]) -> None:
-        """Ask devices to let go of as many trials as others are to have the places of, those begun last first."""
+    def give(self, running: Collection[int]) -> frozenset[int]:
+        """The trials that devices are to be asked now to let go of: others are to have their places.
+
+        They are chosen once, those begun last first, and then named again and again until they are gone.
+        """
         share, now = self._share(self._need), time.monotonic()
         if share.need == self._need and share.need.held == len(running):  # no trial has come or gone since it was told
             having = [number for number in running if number not in self._giving]
@@ -130,7 +132,7 @@ class Holding:
             ripe.sort(key=self._begun.__getitem__, reverse=True)
             self._giving.update(ripe[: max(0, share.release - (len(running) - len(having)))])
         giving = self._giving & set(running)
-        if giving and now - self._asked_at > ASKED_AGAIN_SECONDS:
-            self._asked_at = now
-            for number in giving:
-                release_everywhere(f"{self._study}/{number}")
+        if not giving or now - self._asked_at <= ASKED_AGAIN_SECONDS:
+            return frozenset()
+        self._asked_at = now
+        return frozenset(giving)

@@ -79,6 +79,8 @@ class Placed:
     """Ray's id of the device's node."""
     pid: int
     """The device's process."""
+    actor: str
+    """The name of its actor."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hpsearch.errors import DiskFull
-from hpsearch.raytune.devices import finish_everywhere, node_stays
+from hpsearch.raytune.devices import finish, node_stays
 from hpsearch.raytune.health import Health
 from hpsearch.raytune.holding import Holding
 from hpsearch.raytune.messages import Failed, Finished, Lost, Message, Placed, Released, Replayed, Reported
@@ -91,7 +91,7 @@ class Outcome:
         if message.report.exposure > self._alone_until.get(number, message.report.exposure):
             del self._alone_until[number]
         if decision is Decision.FINISH:  # what the device says then is its last message
-            finish_everywhere(f"{self._search.spec.name}/{number}")
+            finish(f"{self._search.spec.name}/{number}", self._health.actors_of([number]))
         elif decision is Decision.REUSE:
             self._search.reuse(number, self._place.artifacts / str(number))
         elif decision is Decision.PRUNE:

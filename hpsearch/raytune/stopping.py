@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from hpsearch.errors import DiskFull
-from hpsearch.raytune.devices import LOOK_SECONDS, end_devices_that_go, own_node_died, release_everywhere
+from hpsearch.raytune.devices import LOOK_SECONDS, end_devices_that_go, own_node_died
 from hpsearch.raytune.holding import ASKED_AGAIN_SECONDS
 
 HANDOVER_SECONDS = 12
@@ -30,12 +30,11 @@ class Stopping:
     """Whether a study's trials must end, and since when they were told to.
 
     Args:
-        study: Its name.
         should_stop: Looked at all the time.
     """
 
-    def __init__(self, study: str, should_stop: ShouldStop) -> None:
-        self._study, self._should_stop = study, should_stop
+    def __init__(self, should_stop: ShouldStop) -> None:
+        self._should_stop = should_stop
         self._since: float | None = None
         self._told_at = 0.0
         self._looked_at = time.monotonic()
@@ -52,7 +51,7 @@ class Stopping:
         self.error = self.error or error
 
     def is_due(self) -> bool:
-        """Whether every trial must end now. Those that are to stop in order are told here."""
+        """Whether every trial must end now, in order or not."""
         now = time.monotonic()
         if self.error is None and now - self._looked_at > LOOK_SECONDS:
             self._looked_at = now
@@ -64,7 +63,14 @@ class Stopping:
         if wish is None and self.error is None and not self.is_wanted:
             return False
         self._since = self._since or now
-        if now - self._told_at > ASKED_AGAIN_SECONDS:  # again and again: a trial may be on its way to a device
-            self._told_at = now
-            release_everywhere(self._study)
         return now - self._since > HANDOVER_SECONDS
+
+    def is_to_be_told(self) -> bool:
+        """Whether the devices are to be asked now to let go of the trials, which stop in order.
+
+        Again and again, as long as the trials run: one may be on its way to a device.
+        """
+        if not self.is_wanted or time.monotonic() - self._told_at <= ASKED_AGAIN_SECONDS:
+            return False
+        self._told_at = time.monotonic()
+        return True

@@ -95,7 +95,7 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
         if isinstance(answer, Refusal):
             return answer
         self._device = device
-        return Placed(address.label, address.node, answer)
+        return Placed(address.label, address.node, answer, address.name)
 
     def _in_line(self, addresses: list[DeviceAddress], slot: Slot) -> Placed | InLine:
         """A trial that has to be alone waits for one of these devices only: for that with the fewest trials."""

@@ -164,7 +164,7 @@ class Driving:
             fulfilled=lambda wish: self._studies.fulfil(lease, wish),
         )
         place = place_of(self._settings, spec.name)
-        holding = Holding(spec.name, heartbeat.share, self._settings.slice_seconds)
+        holding = Holding(heartbeat.share, self._settings.slice_seconds)
         turn.begin(holding, lambda: heartbeat.orders)
         try:
             stopped = drive(search, model, examples, place, should_stop, holding=holding)

@@ -17,7 +17,7 @@ from ray.tune.search import Searcher
 
 from hpsearch.basemodel import describe
 from hpsearch.errors import DiskFull
-from hpsearch.raytune import bridge, driver, outcome, placement, stopping
+from hpsearch.raytune import bridge, devices, driver, outcome, placement, stopping
 from hpsearch.raytune.adapter import take_errors_as_losses
 from hpsearch.raytune.bridge import Bridge
 from hpsearch.raytune.health import IN_A_ROW
@@ -56,13 +56,13 @@ class Tune:
     def __init__(self, driven: Driven, folder: Path, *, per_device: int = 1, room: int = ROOM) -> None:
         self.driven = driven
         spec = self.driven.search.spec
-        self.holding = Holding("bridged")
+        self.holding = Holding()
         self.holding.per_device = per_device
         self.bridge = Bridge(
             self.driven.search,
             lambda asked: resolve(spec, asked.params, EXAMPLES, "llama", 10**6),
             Place(folder),
-            Stopping(spec.name, lambda: None),
+            Stopping(lambda: None),
             placement=Placement({"CPU": 1}, per_device, room, room),
             holding=self.holding,
         )
@@ -94,12 +94,12 @@ class Tune:
     def fail_on(self, device: str, times: int) -> None:
         for pid in range(times):
             trial_id, _ = self.start()
-            assert self.tell(trial_id, Placed(device, "node", pid))
+            assert self.tell(trial_id, Placed(device, "node", pid, "actor"))
             self.tell(trial_id, Failed(Failure.ERROR, "its GPU is broken"))
 
     def train_on(self, device: str) -> str:
         trial_id, _ = self.start()
-        assert self.tell(trial_id, Placed(device, "node", 1))
+        assert self.tell(trial_id, Placed(device, "node", 1, "actor"))
         for exposure in (0, 40):
             assert self.tell(trial_id, Reported(a_report(exposure), CONTRACT))
         return trial_id
@@ -132,7 +132,7 @@ def test_a_trial_that_ray_places_there_all_the_same_goes_elsewhere_and_loses_not
     assert tune.tell(holds, barred)
     again, config = tune.start()
     assert config["number"] == given["number"]
-    assert tune.tell(again, Placed("good", "node", 1))
+    assert tune.tell(again, Placed("good", "node", 1, "actor"))
     trial = tune.driven.trial(config["number"])
     assert (trial.state, trial.device, trial.lost, trial.orphaned) == (TrialState.RUNNING, "good", 0, 0)
 
@@ -144,7 +144,7 @@ def test_the_share_of_a_node_that_is_about_to_go_is_held_until_it_has_gone(tune:
         assert tune.tell(holds, Barred(("any",), leaves=True))
     again, config = tune.start()
     assert config["number"] == given["number"]
-    assert tune.tell(again, Placed("good", "node", 1))
+    assert tune.tell(again, Placed("good", "node", 1, "actor"))
     tune.bridge.ended(holds, lost=True)
     trial = tune.driven.trial(config["number"])
     assert (trial.state, trial.lost, trial.orphaned) == (TrialState.RUNNING, 0, 0)
@@ -186,7 +186,7 @@ def test_what_dies_with_its_node_is_not_the_trial_s_loss(tune: Tune) -> None:
     for node, losses in (("gone", [(0, 1), (0, 2)]), ("node", [(1, 2), (2, 2)])):
         for tells, expected in zip((False, True), losses, strict=True):
             trial_id, config = tune.start()
-            assert tune.tell(trial_id, Placed("device", node, 1))
+            assert tune.tell(trial_id, Placed("device", node, 1, "actor"))
             if tells:
                 tune.tell(trial_id, Lost("the device's process died"))
             else:
@@ -215,7 +215,7 @@ def test_only_the_trial_that_kills_its_device_is_to_blame_for_that(tune: Tune, t
         assert len(there) == 1 or not any(config["alone_until"] is not None for config in there.values())
         numbers = {trial_id: config["number"] for trial_id, config in there.items()}
         for trial_id in there:
-            assert tune.tell(trial_id, Placed("device", "node", pid))
+            assert tune.tell(trial_id, Placed("device", "node", pid, "actor"))
             assert tune.tell(trial_id, Reported(a_report(0), CONTRACT))
         dies = any(tune.driven.trial(number).params == poison for number in numbers.values())
         deaths += [list(numbers.values())] if dies else []
@@ -239,7 +239,7 @@ def test_suspects_train_one_by_one_beside_those_that_are_none(tune: Tune, tmp_pa
     first = list(tune.start_all())
     assert len(first) == 4
     for trial_id, pid in zip(first, (1, 1, 2, 2), strict=True):
-        assert tune.tell(trial_id, Placed(f"device {pid}", "node", pid))
+        assert tune.tell(trial_id, Placed(f"device {pid}", "node", pid, "actor"))
         assert tune.tell(trial_id, Reported(a_report(0), CONTRACT))
     for trial_id in first[:2]:
         tune.tell(trial_id, Lost("the device's process died"))
@@ -256,7 +256,7 @@ def test_suspects_train_one_by_one_beside_those_that_are_none(tune: Tune, tmp_pa
 def test_two_devices_that_die_are_two_on_which_suspects_are_alone(tune: Tune, tmp_path: Path) -> None:
     tune = sharing(tune, tmp_path, devices=2, trials=20)
     for trial_id, pid in zip(list(tune.start_all()), (1, 1, 2, 2), strict=True):
-        assert tune.tell(trial_id, Placed(f"device {pid}", "node", pid))
+        assert tune.tell(trial_id, Placed(f"device {pid}", "node", pid, "actor"))
         tune.tell(trial_id, Lost("the device's process died"))
     given = tune.start_all().values()
     assert [(config["number"], config["alone_until"]) for config in given] == [(0, 0), (1, 0)]
@@ -268,7 +268,7 @@ def test_where_other_studies_share_the_devices_one_suspect_at_a_time_has_one_of_
     monkeypatch.setattr(Holding, "is_shared", True)
     tune = sharing(tune, tmp_path, devices=2, trials=20)
     for trial_id, pid in zip(list(tune.start_all()), (1, 1, 2, 2), strict=True):
-        assert tune.tell(trial_id, Placed(f"device {pid}", "node", pid))
+        assert tune.tell(trial_id, Placed(f"device {pid}", "node", pid, "actor"))
         tune.tell(trial_id, Lost("the device's process died"))
     given = [(config["number"], config["alone_until"]) for config in tune.start_all().values()]
     assert given == [(0, 0), (4, None), (5, None)]
@@ -278,7 +278,6 @@ def test_where_other_studies_share_the_devices_one_suspect_at_a_time_has_one_of_
 def test_who_waits_for_a_device_hears_from_nobody_else_that_it_is_to_stop(
     tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    monkeypatch.setattr(stopping, "release_everywhere", lambda _: None)
     tune = sharing(tune, tmp_path, devices=1, trials=20)
     trial_id, config = tune.start()
     assert tune.tell(trial_id, InLine())
@@ -331,7 +330,7 @@ def test_a_full_disk_costs_the_snapshots_of_pruned_trials_before_it_costs_the_st
         Place(tmp_path).progress(each).mkdir(parents=True)
     Place(tmp_path).tidy(tune.driven.search.idle_snapshots(Place(tmp_path).parked))
     assert Place(tmp_path).progress(number).is_dir(), "a person may have it continued"
-    tune.bridge.receive(trial_id, encode(Placed("good", "node", 1)))
+    tune.bridge.receive(trial_id, encode(Placed("good", "node", 1, "actor")))
     tune.bridge.receive(trial_id, encode(Failed(Failure.DISK_FULL, "no space left")))
     assert isinstance(tune.bridge.stopping.error, DiskFull)
     assert not Place(tmp_path).progress(number).exists()
@@ -347,7 +346,7 @@ def test_shares_are_held_no_longer_than_the_search_lasts(tune: Tune) -> None:
     tune.driven.search.close_waiting("the search is over")
     tune.fail_on("good", 2)
     while isinstance(asked := tune.bridge.suggest("next"), dict):
-        tune.tell("next", Placed("good", "node", 1))
+        tune.tell("next", Placed("good", "node", 1, "actor"))
         tune.tell("next", Failed(Failure.ERROR, "another error"))
     assert asked == Searcher.FINISHED
     assert not tune.tell(holds, Barred(("bad",)))
@@ -368,7 +367,7 @@ def test_a_study_that_was_told_to_stop_while_it_waited_for_its_turn_is_not_over(
     monkeypatch.setattr(driver, "place_trials", lambda *_, **__: Placement({"CPU": 1}, 1, ROOM, ROOM))
     monkeypatch.setattr(driver, "_fit", lambda bridge, _: setattr(bridge, "rests", True))
     model = describe(str(STUDIES / "models" / "pydoc-llama"))
-    assert driver.drive(tune.driven.search, model, EXAMPLES, Place(tmp_path), holding=Waiting("bridged"))
+    assert driver.drive(tune.driven.search, model, EXAMPLES, Place(tmp_path), holding=Waiting())
 
 
 def test_a_study_whose_budget_is_spent_ends_without_its_turn(
@@ -391,7 +390,7 @@ def test_a_study_whose_budget_is_spent_ends_without_its_turn(
     before.search.release("its runner was stopped")
     search = Driven(storage, spec).search
     model = describe(str(STUDIES / "models" / "pydoc-llama"))
-    assert not driver.drive(search, model, EXAMPLES, Place(tmp_path), holding=Waiting("bridged"))
+    assert not driver.drive(search, model, EXAMPLES, Place(tmp_path), holding=Waiting())
     assert "training tokens was used" in search.verdict()[1]
 
 
@@ -421,11 +420,47 @@ def test_no_device_of_another_study_is_made_ready(
     def config_of(asked: Asked) -> FinetuneConfig:
         return resolve(spec, asked.params, EXAMPLES, "llama", 10**6)
 
-    holding = Holding("bridged", reckoned)
+    holding = Holding(reckoned)
     assert holding.wait(lambda: False)
     found = placement.place_trials(search, model, config_of, Place(tmp_path), lambda: False, may_hold=holding.room)
     assert found is not None
     assert opened == list(range(share))
+
+
+class Actors:
+    """Of the cluster's devices: what each is asked, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[tuple[str, str]] = []
+        monkeypatch.setattr(devices.ray, "get_actor", self.get)
+
+    def get(self, name: str) -> Any:
+        if name == "gone":
+            raise ValueError(name)
+        return SimpleNamespace(release=SimpleNamespace(remote=lambda whose: self.asked.append((name, whose))))
+
+
+def test_only_devices_that_hold_trials_of_the_study_are_asked_to_let_go_of_them(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for all of them. To ask all devices for each study took studies times devices calls a second."""
+    actors = Actors(monkeypatch)
+    tune = sharing(tune, tmp_path, devices=3, trials=20)
+    on_its_way, *placed = list(tune.start_all())
+    for trial_id, actor in zip(placed, ("a", "a", "b", "b", "gone"), strict=True):
+        assert tune.tell(trial_id, Placed(f"device {actor}", "node", 1, actor))
+    assert not tune.bridge.stops()
+    assert actors.asked == []
+    monkeypatch.setattr(tune.bridge.stopping, "_should_stop", lambda: Stop.IN_ORDER)
+    for _ in range(100):
+        assert not tune.bridge.stops()
+    assert sorted(actors.asked) == [("a", "shared"), ("b", "shared")]
+    for trial_id in placed:
+        tune.tell(trial_id, Released("the device let go of it"))
+    assert tune.tell(on_its_way, Placed("device c", "node", 2, "c"))
+    monkeypatch.setattr(stopping, "ASKED_AGAIN_SECONDS", -1.0)
+    assert not tune.bridge.stops()
+    assert actors.asked[2:] == [("c", "shared")]
 
 
 def test_out_of_time_what_has_nothing_to_show_is_let_go_of(
@@ -436,17 +471,18 @@ def test_out_of_time_what_has_nothing_to_show_is_let_go_of(
     elapsed = [0.0]
     spec = spec_of(20, budget={"trials": 20, "wall_clock": 60})
     driven = Driven(optuna_storage(f"sqlite:///{tmp_path}/study.db"), spec, elapsed=lambda: elapsed[0])
-    told: list[str] = []
-    monkeypatch.setattr(bridge, "release_everywhere", told.append)
+    told: list[tuple[str, frozenset[str]]] = []
+    monkeypatch.setattr(bridge, "release", lambda *asked: told.append(asked))
     tune = Tune(driven, tmp_path)
     trains, _ = tune.start()
     loads, given = tune.start()
+    assert tune.tell(loads, Placed("device", "node", 1, "actor"))
     assert tune.tell(trains, Reported(a_report(0), CONTRACT))
     assert not tune.bridge.stops()
     assert told == []
     elapsed[0] = 61.0
     assert not tune.bridge.stops()
-    assert told == [f"{spec.name}/{given['number']}"]
+    assert told == [(f"{spec.name}/{given['number']}", {"actor"})]
     assert not tune.tell(loads, Released("the device let go of it"))
     assert driven.trial(given["number"]).state == TrialState.WAITING
     assert tune.bridge.suggest("none any more") is None

@@ -238,7 +238,7 @@ def test_studies_for_which_a_runner_has_no_place_get_theirs_in_turn(
 
 def test_a_study_gives_its_place_to_those_only_that_would_be_claimed_before_it() -> None:
     def a_turn(priority: int, held: float, *, trains: bool = True) -> Turn:
-        turn, holding = Turn(), Holding("a", slice_seconds=60)
+        turn, holding = Turn(), Holding(slice_seconds=60)
         driven = itertools.chain([0.0], itertools.repeat(held))
         spec = a_spec(priority=priority)
         turn.begin(holding, lambda: Orders(1, None, spec, (), next(driven)))

@@ -23,7 +23,7 @@ class Driven:
     def train(self, device: str, exposure: int = 0) -> int:
         """A trial that has reported."""
         number = next(self._numbers)
-        self.health.placed(number, Placed(device, "node", self._pids[device]))
+        self.health.placed(number, Placed(device, "node", self._pids[device], "actor"))
         self.health.reported(number, exposure)
         return number
 

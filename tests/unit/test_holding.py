@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -18,10 +17,9 @@ class Driven:
     """A study with one trial on a device, whose place another study has a right to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, self._asked = 1000.0, itertools.count()
+        self.now = 1000.0
         monkeypatch.setattr(holding, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(holding, "release_everywhere", lambda _: next(self._asked))  # there is no Ray
-        self.holding = Holding("long", lambda need: Share(0, 1 - need.held, need.held, need), SLICE)
+        self.holding = Holding(lambda need: Share(0, 1 - need.held, need.held, need), SLICE)
         self.begin()
 
     def begin(self) -> None:
@@ -30,7 +28,8 @@ class Driven:
 
     def gives_after(self, seconds: float) -> bool:
         self.now += seconds
-        self.holding.give([0])
+        named = self.holding.give([0])
+        assert named == ({0} if self.holding.is_giving(0) else set())
         return self.holding.is_giving(0)
 
 
