@@ -2,62 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import ray
-from ray.exceptions import RayActorError
 
+from hpsearch.raytune import bridge
+from hpsearch.raytune.health import Health
+from hpsearch.raytune.messages import Placed
 from hpsearch.results import TrialState
 from hpsearch.search import record
-from tests.integration.test_raytune import Study, _devices, data, spec_of, storage
+from tests.integration.test_raytune import Study, data, spec_of, storage
 
 __all__ = ["data", "storage"]  # fixtures
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
-POISON = "poisoned/2/"
-"""How the keys of the trial begin that kills its device, whenever it is on one; with others there if they come soon."""
-
-SOON_SECONDS = 0.3
+POISON = 2
+"""The number of the trial that kills its device as soon as it is there."""
 
 
-class Killing:
-    """A thread that does what a crash in a kernel would do, and remembers which trials were there."""
+class Killing(Health):
+    """Of devices, of which one dies as by a crash in a kernel when it has taken the poison on."""
 
-    def __init__(self, company: int) -> None:
-        self.deaths: list[set[str]] = []
-        self._company, self._stopped = company, threading.Event()
-        self._thread = threading.Thread(target=self._run)
+    deaths: ClassVar[list[set[str]]] = []
+    """The trials that were there, each time."""
 
-    def __enter__(self) -> Killing:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        seen: dict[tuple[int, str], float] = {}
-        while not self._stopped.wait(0.02):
-            with contextlib.suppress(RayActorError, ValueError):  # one of them ends just now
-                for device in _devices():
-                    there = ray.get(device.trials.remote())
-                    poison = next((key for key in there if key.startswith(POISON)), None)
-                    if poison is None:
-                        continue
-                    pid = ray.get(device.pid.remote())
-                    since = time.monotonic() - seen.setdefault((pid, poison), time.monotonic())
-                    if len(there) >= self._company or (self.deaths and since > SOON_SECONDS):
-                        os.kill(pid, signal.SIGKILL)
-                        self.deaths.append({key.split("/")[1] for key in there})
+    def placed(self, number: int, placed: Placed) -> None:
+        super().placed(number, placed)
+        if number != POISON:
+            return
+        device, deadline = ray.get_actor(placed.actor), time.monotonic() + 30
+        while len(there := ray.get(device.trials.remote())) < 3 and not self.deaths:  # at first in company
+            assert time.monotonic() < deadline
+        os.kill(placed.pid, signal.SIGKILL)
+        self.deaths.append({key.split("/")[1] for key in there})
 
 
 def test_a_trial_that_kills_its_device_fails_alone_and_those_beside_it_complete(
@@ -66,6 +49,8 @@ def test_a_trial_that_kills_its_device_fails_alone_and_those_beside_it_complete(
     from hpsearch.finetune import finetune, prepare
     from hpsearch.spec.finetune import FinetuneConfig
 
+    monkeypatch.setattr(Killing, "deaths", [])
+    monkeypatch.setattr(bridge, "Health", Killing)
     monkeypatch.setattr(record, "RETRIES", 1)  # after each death, a new process has to load everything
     spec = spec_of(
         data,
@@ -75,11 +60,10 @@ def test_a_trial_that_kills_its_device_fails_alone_and_those_beside_it_complete(
         parallelism={"trials_per_device": 3, "max_concurrent_trials": 3},
     )
     study = Study(spec, storage, tmp_path)
-    with Killing(company=3) as killing:
-        study.drive()
+    study.drive()
     trials = study.search.trials()
     assert [(trial.number, trial.failure) for trial in trials if trial.failure] == [(2, "worker_lost")]
-    assert killing.deaths == [{"0", "1", "2"}, {"2"}]
+    assert Killing.deaths == [{"0", "1", "2"}, {"2"}]
     (retry,) = [trial for trial in trials if trial.retry_of == 2]
     assert retry.state == TrialState.COMPLETE
     prepared = None
