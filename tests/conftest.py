@@ -70,7 +70,8 @@ def _no_settings_of_the_person_who_runs_this(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def home(tmp_path: Path) -> Settings:
     """The settings of a service with an empty home, which may read the bundled models and data."""
-    settings = Settings(home=tmp_path / "home", allowed_roots=(STUDIES,))
+    # The library that downloads datasets is slow to load the first time, on a busy machine above all.
+    settings = Settings(home=tmp_path / "home", allowed_roots=(STUDIES,), hub_timeout_seconds=250)
     settings.prepare_home()
     return settings
 
@@ -95,11 +96,11 @@ class Postgres:
         """Again, after somebody killed it."""
         options = f"-p {self._port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200"
         log = self._folder / "server.log"
-        self._run("pg_ctl", "-D", self._cluster, "-l", log, "-w", "-t", "60", "-o", options, "start")
+        self._run("pg_ctl", "-D", self._cluster, "-l", log, "-w", "-t", "200", "-o", options, "start")
 
     def _run(self, program: str, *arguments: str | Path) -> None:
         command = [*self._as_postgres, str(self._binaries / program), *map(str, arguments)]
-        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, timeout=250)
         assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
 
     def stop(self) -> None:

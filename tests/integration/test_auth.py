@@ -220,7 +220,7 @@ def test_only_a_loopback_address_is_this_machines_own(host: str, only_here: bool
 def test_the_service_does_not_listen_to_others_without_tokens(tmp_path: Path, host: str) -> None:
     environment = {**os.environ, "HPSEARCH_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "hpsearch.api", "--host", host, "--port", "0"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 1
     assert f"refusing to listen on {host} without tokens" in done.stderr
     assert "hpsearch token" in done.stderr
@@ -235,7 +235,7 @@ def test_the_service_listens_to_others_with_tokens(tmp_path: Path) -> None:
         environment = {**os.environ, "HPSEARCH_HOME": str(tmp_path)}
         probe.listen()
         command = [sys.executable, "-m", "hpsearch.api", "--host", "127.0.0.1", "--port", port]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode != 0
     assert "without tokens" not in done.stderr
     assert "address already in use" in done.stderr

@@ -214,7 +214,7 @@ def in_fresh_interpreter(code: str, home: Path, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=250,
     )
     return done.stdout
 
