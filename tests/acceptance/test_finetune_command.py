@@ -84,7 +84,8 @@ def stop_after(process: "subprocess.Popen[str]", reports: int, how: signal.Signa
         assert line, lines
         lines.append(line.rstrip("\n"))
     process.send_signal(how)
-    lines += process.communicate(timeout=PATIENCE)[1].splitlines()
+    lines += process.stderr.read().splitlines()  # `communicate` would forget what was read ahead
+    process.wait(PATIENCE)
     return lines
 
 
