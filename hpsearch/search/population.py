@@ -19,6 +19,7 @@ from hpsearch.results import Failure, Trial, TrialState
 from hpsearch.search import history
 from hpsearch.search.draw import Points
 from hpsearch.search.explore import explored, quantile_size
+from hpsearch.search.losses import suspects_first
 from hpsearch.search.record import Record
 from hpsearch.search.samplers import seed_of
 from hpsearch.spec.points import key
@@ -44,7 +45,7 @@ class Heir:
 
 
 class Population:
-    """The population of one study.
+    """The population of one study: a `Strategy`.
 
     Args:
         record: Of the study's trials.
@@ -53,6 +54,9 @@ class Population:
         points: Where params lie.
         exchanges: The exposures of all exchanges.
     """
+
+    exhausted = "the population came to its end"
+    exchanges_weights = True
 
     def __init__(
         self, record: Record, study: optuna.Study, asked: PopulationSpec, points: Points, exchanges: Sequence[int]
@@ -78,7 +82,11 @@ class Population:
         limit, members = self.next, {trial.number for trial in _members(trials)}
         waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
         able = [t for t in waiting if limit is None or t.exposure < limit or t.number not in members]
-        return sorted(able, key=lambda trial: (trial.exposure, trial.number))
+        return suspects_first(sorted(able, key=lambda trial: (trial.exposure, trial.number)))
+
+    def draws(self, trials: Sequence[Trial]) -> bool:  # noqa: ARG002
+        """Never: its members are lined up."""
+        return False
 
     def must_wait(self, trial: Trial) -> bool:
         """Whether a trial that has just reported must wait for the others."""

@@ -15,28 +15,25 @@ import optuna
 from hpsearch.crash import crash_point
 from hpsearch.lifecycle import Orders, Wish
 from hpsearch.results import Failure, Report, Trial, TrialState
-from hpsearch.results.budget import has_better, hopeless, left, limit_reached, spent, to_finish
+from hpsearch.results.budget import has_better, hopeless, limit_reached, spent, to_finish
 from hpsearch.results.curve import has_turned
 from hpsearch.search import history
 from hpsearch.search.answers import Asked, Decision
 from hpsearch.search.draw import Draw, Points, suggest
 from hpsearch.search.handout import handed_out
-from hpsearch.search.losses import Loss, suspects_first
+from hpsearch.search.losses import Loss
 from hpsearch.search.memory import Lineage, Memory, lessons
 from hpsearch.search.population import Population
 from hpsearch.search.pruners import most_epochs, pruner
 from hpsearch.search.record import REPEATABLE, Event, Record, outline
+from hpsearch.search.strategy import Independent, Strategy, tried
 from hpsearch.search.wishes import Wishes
 from hpsearch.spec.auto import with_search_resolved
 from hpsearch.spec.finetune import FinetuneConfig
-from hpsearch.spec.points import Key, key
 from hpsearch.spec.population import exchanges
 from hpsearch.spec.pruner import PopulationSpec
 from hpsearch.spec.space import Params
 from hpsearch.spec.study import StudySpec
-
-MANY = 1 << 20
-"""Trials; more than any cluster holds at once."""
 
 
 class Search(Record):
@@ -89,10 +86,10 @@ class Search(Record):
         self._memory = None
         if lineage is not None:
             self._memory = Memory(storage, spec.name, lineage, self._direction, self._metric)
-        self._population = None
+        self._strategy: Strategy = Independent(self, self._points)
         if isinstance(spec.pruner, PopulationSpec):
             at = exchanges(spec.pruner, spec.search_space, epochs, reports, examples)
-            self._population = Population(self, study, spec.pruner, self._points, at)
+            self._strategy = Population(self, study, spec.pruner, self._points, at)
         self._wishes = Wishes(self, orders, fulfilled)
         self._epochs: dict[int, int] = {}
         self._warmup_epochs: dict[int, float] = {}
@@ -138,17 +135,17 @@ class Search(Record):
         while True:
             self._wishes.heed()
             trials = self.trials()
-            if self._population is not None and not self._ends(trials) and self._population.gather(trials):
+            if not self._ends(trials) and self._strategy.gather(trials):
                 trials = self.trials()
             is_over, unfinished = self._is_over(trials)
-            waiting, tried = unfinished if is_over else self._waiting(trials), _tried(trials)
+            waiting = unfinished if is_over else self._strategy.ready(trials)
             if not alone:
                 waiting = [trial for trial in waiting if trial.alone_until is None]
-            if not waiting and (is_over or self._population is not None or not self._has_new(trials)):
+            if not waiting and (is_over or not self._strategy.draws(trials)):
                 return None
             self._fence()
-            past = functools.partial(self._study.get_trials, deepcopy=False)
-            self._study.sampler = Draw(self._points, tried, past, lessons(self._study, self._points.distributions))
+            past, taught = functools.partial(self._study.get_trials, deepcopy=False), self._points.distributions
+            self._study.sampler = Draw(self._points, tried(trials), past, lessons(self._study, taught))
             trial = self.take(waiting[0].number) if waiting else self.add()
             params = suggest(trial, self._points, waiting[0].params if waiting else {})
             self._live[trial.number] = trial
@@ -166,18 +163,8 @@ class Search(Record):
 
     def _is_over(self, trials: Sequence[Trial]) -> tuple[bool, list[Trial]]:
         """Whether nothing new is tried, and the trials that have to come to their ends all the same."""
-        if self._population is not None:
-            is_exhausted = self._population.is_over(trials)
-        else:
-            is_exhausted = not self._waiting(trials) and self._points.untried(_tried(trials)) == []
-        all_wait = self._population is not None and self._is_spent(trials)
-        return is_exhausted or self._ends(trials) is not None, to_finish(trials, all_wait=all_wait)
-
-    def _waiting(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials that wait and may go on, the next one first."""
-        if self._population is not None:
-            return suspects_first(self._population.ready(trials))
-        return suspects_first(trial for trial in trials if trial.state == TrialState.WAITING)
+        is_over = self._strategy.is_over(trials) or self._ends(trials) is not None
+        return is_over, to_finish(trials, all_wait=self._strategy.exchanges_weights and self._is_spent(trials))
 
     def is_out_of_time(self) -> bool:
         """Whether the wall-clock budget is used up, as far as people had extended it when their orders were heeded."""
@@ -190,18 +177,7 @@ class Search(Record):
     def room(self) -> int:
         """How many trials `ask` could hand out now, at most."""
         trials = self.trials()
-        if self._ends(trials):
-            return 0
-        if self._population is not None:
-            return self._population.room(trials)
-        untried = self._points.untried(_tried(trials))
-        points = math.inf if untried is None else len(self._waiting(trials)) + len(untried)
-        return int(min(points, left(self.spec.budget, trials), MANY))
-
-    def _has_new(self, trials: Sequence[Trial]) -> bool:
-        """Whether there is room for trials besides those that wait."""
-        waiting = self._waiting(trials)
-        return not waiting or self.room() > len(waiting)
+        return 0 if self._ends(trials) else self._strategy.room(trials)
 
     def _ends(self, trials: Sequence[Trial]) -> str | None:
         """Why no other trial is started, if so."""
@@ -219,8 +195,7 @@ class Search(Record):
         for known in trial.user_attrs.get("curve", []):
             if known["exposure"] not in recorded:  # a crash came between, or another trial has reported it
                 trial.report(float(known[self._metric]), step=known["exposure"])
-        hands_over_at = None if self._population is None else self._population.next
-        asked = handed_out(trial, params, self.trials(), self._points, hands_over_at)
+        asked = handed_out(trial, params, self.trials(), self._points, self._strategy.next)
         trial.set_user_attr("attempts", asked.attempt)
         crash_point("after_ask")
         kind = "trial.started" if asked.attempt == 1 else "trial.continued"
@@ -251,8 +226,9 @@ class Search(Record):
             raise ValueError(f"trial {number} reported {value}: a diverged trial must fail, not report")
         if report.exposure == 0:
             self._keep_baseline(report, contract, warnings)
-            # A population needs weights on the way, which nobody keeps.
-            if self._memory is not None and self._population is None and self._memory.recalls(trial, contract):
+            # Who exchanges weights needs them on the way, where nobody keeps them.
+            memory = None if self._strategy.exchanges_weights else self._memory
+            if memory is not None and memory.recalls(trial, contract):
                 return Decision.REUSE
         curve = trial.user_attrs.get("curve", [])
         if curve and report.exposure <= curve[-1]["exposure"]:
@@ -305,8 +281,7 @@ class Search(Record):
             return Decision.PRUNE
         if poor and report.epoch > self._warmup_epochs[number]:
             return Decision.PRUNE
-        waits = self._population is not None and self._population.must_wait(trials[number])
-        return Decision.PAUSE if waits else Decision.GO_ON
+        return Decision.PAUSE if self._strategy.must_wait(trials[number]) else Decision.GO_ON
 
     def pause(self, number: int) -> None:
         """The trial was stopped where it has to wait for the others of its population."""
@@ -314,7 +289,7 @@ class Search(Record):
 
     def needed_from(self) -> float:
         """Below this exposure, snapshots that trials have handed over are of no use any more."""
-        needed = None if self._population is None else self._population.needs_from(self.trials())
+        needed = self._strategy.needs_from(self.trials())
         return math.inf if needed is None else needed
 
     def _is_spent(self, trials: Sequence[Trial]) -> bool:
@@ -336,10 +311,4 @@ class Search(Record):
         limit = self._limit(trials)
         if not any(trial.state == TrialState.COMPLETE for trial in trials):
             return False, f"no trial completed: {limit}" if limit else "no trial completed"
-        whole = "the population came to its end" if self._population is not None else None
-        return True, limit or whole or "the search space is exhausted: every point was tried"
-
-
-def _tried(trials: Sequence[Trial]) -> frozenset[Key]:
-    """The points that were tried or are lined up. Where nothing varies there is one, which a failure doesn't use up."""
-    return frozenset(key(trial.params) for trial in trials if trial.params or trial.state != TrialState.FAIL)
+        return True, limit or self._strategy.exhausted
