@@ -33,6 +33,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TZ"] = "UTC"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+for colours in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):  # with any, Rich and Typer take a pipe for a terminal
+    os.environ.pop(colours, None)
 
 # How long an example takes says more about what else this machine does. The same examples each time: what fails here
 # fails again. `pytest --hypothesis-profile=default` looks for new ones.
