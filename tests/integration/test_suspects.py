@@ -12,7 +12,8 @@ import pytest
 import ray
 
 from hpsearch.raytune import bridge
-from hpsearch.raytune.health import Health
+from hpsearch.raytune.address import devices_of
+from hpsearch.raytune.health import Aside, Health
 from hpsearch.raytune.messages import Placed
 from hpsearch.results import TrialState
 from hpsearch.search import record
@@ -32,11 +33,16 @@ class Killing(Health):
     deaths: ClassVar[list[set[str]]] = []
     """The trials that were there, each time."""
 
+    def aside(self) -> dict[str, Aside]:
+        """All devices but the first, so that all trials are on one."""
+        others = devices_of(ray.get_runtime_context().get_node_id(), [])[1:]
+        return {address.label: Aside(time.time() + 600, "as a test wants it") for address in others}
+
     def placed(self, number: int, placed: Placed) -> None:
         super().placed(number, placed)
         if number != POISON:
             return
-        device, deadline = ray.get_actor(placed.actor), time.monotonic() + 30
+        device, deadline = ray.get_actor(placed.actor), time.monotonic() + 60
         while len(there := ray.get(device.trials.remote())) < 3 and not self.deaths:  # at first in company
             assert time.monotonic() < deadline
         os.kill(placed.pid, signal.SIGKILL)
@@ -44,7 +50,7 @@ class Killing(Health):
 
 
 def test_a_trial_that_kills_its_device_fails_alone_and_those_beside_it_complete(
-    data: dict[str, str], storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: dict[str, str], storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hang_file: Path
 ) -> None:
     from hpsearch.finetune import finetune, prepare
     from hpsearch.spec.finetune import FinetuneConfig
@@ -60,6 +66,7 @@ def test_a_trial_that_kills_its_device_fails_alone_and_those_beside_it_complete(
         parallelism={"trials_per_device": 3, "max_concurrent_trials": 3},
     )
     study = Study(spec, storage, tmp_path)
+    hang_file.touch()  # nobody gets on before all are there
     study.drive()
     trials = study.search.trials()
     assert [(trial.number, trial.failure) for trial in trials if trial.failure] == [(2, "worker_lost")]
