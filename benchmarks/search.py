@@ -8,7 +8,8 @@
 
 Every contender is the real thing: Optuna's samplers and pruners as `hpsearch.search` builds them, Ray Tune's own
 OptunaSearch and ASHAScheduler for `stock`. A draw is moved to the nearest row of the table that the search has not
-taken yet, and the sampler is told that row's params. Only who says so gets the `auto` defaults as first trial.
+taken yet, and the sampler is told that row's params. Only who says so gets the `auto` defaults as first trial, and
+knows of them; with *wrong defaults*, these are the params of a row that is worse than nine of ten.
 
 The incumbent is the best validation loss at any report of any trial so far; `complete` is the best one of trials that
 ran to their end. Regret is 0 for the table's best row and 1 for its median row. The whole budget is as many tokens as
@@ -30,7 +31,20 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from replay import LCBENCH_TASKS, Outcome, Policy, Row, Searched, Stock, Table, Thawing, lcbench, recorded, replay
+from replay import (
+    LCBENCH_TASKS,
+    Outcome,
+    Params,
+    Policy,
+    Row,
+    Searched,
+    Stock,
+    Table,
+    Thawing,
+    lcbench,
+    recorded,
+    replay,
+)
 
 from hpsearch.search.pruners import pruner
 from hpsearch.search.samplers import sampler
@@ -50,17 +64,31 @@ Contender = Callable[[Table, int], Policy]
 
 
 def searched(
-    draws: SamplerSpec, stops: PrunerSpec, defaults: bool = False, kind: type[Searched] = Searched
+    draws: SamplerSpec,
+    stops: PrunerSpec,
+    defaults: Callable[[Table], Params | None] = lambda _table: None,
+    kind: type[Searched] = Searched,
 ) -> Contender:
-    """As the service builds it from a spec; with the `auto` defaults as the first trial, or without."""
+    """As the service builds it from a spec; with defaults, which are the first trial, or without."""
 
     def make(table: Table, seed: int) -> Policy:
         most = table.epochs or max(int(row.params["epochs"]) for row in table.rows)
         rule = pruner(stops, table.examples, table.reports_per_epoch, most)
-        first = table.defaults if defaults else None
-        return kind(table, lambda number: sampler(draws, seed, number), rule, f"replay-{seed}", first)
+        first = defaults(table)
+        return kind(table, lambda number: sampler(draws, seed, number, defaults=first), rule, f"replay-{seed}", first)
 
     return make
+
+
+def own(table: Table) -> Params | None:
+    """What the service tries first."""
+    return table.defaults
+
+
+def wrong(table: Table) -> Params:
+    """A row's that is worse than nine of ten."""
+    ordered = sorted(table.rows, key=lambda row: min(row.losses))
+    return ordered[len(ordered) * 9 // 10].params
 
 
 CONTENDERS: dict[str, Contender] = {
@@ -73,10 +101,14 @@ CONTENDERS: dict[str, Contender] = {
     "stock Ray": lambda table, seed: Stock(table, seed, grace_period=2),
     "ours": searched(CurvesSamplerSpec(), CurvesPrunerSpec()),
 }
-FIRST = ", defaults first"
+FIRST, WRONG = ", defaults first", ", wrong defaults"
 PARTS: dict[str, Contender] = {
-    f"{GOAL}{FIRST}": searched(TPESpec(), HyperbandSpec(), defaults=True),
-    f"ours{FIRST}": searched(CurvesSamplerSpec(), CurvesPrunerSpec(), defaults=True),
+    f"{GOAL}{FIRST}": searched(TPESpec(), HyperbandSpec(), own),
+    f"ours{FIRST}": searched(CurvesSamplerSpec(), CurvesPrunerSpec(), own),
+    f"ours, no prior{FIRST}": searched(CurvesSamplerSpec(prior=0), CurvesPrunerSpec(), own),
+    f"{GOAL}{WRONG}": searched(TPESpec(), HyperbandSpec(), wrong),
+    f"ours{WRONG}": searched(CurvesSamplerSpec(), CurvesPrunerSpec(), wrong),
+    f"ours, no prior{WRONG}": searched(CurvesSamplerSpec(prior=0), CurvesPrunerSpec(), wrong),
     "ours, two reports": searched(CurvesSamplerSpec(), CurvesPrunerSpec(min_reports=2)),
     "ours, parking": searched(CurvesSamplerSpec(), CurvesPrunerSpec(), kind=Thawing),
     "curves + none": searched(CurvesSamplerSpec(), NoPrunerSpec()),
@@ -119,7 +151,8 @@ def compare(asked: argparse.Namespace) -> None:
         for name in [GOAL, *(name for name in asked.contenders if name != GOAL)]:
             started = time.process_time()
             make = (CONTENDERS | PARTS)[name]
-            outcomes[name] = [replay(table, make(table, seed), asked.workers, budget) for seed in range(asked.seeds)]
+            seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
+            outcomes[name] = [replay(table, make(table, seed), asked.workers, budget) for seed in seeds]
             taken[name] = (time.process_time() - started) / asked.seeds
         goal = statistics.median(outcome.at(budget) for outcome in outcomes[GOAL])
         for name in asked.contenders:
@@ -224,7 +257,7 @@ def winners(asked: argparse.Namespace) -> None:
         print("|---|---|---|---|", flush=True)
         for name, rule in RULES.items():
             lost, behind, spent = [], [], []
-            for seed in range(asked.seeds):
+            for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
                 policy = Few(searched(RandomSpec(), rule)(table, seed), asked.trials)
                 outcome = replay(table, policy, asked.workers, math.inf)
                 best = min(range(len(policy.rows)), key=lambda number: min(policy.rows[number].losses))
@@ -241,19 +274,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     for name, command in (("compare", compare), ("winners", winners)):
-        own = commands.add_parser(name)
-        own.set_defaults(command=command)
-        own.add_argument("--seeds", type=int, default=50)
-        own.add_argument("--workers", type=int, default=4)
-        own.add_argument("--tables", nargs="+", default=[], help="their names; all by default")
-        own.add_argument("--continuous", action="store_true", help="any config of the own tables, by a surrogate")
-        own.add_argument("--lcbench", type=Path, help="folder of YAHPO Gym's surrogate")
+        part = commands.add_parser(name)
+        part.set_defaults(command=command)
+        part.add_argument("--seeds", type=int, default=50)
+        part.add_argument("--first-seed", type=int, default=0)
+        part.add_argument("--workers", type=int, default=4)
+        part.add_argument("--tables", nargs="+", default=[], help="their names; all by default")
+        part.add_argument("--continuous", action="store_true", help="any config of the own tables, by a surrogate")
+        part.add_argument("--lcbench", type=Path, help="folder of YAHPO Gym's surrogate")
         if command is compare:
-            own.add_argument("--budget", type=float, default=12, help="average rows")
-            own.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=[*CONTENDERS, *PARTS])
-            own.add_argument("--plot", type=Path)
+            part.add_argument("--budget", type=float, default=12, help="average rows")
+            part.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=[*CONTENDERS, *PARTS])
+            part.add_argument("--plot", type=Path)
         else:
-            own.add_argument("--trials", type=int, default=24)
+            part.add_argument("--trials", type=int, default=24)
     asked = parser.parse_args()
     asked.command(asked)
 

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial
 from scipy.special import ndtr
 from scipy.stats import qmc
 
+from hpsearch.search.belief import Belief
 from hpsearch.search.curves import Array, Curves, fit, prior
 from hpsearch.search.evidence import Curve, Evidence, curve_of, number, values_at
 from hpsearch.search.taught import continued
@@ -38,18 +39,28 @@ TINY = 1e-6
 FEWEST_CURVES = 3
 """Before so many trials have reported, no params are drawn by the model."""
 
-EVENLY, LOCALLY, REFINED = 256, 24, 24
-"""Candidates: spread over the space; around each of the best trials; around each of the best candidates."""
+EVENLY, LOCALLY, REFINED, NEAR_DEFAULTS = 256, 24, 24, 64
+"""Candidates: spread over the space; around each of the best trials; around each of the best candidates; and, where
+the defaults are believed in, around them."""
+
+BELIEVED = 1
+"""The trial, after the defaults themselves, that is drawn near them before there is a model."""
+
+
+LEAST_PROMISE = 1e-300
+"""Of improvement; below it lie no normal numbers."""
 
 
 class CurveSampler(BaseSampler):
     """Draws where the end of the curve promises most.
 
     Args:
-        startup_trials: Trials before the model is used, spread evenly.
+        startup_trials: Trials before the model is used, spread evenly, but for one near the defaults.
         study_seed: For the sequence of the first trials.
         seed: For this one draw.
         is_repeated: The first draw for this trial could not be used.
+        defaults: A value for each parameter, near which the best ones are believed to be; None where nothing is.
+        strength: Of that belief.
         is_new: Whether params may be tried and were not yet. In a space of choices, what promises most was mostly
             tried already; then the next best is drawn.
     """
@@ -59,11 +70,14 @@ class CurveSampler(BaseSampler):
         startup_trials: int,
         study_seed: int,
         seed: int,
+        *,
         is_repeated: bool = False,
+        defaults: Params | None = None,
+        strength: float = 0.0,
         is_new: Callable[[Params], bool] = lambda _params: True,
     ) -> None:
         self._startup_trials, self._study_seed, self._is_repeated = startup_trials, study_seed, is_repeated
-        self._is_new = is_new
+        self._defaults, self._strength, self._is_new = defaults, strength, is_new
         self._dice = np.random.default_rng(seed)
         self._chance = RandomSampler(seed=seed)
 
@@ -81,7 +95,7 @@ class CurveSampler(BaseSampler):
             return self._first(trial.number, search_space)
         evidence = Evidence(curves, search_space, baseline)
         model = _with_ends_of_running(_model(study, trial, evidence), evidence, curves)
-        return self._most_promising(model, evidence)
+        return self._most_promising(model, evidence, trial.number)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -94,24 +108,38 @@ class CurveSampler(BaseSampler):
             point = self._dice.random(len(space))
         else:
             point = qmc.Sobol(len(space), rng=self._study_seed).random(2 ** place.bit_length())[place]
-        return {
-            name: values_at(distribution, np.array([part]))[0]
-            for part, (name, distribution) in zip(point, space.items(), strict=True)
-        }
+            belief = self._belief(space)
+            if belief is not None and place == BELIEVED:
+                point = belief.near(point[None])[0]
+        return _params(space, point)
 
-    def _most_promising(self, model: Curves, evidence: Evidence) -> Params:
-        space, dice = evidence.distributions, self._dice
+    def _belief(self, space: Mapping[str, BaseDistribution]) -> Belief | None:
+        return Belief(space, self._defaults, self._strength) if self._defaults and self._strength else None
+
+    def _most_promising(self, model: Curves, evidence: Evidence, place: int) -> Params:
+        space, dice, belief = evidence.distributions, self._dice, self._belief(evidence.distributions)
         best = sorted(evidence.curves, key=lambda curve: (curve.best, curve.number))[:4]
         around = [[number(space[name], curve.params.get(name)) for name in space] for curve in best]
-        points = np.vstack(
-            [qmc.Sobol(len(space), rng=dice).random(EVENLY), _near(np.array(around), LOCALLY, 0.12, dice)]
-        )
+        candidates = [qmc.Sobol(len(space), rng=dice).random(EVENLY), _near(np.array(around), LOCALLY, 0.12, dice)]
+        if belief is not None:
+            candidates.append(belief.near(qmc.Sobol(len(space), rng=dice).random(NEAR_DEFAULTS)))
+        points = np.vstack(candidates)
         promises = _promises(model, evidence, points)
-        refined = _near(points[np.argsort(-promises, kind="stable")[:5]], REFINED, 0.06, dice)
+        power = 0.0 if belief is None else belief.power(place, points[:EVENLY], promises[:EVENLY])
+
+        def weighed(asked: Array, promised: Array) -> Array:
+            if belief is None:
+                return promised
+            # In the logarithm: where the belief is strong, everything else would be 0.
+            return np.log(np.maximum(promised, LEAST_PROMISE)) + power * belief.log_density(asked)
+
+        worths = weighed(points, promises)
+        refined = _near(points[np.argsort(-worths, kind="stable")[:5]], REFINED, 0.06, dice)
         points = np.vstack([points, refined])
-        promises = np.concatenate([promises, _promises(model, evidence, refined)])
-        ordered = [_params(space, points[place]) for place in np.argsort(-promises, kind="stable")]
-        return next(filter(self._is_new, ordered), ordered[0])
+        worths = np.concatenate([worths, weighed(refined, _promises(model, evidence, refined))])
+        order = np.argsort(-worths, kind="stable")
+        ordered = (_params(space, points[index]) for index in order)
+        return next(filter(self._is_new, ordered), _params(space, points[order[0]]))
 
 
 class CurvePruner(BasePruner):

@@ -32,10 +32,11 @@ class Points:
     Args:
         spec: The study; its sampler is named by now.
         examples: Size of the training set.
+        defaults: The `auto` defaults, a value for each parameter that varies; or none.
     """
 
-    def __init__(self, spec: StudySpec, examples: int) -> None:
-        self.spec, self.examples = spec, examples
+    def __init__(self, spec: StudySpec, examples: int, defaults: Params) -> None:
+        self.spec, self.examples, self.defaults = spec, examples, defaults
         self.distributions = distributions(spec.search_space)
         self.sometimes = may_be_left_out(spec)
         listed = all_points(spec, examples)
@@ -139,6 +140,7 @@ class Draw(BaseSampler):
             place,
             attempt,
             conditional=bool(self._points.sometimes),
+            defaults=self._points.defaults,
             is_new=lambda params: self._is_new({**params, **given}),
         )
         if isinstance(spec.sampler, QMCSpec | CurvesSamplerSpec):

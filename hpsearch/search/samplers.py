@@ -26,6 +26,7 @@ def sampler(
     attempt: int = 0,
     *,
     conditional: bool = False,
+    defaults: Params | None = None,
     is_new: Callable[[Params], bool] = lambda _params: True,
 ) -> BaseSampler:
     """The sampler that draws the params of a trial; all it knows of the past is in the study.
@@ -36,13 +37,22 @@ def sampler(
         number: The trial's.
         attempt: The number of draws for it before, none of which could be used.
         conditional: Whether some trials have parameters that others don't.
+        defaults: The `auto` defaults, a value for each parameter; for samplers that believe in them.
         is_new: Whether params may be tried and were not yet; asked by samplers that can choose the next best.
     """
     seed = seed_of(study_seed, number, attempt)
     if isinstance(spec, CurvesSamplerSpec):
         from hpsearch.search.curve_policy import CurveSampler  # loads scipy, which the API does without
 
-        return CurveSampler(spec.startup_trials, study_seed, seed, is_repeated=attempt > 0, is_new=is_new)
+        return CurveSampler(
+            spec.startup_trials,
+            study_seed,
+            seed,
+            is_repeated=attempt > 0,
+            defaults=defaults,
+            strength=spec.prior,
+            is_new=is_new,
+        )
     with warnings.catch_warnings():  # of what Optuna calls experimental
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if isinstance(spec, QMCSpec):  # one sequence for the whole study: its place in it is kept in SQL

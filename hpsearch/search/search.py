@@ -43,7 +43,7 @@ class Search(Record):
         spec: The study.
         storage: Where Optuna keeps the trials.
         examples: Size of the training set.
-        default_params: The `auto` defaults: the first trial.
+        default_params: The `auto` defaults: the first trial, and what some samplers believe in.
         lineage: What its trials learn from; without, earlier studies are not remembered.
         elapsed: Seconds since the study started, whenever it is asked.
         resumed_at: When a person had the ended search go on.
@@ -82,7 +82,7 @@ class Search(Record):
         )
         super().__init__(spec, study, storage, fence, event)
         self._elapsed, self._resumed_at = elapsed, resumed_at
-        self._points = Points(resolved, examples)
+        self._points = Points(resolved, examples, default_params)
         self._memory = None
         if lineage is not None:
             self._memory = Memory(storage, spec.name, lineage, self._direction, self._metric)

@@ -23,7 +23,10 @@ class CurvesSamplerSpec(Closed):
 
     type: Literal["curves"] = "curves"
     startup_trials: int = Field(6, ge=1, le=64)
-    """First trials, evenly spread, before the model is used."""
+    """First trials before the model is used: evenly spread, but with a prior one near the defaults."""
+    prior: float = Field(10.0, ge=0, le=1000)
+    """Belief in the `auto` defaults: what params promise is weighed by their nearness to these, to the power of `prior`
+    over the trial's number. 0: none."""
 
 
 class TPESpec(Closed):

@@ -92,7 +92,7 @@ class TestConditions:
         "weight_decay": {"low": 0.0, "high": 0.3, "when": "learning_rate_multiplier < 1"},
     }
 
-    @pytest.mark.parametrize("kind", ["tpe", "cmaes", "qmc", "random"])
+    @pytest.mark.parametrize("kind", ["auto", "tpe", "cmaes", "qmc", "random"])
     def test_a_parameter_is_drawn_exactly_where_its_condition_holds(self, kind: str) -> None:
         driven = Driven(memory(), spec_of(14, sampler=sampler(kind), search_space=self.SPACE))
         driven.run_all()
