@@ -4,74 +4,101 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from hpsearch.raytune import bridge
-from hpsearch.raytune.address import devices_of
+from hpsearch.raytune.address import DeviceAddress, devices_of
 from hpsearch.raytune.health import Aside, Health
-from hpsearch.raytune.messages import Placed
 from hpsearch.results import TrialState
 from hpsearch.search import record
-from tests.integration.test_raytune import Study, data, spec_of, storage
+from tests.integration.test_raytune import STUDIES, Study, spec_of, storage
 
-__all__ = ["data", "storage"]  # fixtures
+__all__ = ["storage"]  # a fixture
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
-POISON = 2
-"""The number of the trial that kills its device as soon as it is there."""
+POISON = "2"
+"""The number of the trial that kills its device."""
 
 
-class Killing(Health):
-    """Of devices, of which one dies as by a crash in a kernel when it has taken the poison on."""
+def devices() -> list[DeviceAddress]:
+    return devices_of(ray.get_runtime_context().get_node_id(), [])
 
-    deaths: ClassVar[list[set[str]]] = []
-    """The trials that were there, each time."""
 
+class OneDevice(Health):
     def aside(self) -> dict[str, Aside]:
         """All devices but the first, so that all trials are on one."""
-        others = devices_of(ray.get_runtime_context().get_node_id(), [])[1:]
-        return {address.label: Aside(time.time() + 600, "as a test wants it") for address in others}
+        return {address.label: Aside(time.time() + 600, "as a test wants it") for address in devices()[1:]}
 
-    def placed(self, number: int, placed: Placed) -> None:
-        super().placed(number, placed)
-        if number != POISON:
-            return
-        device, deadline = ray.get_actor(placed.actor), time.monotonic() + 60
-        while len(there := ray.get(device.trials.remote())) < 3 and not self.deaths:  # at first in company
-            assert time.monotonic() < deadline
-        os.kill(placed.pid, signal.SIGKILL)
-        self.deaths.append({key.split("/")[1] for key in there})
+
+class Killing(threading.Thread):
+    """Kills the device as a crash in a kernel would: when all three are there and it trains, then under the poison."""
+
+    def __init__(self, hang_file: Path) -> None:
+        super().__init__(daemon=True)
+        self._hang_file = hang_file
+        self.deaths: list[set[str]] = []
+        """The trials that were there, each time."""
+
+    def run(self) -> None:
+        while len(self.deaths) < 2:
+            time.sleep(0.02)
+            try:
+                device = ray.get_actor(devices()[0].name)
+                there = {key.split("/")[1] for key in ray.get(device.trials.remote(), timeout=10)}
+                if POISON in there and (self.deaths or (len(there) == 3 and not self._hang_file.exists())):
+                    os.kill(ray.get(device.pid.remote(), timeout=10), signal.SIGKILL)
+                    self.deaths.append(there)
+                    while ray.get(device.pid.remote(), timeout=10):  # Ray has not noticed yet
+                        time.sleep(0.02)
+            except (ValueError, RayActorError):
+                pass  # it is not there yet, or not any more
 
 
 def test_a_trial_that_kills_its_device_fails_alone_and_those_beside_it_complete(
-    data: dict[str, str], storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hang_file: Path
+    storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hang_file: Path
 ) -> None:
     from hpsearch.finetune import finetune, prepare
     from hpsearch.spec.finetune import FinetuneConfig
 
-    monkeypatch.setattr(Killing, "deaths", [])
-    monkeypatch.setattr(bridge, "Health", Killing)
+    monkeypatch.setattr(bridge, "Health", OneDevice)
     monkeypatch.setattr(record, "RETRIES", 1)  # after each death, a new process has to load everything
+    data = {}
+    for split, count in (("train", 200), ("validation", 10)):
+        lines = (STUDIES / f"data/tickets/{split}.jsonl").read_text().splitlines()[:count]
+        data[split] = str(tmp_path / f"{split}.jsonl")
+        Path(data[split]).write_text("\n".join(lines) + "\n")
+    rate = {"learning_rate_multiplier": 0.5}
     spec = spec_of(
         data,
         "poisoned",
-        search_space={"epochs": 2, "batch_size": 4, "learning_rate_multiplier": {"low": 0.1, "high": 1.0}},
+        search_space={
+            "epochs": 1,
+            "batch_size": {"choices": [1, 20]},
+            "learning_rate_multiplier": {"low": 0.1, "high": 1.0},
+        },
+        # The poison makes 200 steps before its first report, and dies in one of the first ones.
+        first_trials=[{"batch_size": 20, **rate}, {"batch_size": 1, **rate}],
+        objective={"reports_per_epoch": 1},
         budget={"trials": 3},
         parallelism={"trials_per_device": 3, "max_concurrent_trials": 3},
     )
     study = Study(spec, storage, tmp_path)
     hang_file.touch()  # nobody gets on before all are there
+    killing = Killing(hang_file)
+    killing.start()
     study.drive()
     trials = study.search.trials()
-    assert [(trial.number, trial.failure) for trial in trials if trial.failure] == [(2, "worker_lost")]
-    assert Killing.deaths == [{"0", "1", "2"}, {"2"}]
-    (retry,) = [trial for trial in trials if trial.retry_of == 2]
+    assert killing.deaths == [{"0", "1", POISON}, {POISON}]
+    assert [(trial.number, trial.failure) for trial in trials if trial.failure] == [(int(POISON), "worker_lost")]
+    (retry,) = [trial for trial in trials if trial.retry_of == int(POISON)]
     assert retry.state == TrialState.COMPLETE
     prepared = None
     for trial in trials[:2]:
