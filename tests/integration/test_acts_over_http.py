@@ -22,11 +22,18 @@ from hpsearch.results import Failure
 from hpsearch.search import Decision, Search
 from hpsearch.settings import Settings
 from hpsearch.shares import Need
-from hpsearch.spec.defaults import resolve
+from hpsearch.spec.defaults import default_params, resolve
+from hpsearch.spec.space import Params
+from hpsearch.spec.study import StudySpec
 from hpsearch.storage import Acting, Acts, Standing
 from hpsearch.storage.tables import studies
 from tests.builders import a_report, spec_fields
 from tests.conftest import served
+
+
+def firsts(spec: StudySpec) -> Params:
+    """Of the first trial."""
+    return {**default_params(spec, 100), "epochs": 4}
 
 
 def told(client: Client, name: str, kind: str) -> list[dict[str, Any]]:
@@ -193,7 +200,7 @@ def test_a_pruned_trial_is_continued_once_also_after_the_studys_end(api: TestCli
     def search() -> Search:
         orders = service.studies.renew(lease, 60)
         heard = {"orders": lambda: orders, "fulfilled": lambda wish: service.studies.fulfil(lease, wish)}
-        return Search(study.spec, service.optuna_storage, examples=100, default_params={"epochs": 4}, **heard)
+        return Search(study.spec, service.optuna_storage, examples=100, default_params=firsts(study.spec), **heard)
 
     def begin(searching: Search) -> int:
         asked = searching.ask() or pytest.fail("no trial")
@@ -277,7 +284,7 @@ def test_what_a_spent_budget_leaves_no_room_for_is_refused_until_it_is_extended(
     )
     assert api.post("/v1/studies", json=fields).status_code == 201
     study, lease = service.studies.claim("runner", 60) or pytest.fail("nothing to claim")
-    search = Search(study.spec, service.optuna_storage, examples=100, default_params={"epochs": 4})
+    search = Search(study.spec, service.optuna_storage, examples=100, default_params=firsts(study.spec))
     asked = search.ask() or pytest.fail("no trial")
     search.start(asked.number, resolve(study.spec, asked.params, 100, "llama", 1_000_000))
     service.studies.renew(lease, 60, Standing("here", Need(1, 1), 1))
@@ -303,7 +310,7 @@ def test_a_failed_study_that_has_used_all_its_trials_is_not_resumed_for_nothing(
     service: Service = api.app.state.service  # type: ignore[attr-defined]
     api.post("/v1/studies", json=spec_fields(budget={"trials": 1}))
     study, lease = service.studies.claim("runner", 60) or pytest.fail("nothing to claim")
-    search = Search(study.spec, service.optuna_storage, examples=100, default_params={"epochs": 4})
+    search = Search(study.spec, service.optuna_storage, examples=100, default_params=firsts(study.spec))
     asked = search.ask() or pytest.fail("no trial")
     search.fail(asked.number, Failure.ERROR, "its GPU is broken")
     service.studies.end(lease, StudyState.FAILED, "its GPU is broken")
