@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from hpsearch.raytune import bridge
 from hpsearch.raytune.address import DeviceAddress, devices_of
@@ -49,7 +49,7 @@ class Killing(threading.Thread):
 
     def run(self) -> None:
         while len(self.deaths) < 2:
-            time.sleep(0.02)
+            time.sleep(0.05)
             try:
                 device = ray.get_actor(devices()[0].name)
                 there = {key.split("/")[1] for key in ray.get(device.trials.remote(), timeout=10)}
@@ -58,7 +58,7 @@ class Killing(threading.Thread):
                     self.deaths.append(there)
                     while ray.get(device.pid.remote(), timeout=10):  # Ray has not noticed yet
                         time.sleep(0.02)
-            except (ValueError, RayActorError):
+            except (ValueError, RayActorError, GetTimeoutError):
                 pass  # it is not there yet, or not any more
 
 
