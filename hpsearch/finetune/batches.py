@@ -1,13 +1,7 @@
-"""Which examples make up an optimizer step, and how they are cut into micro-batches.
-
-The order of an epoch depends on the seed and the epoch alone, so trials of one study see their examples in one
-order, whatever their batch size. Optimizer batches are consecutive runs of it, exactly `batch_size` long but for
-the last of an epoch, which takes what remains.
-"""
+"""How examples are cut into micro-batches: what one forward pass reads, and which predictions of it count."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +15,6 @@ from torch import Tensor
 
 from hpsearch.finetune.packing import Group
 from hpsearch.finetune.prefixes import Alike, alike
-from hpsearch.finetune.seeds import derived_seed
 from hpsearch.finetune.tokenised import TokenisedExample, TokenisedExamples
 
 PADDING = 0
@@ -38,25 +31,6 @@ SHARED_COST = 8
 
 _kept: WeakKeyDictionary[TokenisedExamples, tuple[tuple[int, Layout], tuple[MicroBatch, ...]]]
 _kept = WeakKeyDictionary()
-
-
-@functools.lru_cache(maxsize=32)
-def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int32]:
-    """The examples' places in the order of one epoch (from 0), [count]."""
-    generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
-    return torch.randperm(count, generator=generator).numpy().astype(np.int32)
-
-
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Optimizer steps: ceil(count / batch_size)."""
-    return -(-count // batch_size)
-
-
-def optimizer_batch(seed: int, step: int, count: int, batch_size: int) -> list[int]:
-    """The places of the examples of one optimizer step (from 0, over all epochs)."""
-    epoch, place = divmod(step, steps_per_epoch(count, batch_size))
-    places: list[int] = epoch_order(seed, epoch, count)[place * batch_size : (place + 1) * batch_size].tolist()
-    return places
 
 
 @dataclass(frozen=True, slots=True)

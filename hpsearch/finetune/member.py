@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from hpsearch.errors import Diverged, InvalidInput
-from hpsearch.finetune.batches import optimizer_batch, steps_per_epoch
 from hpsearch.finetune.evaluate import Evaluation, evaluate
 from hpsearch.finetune.optimizer import Optimizer, check_frozen_layers
+from hpsearch.finetune.order import optimizer_batch, steps_per_epoch
 from hpsearch.finetune.prepare import Prepared, as_report
 from hpsearch.finetune.schedule import learning_rate_factor, warmup_steps
 from hpsearch.finetune.snapshot import Snapshot, identity

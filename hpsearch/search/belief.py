@@ -24,7 +24,6 @@ SPREAD = 0.25
 OTHER_WORD = float(np.exp(-0.5))
 """How dense a word is beside the default one: as a number one standard deviation from its default."""
 
-
 DOUBT = 4
 """The power falls with this power of the agreement of the model: 2 and less let wrong defaults cost more."""
 

@@ -46,7 +46,6 @@ the defaults are believed in, around them."""
 BELIEVED = 1
 """The trial, after the defaults themselves, that is drawn near them before there is a model."""
 
-
 LEAST_PROMISE = 1e-300
 """Of improvement; below it lie no normal numbers."""
 

@@ -17,20 +17,13 @@ from hypothesis import strategies as st
 from hpsearch.errors import InvalidSpec
 from hpsearch.finetune import Member, finetune, prepare, report_exposures
 from hpsearch.finetune import loss as loss_module
-from hpsearch.finetune.batches import (
-    Layout,
-    Share,
-    _padded_cuts,
-    epoch_order,
-    micro_batches,
-    optimizer_batch,
-    steps_per_epoch,
-)
+from hpsearch.finetune.batches import Layout, Share, _padded_cuts, micro_batches
 from hpsearch.finetune.evaluate import Reader, evaluate
 from hpsearch.finetune.lora import Dropout
 from hpsearch.finetune.loss import total_weight, weighted_nll
 from hpsearch.finetune.member import evaluated
 from hpsearch.finetune.model import examine, hidden_states
+from hpsearch.finetune.order import epoch_order, optimizer_batch, steps_per_epoch
 from hpsearch.finetune.prepare import prepared_key
 from hpsearch.finetune.schedule import learning_rate_factor, warmup_steps
 from hpsearch.finetune.step import gradients as step_gradients

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from hpsearch.errors import InvalidInput, WorkerLost
 from hpsearch.finetune import Cohort, Finished, Member, finetune, prepare, snapshot
 from hpsearch.finetune.attempts import Attempt
-from hpsearch.finetune.batches import epoch_order
+from hpsearch.finetune.order import epoch_order
 from hpsearch.spec.finetune import FinetuneConfig
 from tests.contract.test_finetune_resume import same, subject, through_a_file, timeless, train_on
 

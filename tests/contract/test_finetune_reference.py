@@ -8,7 +8,7 @@ import pytest
 from finetune_reference import a_config, reference_run, tiny_model
 
 from hpsearch.finetune import Member, finetune, prepare
-from hpsearch.finetune.batches import epoch_order
+from hpsearch.finetune.order import epoch_order
 from hpsearch.finetune.prefixes import alike
 from hpsearch.spec.finetune import FinetuneConfig
 
