@@ -176,7 +176,7 @@ def config_of(folder: Path, asked: argparse.Namespace) -> Any:
                 "validation": str(folder / "validation.jsonl"),
                 "max_length": 512,
             },
-            "hyperparameters": PLAIN | {"batch_size": asked.batch_size},
+            "hyperparameters": PLAIN | {"batch_size": asked.batch_size, "dropout": asked.dropout},
             "learning_rate": rate,
             "base_learning_rate": rate,
             "seed": SEED,
@@ -297,7 +297,9 @@ def run_trainer(config: Any, asked: argparse.Namespace, clock: Clock, save_to: P
     if asked.method == "lora":
         import peft
 
-        lora = peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        lora = peft.LoraConfig(
+            r=8, lora_alpha=16, lora_dropout=asked.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
     tables = {
         name: datasets.Dataset.from_dict(
             {
@@ -455,6 +457,7 @@ def _row(asked: argparse.Namespace, shape: str, data: str, method: str, folder: 
             command = [sys.executable, __file__, "--child", "--contender", contender, "--folder", str(folder)]
             command += ["--methods", method, "--warmup", str(warmup), "--device", asked.device]
             command += ["--batch-size", str(asked.batch_size), "--threads", str(asked.threads)]
+            command += ["--dropout", str(asked.dropout)]
             environment = os.environ | {"OMP_NUM_THREADS": str(asked.threads), "PYTHONWARNINGS": "ignore"}
             done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
             if done.returncode:
@@ -501,12 +504,15 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--dropout", type=float, default=0.0, help="of adapters: with --methods lora")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     for hidden in ("--child", "--contender", "--folder", "--warmup"):
         kind: dict[str, Any] = {"action": "store_true"} if hidden == "--child" else {}
         parser.add_argument(hidden, help=argparse.SUPPRESS, **kind)
     asked = parser.parse_args()
+    if asked.dropout and asked.methods != ["lora"]:
+        parser.error("--dropout is that of adapters: add --methods lora")
     asked.torch_device = "cuda:0" if asked.device == "cuda" else "cpu"
     if asked.child:
         asked.method, asked.warmup = asked.methods[0], int(asked.warmup)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpsearch.finetune.packing import Group
-from hpsearch.finetune.prefixes import Alike, alike
+from hpsearch.finetune.prefixes import Alike, alike, beginnings
 from hpsearch.finetune.tokenised import TokenisedExample, TokenisedExamples
 
 PADDING = 0
@@ -41,7 +41,7 @@ class Share:
     prompts: bool
     """Whether predictions of prompt tokens count too."""
     once: bool = True
-    """Whether what examples begin with in common may be read once: not where each drops inputs of its own."""
+    """Whether what examples begin with in common may be read once: where all of them drop the same there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class MicroBatch:
     counts: Tensor
     """int64, [M]: of how many examples the prediction is, which begin alike."""
     tokens: Tensor
-    """int64, [B * T]: a number for each token of a share, the same however the share is cut."""
+    """int64, [B * T]: a number for each token from what its sequence says up to it (`prefixes.beginnings`)."""
     parts: tuple[Part, ...]
     groups: tuple[Group, ...] = ()
     """Of the sequences in a packed row."""
@@ -218,7 +218,6 @@ def kept_micro_batches(examples: TokenisedExamples, token_budget: int, layout: L
 
 def _collated(rows: Sequence[_Row], shares: Sequence[Share], layout: Layout) -> MicroBatch:
     """Rows of a share lie side by side, and in it those of a group."""
-    starts = np.array([row.example.start for row in rows])
     lengths = np.array([len(row.example) for row in rows])
     prompts = np.array([shares[row.share].prompts for row in rows])
     if layout.packs:
@@ -232,13 +231,14 @@ def _collated(rows: Sequence[_Row], shares: Sequence[Share], layout: Layout) -> 
     ends = np.cumsum(widths)
     row_of, places = owners[run_of], np.arange(ends[-1]) - (ends - widths - firsts)[run_of]
     real = places < lengths[row_of]
-    ids, completion = _read(rows, row_of, np.where(real, starts[row_of] + places, 0))
+    read, marks = _read(rows, lengths)
+    source = (np.cumsum(lengths) - lengths)[row_of] + np.where(real, places, 0)
+    ids, completion, numbers = read[source], marks[source], beginnings(read, lengths)[source]
     ids[~real] = PADDING
     counted = real & (places > 0) & (completion | prompts[row_of])
     targets = counted.nonzero()[0]
     # A token is predicted where the one before it stands: for the first behind a beginning, at the end of that.
     before = np.where(places == firsts[run_of], _last_shared(runs)[run_of], np.arange(len(ids)) - 1)
-    numbers = (np.array([row.place for row in rows])[row_of] << 32) + places
 
     def there(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(layout.device, non_blocking=True)
@@ -288,18 +288,12 @@ def _last_shared(runs: Sequence[Run]) -> NDArray[np.int64]:
     return np.array(ends)
 
 
-def _read(
-    rows: Sequence[_Row], row_of: NDArray[np.int64], sources: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Tokens, and which are completions, given each one's row and its place in the split of that row's example."""
-    splits = list(dict.fromkeys(row.example.split for row in rows))
-    if len(splits) == 1:
-        return splits[0].ids[sources].astype(np.int64), splits[0].completion[sources]
-    ids, completion = np.empty(len(sources), np.int64), np.empty(len(sources), np.bool_)
-    split_of = np.array([splits.index(row.example.split) for row in rows])[row_of]
-    for number, split in enumerate(splits):
-        own = split_of == number
-        ids[own], completion[own] = split.ids[sources[own]], split.completion[sources[own]]
+def _read(rows: Sequence[_Row], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """All tokens of the rows, one row after the other, and which are completions."""
+    ids, completion = np.empty(lengths.sum(), np.int64), np.empty(lengths.sum(), np.bool_)
+    for row, end, length in zip(rows, np.cumsum(lengths).tolist(), lengths.tolist(), strict=True):
+        there, split = slice(row.example.start, row.example.end), row.example.split
+        ids[end - length : end], completion[end - length : end] = split.ids[there], split.completion[there]
     return ids, completion
 
 

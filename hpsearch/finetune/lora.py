@@ -32,13 +32,14 @@ TARGETS_FIELD = "model.lora.target_modules"
 class Dropout:
     """What the members in a pass drop of their adapters' inputs.
 
-    Whether an input is dropped is a function of the member's seed, the step, the layer, the token and the channel:
-    neither company nor the way a batch is cut changes it, and there is no state to keep. One call draws for all
+    Whether an input is dropped is a function of the member's seed, the step, the layer, the channel and what the
+    sequence says up to the token: neither company nor the way a batch is cut changes it, examples that begin alike
+    drop alike there, so that their beginning can be read once, and there is no state to keep. One call draws for all
     members, of 32-bit numbers: drawing is work for each input of each adapted layer.
     """
 
     rows: Tensor
-    """int32, [N, 1]: a key of each row, from the member's seed, the step and the token."""
+    """int32, [N, 1]: a key of each row, from the member's seed, the step and the token's number."""
     limits: Tensor
     """int32, [N, 1]: of all 32-bit numbers, those below are dropped."""
 

@@ -8,6 +8,7 @@ section 3; here with gradients, which add up.)
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,34 @@ def alike(examples: Sequence[TokenisedExample]) -> list[Alike]:
         found += [Alike(each.shared, tuple(start + place for place in each.places)) for each in _of_few(part)]
     alone = tuple(sorted(place for each in found if not each.shared for place in each.places))
     return [each for each in found if each.shared] + ([Alike(0, alone)] if alone else [])
+
+
+def beginnings(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A number for each token from the tokens up to it: equal where sequences begin alike, else by chance only.
+
+    A polynomial of the tokens, summed up along the sequence modulo 2^64 (Karp and Rabin 1987).
+
+    Args:
+        ids: Token ids of sequences that lie one after the other, [N].
+        lengths: Of the sequences, each at least 1; [n].
+    """
+    starts = np.cumsum(lengths) - lengths
+    places = np.arange(len(ids)) - np.repeat(starts, lengths)
+    powers = _powers(int(lengths.max()).bit_length())[places]
+    summed = np.cumsum((ids.astype(np.uint64) + np.uint64(1)) * powers)
+    before = np.where(starts > 0, summed[starts - 1], np.uint64(0))
+    return np.asarray((summed - np.repeat(before, lengths)).view(np.int64))
+
+
+@functools.lru_cache(maxsize=32)
+def _powers(bits: int) -> NDArray[np.uint64]:
+    """The first 2^bits of an odd number's, modulo 2^64."""
+    powers = np.full(1 << bits, _BASE, dtype=np.uint64)
+    powers[0] = 1
+    return np.multiply.accumulate(powers)
+
+
+_BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _of_few(examples: Sequence[TokenisedExample]) -> list[Alike]:

@@ -62,7 +62,7 @@ def gradients(loaded: LoadedModel, turns: Sequence[Turn], token_budget: int) -> 
     totals = torch.zeros(len(turns), dtype=torch.float64, device=loaded.device)
     for turn in turns:
         turn.weights.clear_gradients()
-    shares = [Share(turn.examples, turn.prompt_loss_weight > 0, turn.weights.drops_nothing) for turn in turns]
+    shares = [Share(turn.examples, turn.prompt_loss_weight > 0, turn.weights.reads_alike) for turn in turns]
     for number, batch in enumerate(micro_batches(shares, token_budget, Layout(loaded.anatomy.packs, loaded.device))):
         mark()
         hang_point()

@@ -58,10 +58,8 @@ class LoraWeights:
             adapter.a.data, adapter.a.grad = (each.view(rank, -1) for each in next(places))
             adapter.b.data, adapter.b.grad = (each.view(rank, -1).t() for each in next(places))
 
-    @property
-    def drops_nothing(self) -> bool:
-        """Whether equal tokens are equal all the way through the model."""
-        return self.config.hyperparameters.dropout == 0
+    reads_alike = True
+    """Whether what begins alike is alike all the way through the model: adapters drop it alike, too."""
 
     def clear_gradients(self) -> None:
         """Before a step."""
@@ -103,8 +101,8 @@ class FullWeights:
                 self.named[name] = parameter.requires_grad_(requires_grad=True)
 
     @property
-    def drops_nothing(self) -> bool:
-        """Whether equal tokens are equal all the way through the model."""
+    def reads_alike(self) -> bool:
+        """As `LoraWeights.reads_alike`: the dropout inside of models draws for every example anew."""
         return self.config.hyperparameters.dropout == 0
 
     def clear_gradients(self) -> None:

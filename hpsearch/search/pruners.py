@@ -1,8 +1,4 @@
-"""The spec's pruner as Optuna's, on the exposure axis. Their state is the study's reports, so it survives restarts.
-
-Optuna's Wilcoxon pruner is not among them: it compares two trials report by report as if reports were independent
-measurements of the same thing, such as folds. The reports of a fine-tune are one curve.
-"""
+"""The spec's pruner as Optuna's, on the exposure axis. Their state is the study's reports, so it survives restarts."""
 
 from __future__ import annotations
 
@@ -19,6 +15,7 @@ from optuna.pruners import (
     SuccessiveHalvingPruner,
     ThresholdPruner,
 )
+from optuna.trial import FrozenTrial
 
 from hpsearch.spec.defaults import default_hyperparameters
 from hpsearch.spec.objective import Direction
@@ -33,6 +30,7 @@ from hpsearch.spec.pruner import (
     PrunerSpec,
     SuccessiveHalvingSpec,
     ThresholdSpec,
+    WilcoxonSpec,
 )
 from hpsearch.spec.space import IntChoices, IntRange
 from hpsearch.spec.study import StudySpec
@@ -58,6 +56,8 @@ def pruner(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return PatientPruner(wrapped, patience=spec.patience, min_delta=spec.min_delta)
+    if isinstance(spec, WilcoxonSpec):
+        return ReportByReport(spec.p, spec.min_reports)
     if isinstance(spec, CurvesPrunerSpec):
         from hpsearch.search.curve_policy import CurvePruner  # loads scipy, which the API does without
 
@@ -69,6 +69,32 @@ def pruner(
         return _without_rungs(spec, int(spec.min_reports * examples / reports_per_epoch), direction)
     assert isinstance(spec, NoPrunerSpec | PopulationSpec)  # whom a population replaces, `population.py` decides
     return NopPruner()
+
+
+class ReportByReport(BasePruner):
+    """Wilcoxon's signed-rank test of the reports that a trial and the best one made at the same exposure.
+
+    Optuna's `WilcoxonPruner` has the same test, and beside it compares the means of all values that either reported,
+    which of curves of different lengths says nothing. The baseline is no pair: it is the same for all trials.
+    """
+
+    def __init__(self, p: float, min_reports: int) -> None:
+        self._p, self._min_reports = p, min_reports
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial is worse by the test."""
+        from scipy.stats import wilcoxon  # which the API does without
+
+        try:
+            best = study.best_trial.intermediate_values
+        except ValueError:  # none is complete
+            return False
+        own = trial.intermediate_values
+        behind = [own[step] - best[step] for step in own if step and step in best]
+        if len(behind) < self._min_reports or not any(behind):
+            return False
+        side = "greater" if study.direction == optuna.study.StudyDirection.MINIMIZE else "less"
+        return bool(wilcoxon(behind, alternative=side, zero_method="zsplit").pvalue < self._p)
 
 
 def _halving(spec: SuccessiveHalvingSpec | HyperbandSpec, first_rung: int, longest: int) -> BasePruner:

@@ -90,8 +90,23 @@ class ThresholdSpec(Closed):
     """Report intervals that every trial gets."""
 
 
+class WilcoxonSpec(Closed):
+    """A trial stops when it lies behind the best complete trial at too many reports of equal exposure for chance.
+
+    Wilcoxon's signed-rank test of the differences (one-sided). It takes the reports for independent measurements, and
+    those of one curve are not, so `p` is a dial and not a probability.
+    """
+
+    type: Literal["wilcoxon"] = "wilcoxon"
+    p: float = Field(0.1, gt=0, lt=1)
+    """The p-value below which a trial stops: with 0.1, behind at each of four reports; with 0.05, of five."""
+    min_reports: int = Field(2, ge=1, le=1000)
+    """Reports that every trial gets."""
+
+
 Rule = Annotated[
-    SuccessiveHalvingSpec | HyperbandSpec | PercentileSpec | MedianSpec | ThresholdSpec, Field(discriminator="type")
+    SuccessiveHalvingSpec | HyperbandSpec | PercentileSpec | MedianSpec | ThresholdSpec | WilcoxonSpec,
+    Field(discriminator="type"),
 ]
 
 
@@ -135,6 +150,7 @@ PrunerSpec = Annotated[
     | PercentileSpec
     | MedianSpec
     | ThresholdSpec
+    | WilcoxonSpec
     | PatientSpec
     | PopulationSpec,
     Field(discriminator="type"),

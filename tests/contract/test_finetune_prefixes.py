@@ -119,6 +119,7 @@ def sequences(batch: MicroBatch) -> list[list[int]]:
 def test_micro_batches_hold_every_example_and_predict_each_token_from_the_one_before_it(given_shares, budget):
     shares = [Share(a_split(examples).examples, prompts, once) for examples, prompts, once in given_shares]
     read = [Counter[tuple[int, ...]]() for _ in shares]
+    numbers = dict[tuple[int, ...], int]()
     for batch in micro_batches(shares, budget, PACKED):
         ids, positions = batch.ids[0].tolist(), batch.positions[0].tolist()
         predictions = Counter[tuple[int, int, bool]]()
@@ -130,6 +131,8 @@ def test_micro_batches_hold_every_example_and_predict_each_token_from_the_one_be
                 part.share for part in batch.parts if part.tokens[0] <= places[0] and places[-1] < part.tokens[1]
             }
             read[share][example] += 1
+            for end, place in enumerate(places, 1):
+                assert numbers.setdefault(example[:end], int(batch.tokens[place])) == batch.tokens[place]
             for before, token in itertools.pairwise(places):
                 if shares[share].prompts or ids[token] % 2 == 0:
                     predictions[before, ids[token], ids[token] % 2 == 0] += 1
@@ -146,6 +149,7 @@ def test_micro_batches_hold_every_example_and_predict_each_token_from_the_one_be
         again = sum(group.shared // SHARED_COST * len(group.own) for group in batch.groups if group.shared)
         assert len(own) == 1 or batch.ids.numel() + again <= budget
     assert read == [Counter(map(tuple, examples)) for examples, _, _ in given_shares]
+    assert len(set(numbers.values())) == len(numbers)
     for (_, _, once), each in zip(given_shares, shares, strict=True):
         if not once:
             assert all(not group.shared for batch in micro_batches([each], budget, PACKED) for group in batch.groups)
@@ -160,10 +164,10 @@ def test_a_share_that_fits_stays_whole(given_shares, budget):
             assert sum(number in parts for parts in cut) == 1
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(("method", "dropout"), [("lora", 0.0), ("lora", 0.3), ("full", 0.0)])
 @pytest.mark.parametrize("prompt_loss_weight", [0.0, 0.3])
-def test_gradients_are_those_of_every_example_by_itself(method, prompt_loss_weight, monkeypatch):
-    config = a_config(method=method, data="instructed", prompt_loss_weight=prompt_loss_weight)
+def test_gradients_are_those_of_every_example_by_itself(method, dropout, prompt_loss_weight, monkeypatch):
+    config = a_config(method=method, data="instructed", prompt_loss_weight=prompt_loss_weight, dropout=dropout)
     prepared = prepare(config)
     read: list[int] = []
 
@@ -175,8 +179,8 @@ def test_gradients_are_those_of_every_example_by_itself(method, prompt_loss_weig
     monkeypatch.setattr(steps, "micro_batches", seen)
     found = []
     for once in (True, False):
-        monkeypatch.setattr("hpsearch.finetune.weights.LoraWeights.drops_nothing", once)
-        monkeypatch.setattr("hpsearch.finetune.weights.FullWeights.drops_nothing", once)
+        monkeypatch.setattr("hpsearch.finetune.weights.LoraWeights.reads_alike", once)
+        monkeypatch.setattr("hpsearch.finetune.weights.FullWeights.reads_alike", once)
         member = Member(config, prepared)
         turn = replace(member.turn(), examples=list(prepared.train.examples[:12]))
         (nll,) = gradients(prepared.loaded, [turn], 10**6)
@@ -187,9 +191,9 @@ def test_gradients_are_those_of_every_example_by_itself(method, prompt_loss_weig
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("dropout", "read_once"), [(0.0, True), (0.1, False)])
-def test_where_inputs_are_dropped_every_example_drops_its_own(dropout, read_once, monkeypatch):
-    config = a_config(data="instructed", dropout=dropout, batch_size=8)
+@pytest.mark.parametrize(("method", "read_once"), [("lora", True), ("full", False)])
+def test_only_the_dropout_inside_of_models_is_every_examples_own(method, read_once, monkeypatch):
+    config = a_config(method=method, data="instructed", dropout=0.1, batch_size=8)
     member, given_shares = Member(config, prepare(config)), []
     monkeypatch.setattr(steps, "micro_batches", lambda shares, *_: given_shares.extend(shares) or ())
     gradients(member.prepared.loaded, [member.turn()], 1000)

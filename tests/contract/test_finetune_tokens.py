@@ -243,23 +243,24 @@ class Naive:
     ids: list[list[int]]
     predictions: list[tuple[int, int, bool]]
     """Place in the flattened ids, target, completion."""
-    tokens: list[int]
+    beginnings: list[tuple[int, ...]]
+    """Of each place, the tokens of its row up to there; of padding, none."""
     positions: list[int]
 
 
 def naive(rows, packs: bool) -> Naive:
-    """Rows are (place in the share, example, whether prompts count)."""
-    width = max(len(example) for _, example, _ in rows)
-    lines, predictions, tokens, positions = [], [], [], []
-    for place, example, prompts in rows:
+    """Rows are (example, whether prompts count)."""
+    width = max(len(example) for example, _ in rows)
+    lines, predictions, beginnings, positions = [], [], [], []
+    for example, prompts in rows:
         ids, said = example.ids.tolist(), example.completion.tolist()
         for position in range(len(ids) if packs else width):
             if 0 < position < len(ids) and (prompts or said[position]):
-                predictions.append((len(tokens) - 1, ids[position], said[position]))
-            tokens.append((place << 32) + position)
+                predictions.append((len(beginnings) - 1, ids[position], said[position]))
+            beginnings.append(tuple(ids[: position + 1]) if position < len(ids) else ())
             positions.append(position)
         lines.append(ids + [0] * (0 if packs else width - len(ids)))
-    return Naive([[token for line in lines for token in line]] if packs else lines, predictions, tokens, positions)
+    return Naive([[token for line in lines for token in line]] if packs else lines, predictions, beginnings, positions)
 
 
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day():
@@ -298,30 +299,31 @@ def test_micro_batches_are_those_that_one_would_write_row_by_row(given_shares, b
     ]
     if not packs:
         left.sort(key=lambda row: -len(row[2]))
+    pairs = set[tuple[tuple[int, ...], int]]()
     for batch in micro_batches(shares, budget, Layout(packs, CPU)):
         count = sum(len(group.own) for group in batch.groups) if packs else len(batch.ids)
         rows, left = sorted(left[:count], key=lambda row: row[0]), left[count:]
-        expected = naive([(place, example, shares[number].prompts) for number, place, example in rows], packs)
+        expected = naive([(example, shares[number].prompts) for number, _, example in rows], packs)
         assert batch.ids.tolist() == expected.ids
         found = zip(batch.places.tolist(), batch.targets.tolist(), batch.completion.tolist(), strict=True)
         assert list(found) == expected.predictions
-        assert batch.tokens.tolist() == expected.tokens
+        numbered = zip(expected.beginnings, batch.tokens.tolist(), strict=True)
+        pairs |= {(beginning, number) for beginning, number in numbered if beginning}
         if packs:
             assert batch.positions is not None
             assert batch.positions.tolist() == [expected.positions]
         assert [part.share for part in batch.parts] == sorted({number for number, _, _ in rows})
         for part in batch.parts:
-            own = [(example, place) for number, place, example in rows if number == part.share]
+            own = [example for number, _, example in rows if number == part.share]
             width = len(batch.ids[0])
-            assert part.tokens[1] - part.tokens[0] == sum(len(example) if packs else width for example, _ in own)
-            held = {token >> 32 for token in batch.tokens[slice(*part.tokens)].tolist()}
-            assert held == {place for _, place in own}
+            assert part.tokens[1] - part.tokens[0] == sum(len(example) if packs else width for example in own)
         ends = [0, *(part.tokens[1] for part in batch.parts)]
         assert [part.tokens[0] for part in batch.parts] == ends[:-1]
         counted = [0, *(part.predictions[1] for part in batch.parts)]
         assert [part.predictions[0] for part in batch.parts] == counted[:-1]
         assert (ends[-1], counted[-1]) == (batch.ids.numel(), len(batch.places))
     assert not left
+    assert len(pairs) == len({beginning for beginning, _ in pairs}) == len({number for _, number in pairs})
 
 
 def agree(one: MicroBatch, two: MicroBatch) -> bool:

@@ -42,6 +42,7 @@ PRUNERS: list[dict[str, Any]] = [
     {"type": "successive_halving"},
     {"type": "hyperband"},
     {"type": "percentile", "startup_trials": 2},
+    {"type": "wilcoxon", "p": 0.3},
 ]
 
 
@@ -164,6 +165,7 @@ class TestTheWholeLoop:
             {"type": "hyperband", "min_reports": 8},
             {"type": "successive_halving", "min_reports": 1000},
             {"type": "percentile", "min_reports": 1000, "startup_trials": 1},
+            {"type": "wilcoxon", "min_reports": 1000},
         ],
         ids=lambda pruner: f"{pruner['type']}-{pruner['min_reports']}",
     )

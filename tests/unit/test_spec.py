@@ -258,7 +258,7 @@ def test_a_plain_name_is_taken(name: str) -> None:
         pytest.param({"model": {"base": "m", "lora": {"target_modules": []}}}, "", "no layer", id="nothing-to-train"),
         pytest.param({"model": {"base": "m", "lora": {"rank": 0}}}, "model.lora.rank", "greater", id="rank-zero"),
         pytest.param({"sampler": {"type": "grids"}}, "sampler", "tpe", id="unknown-sampler"),
-        pytest.param({"pruner": {"type": "wilcoxon"}}, "pruner", "hyperband", id="unknown-pruner"),
+        pytest.param({"pruner": {"type": "wilcox"}}, "pruner", "wilcoxon", id="unknown-pruner"),
         pytest.param({"sampler": {}}, "sampler", "type", id="sampler-without-type"),
         pytest.param({"seed": -1}, "seed", "greater", id="negative-seed"),
         pytest.param({"seed": 2**31}, "seed", "less", id="large-seed"),
@@ -428,7 +428,7 @@ SPECS = st.fixed_dictionaries(
     optional={
         "sampler": st.sampled_from([{"type": kind} for kind in ("tpe", "random", "qmc", "gp", "cmaes")]),
         "pruner": st.sampled_from(
-            [{"type": kind} for kind in ("none", "successive_halving", "hyperband", "percentile")]
+            [{"type": kind} for kind in ("none", "successive_halving", "hyperband", "percentile", "wilcoxon")]
         ),
         "budget": st.fixed_dictionaries(
             {"trials": st.integers(1, 100_000)}, optional={"wall_clock": st.floats(0.1, 1e9) | st.just("1h30m")}
