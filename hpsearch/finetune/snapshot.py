@@ -26,7 +26,9 @@ from hpsearch.finetune.weights import State
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.objective import Metric
 
-VERSION = "2"
+VERSION = "3"
+"""Another one where a snapshot is laid out otherwise, or where its curve would go on otherwise."""
+
 FILE = "progress.safetensors"
 _ASIDE = "unfinished"
 _CONTENT, _CHECKSUM, _VERSION = "hpsearch", "hpsearch.crc32", "hpsearch.version"

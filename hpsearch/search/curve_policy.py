@@ -146,10 +146,11 @@ class CurvePruner(BasePruner):
 
     Reports of trials that have ended without a value are not to be beaten. A trial that made this best report goes on,
     so the first one does; the second can be stopped already. The chance is the largest over the trial's future reports,
-    so that one whose learning rate has yet to fall is judged by where it will be then.
+    so that one whose learning rate has yet to fall is judged by where it will be then. What a stop saves is what is
+    left of the trial, so in its second half less of a chance is enough to go on.
 
     Args:
-        chance: Below it, the trial stops.
+        chance: Below it, the trial stops; below twice this times what is left, once that is less than half.
         min_epochs: Of training that every trial gets.
     """
 
@@ -174,7 +175,8 @@ class CurvePruner(BasePruner):
         mean, spread = model.predict(
             evidence.at([own.params] * count, ahead, [own.epochs] * count, [own.number] * count)
         )
-        return bool(ndtr((evidence.target - mean) / spread).max() < self._chance)
+        left = 1 - own.reached[-1] / own.epochs
+        return bool(ndtr((evidence.target - mean) / spread).max() < self._chance * min(1.0, 2 * left))
 
 
 def _known(

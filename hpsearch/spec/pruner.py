@@ -29,7 +29,7 @@ class CurvesPrunerSpec(Closed):
 
     type: Literal["curves"] = "curves"
     chance: float = Field(0.1, gt=0, lt=1)
-    """A trial stops when its chance is below this."""
+    """A trial stops when its chance is below this; in its second half it takes less, the less of it is left."""
     min_reports: int = Field(1, ge=1, le=1000)
     """Report intervals that every trial gets."""
 

@@ -22,7 +22,7 @@ class CurvesSamplerSpec(Closed):
     """A Gaussian process over params and learning curves: draws where the predicted end promises most."""
 
     type: Literal["curves"] = "curves"
-    startup_trials: int = Field(6, ge=1, le=64)
+    startup_trials: int = Field(4, ge=1, le=64)
     """First trials before the model is used: evenly spread, but with a prior one near the defaults."""
     prior: float = Field(10.0, ge=0, le=1000)
     """Belief in the `auto` defaults: what params promise is weighed by their nearness to these, to the power of `prior`

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ import optuna
 import pytest
 from numpy.typing import NDArray
 from scipy.optimize import approx_fprime
+from scipy.special import ndtri
 
-from hpsearch.search import Decision
+from hpsearch.search import Decision, curve_policy
 from hpsearch.search.curve_policy import FITTED, GROWN
 from hpsearch.search.curves import Curves, Points, fit, prior
+from hpsearch.search.evidence import Evidence
 from tests.builders import a_report
 from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, spec_of
 
@@ -138,6 +141,31 @@ class TestTheRule:
     @pytest.mark.parametrize("epochs", [2, 4, 8])
     def test_a_hopeless_second_trial_is_stopped_with_only_the_first_to_compare(self, epochs: int) -> None:
         assert train(after_the_past("curves", {"epochs": epochs, "learning_rate_multiplier": 0.03}, past=())) <= 1
+
+    @pytest.mark.parametrize(("chance", "last"), [(0.2, 0), (0.09, 4), (0.06, 5), (0.04, 6), (0.02, 7)])
+    def test_less_of_a_chance_is_enough_where_little_is_left(
+        self, monkeypatch: pytest.MonkeyPatch, chance: float, last: int
+    ) -> None:
+        """A trial of eight epochs that has this chance is stopped up to the end of the last of these epochs."""
+        study = optuna.create_study()
+        for loss in (1.0, 2.0):
+            trial = study.ask({"epochs": optuna.distributions.IntDistribution(8, 8)})
+            trial.set_user_attr("curve", [{"exposure": epoch * EXAMPLES, "epoch": epoch} for epoch in range(9)])
+            trial.report(9.0, 0)
+            if loss == 1.0:
+                trial.report(loss, 8 * EXAMPLES)
+                study.tell(trial, loss)
+
+        def model(_study: Any, _trial: Any, evidence: Evidence) -> Any:
+            return SimpleNamespace(predict=lambda _asked: (np.array(evidence.target - ndtri(chance)), np.array(1.0)))
+
+        monkeypatch.setattr(curve_policy, "_model", model)
+        study.pruner = curve_policy.CurvePruner(chance=0.1, min_epochs=0.5)
+        stops = []
+        for epoch in range(1, 8):
+            trial.report(2.0, epoch * EXAMPLES)
+            stops.append(trial.should_prune())
+        assert stops == [epoch <= last for epoch in range(1, 8)]
 
     def test_the_decisions_are_the_same_for_a_metric_that_is_maximised(self) -> None:
         accuracy = {"objective": {"metric": "validation_token_accuracy"}}
