@@ -55,6 +55,7 @@ from hpsearch.spec.pruner import (
     PercentileSpec,
     PrunerSpec,
     SuccessiveHalvingSpec,
+    WilcoxonSpec,
 )
 from hpsearch.spec.sampler import CurvesSamplerSpec, RandomSpec, SamplerSpec, TPESpec
 
@@ -102,6 +103,7 @@ CONTENDERS: dict[str, Contender] = {
     "ours": searched(CurvesSamplerSpec(), CurvesPrunerSpec()),
 }
 FIRST, WRONG = ", defaults first", ", wrong defaults"
+OURS = ("ours", f"ours{FIRST}")
 PARTS: dict[str, Contender] = {
     f"{GOAL}{FIRST}": searched(TPESpec(), HyperbandSpec(), own),
     f"ours{FIRST}": searched(CurvesSamplerSpec(), CurvesPrunerSpec(), own),
@@ -195,15 +197,16 @@ def plot(figure: list[tuple[Table, float, dict[str, list[Outcome]]]], path: Path
         for name, own in outcomes.items():
             regrets = np.array([[_regret(table, each, part * budget) for part in parts] for each in own])
             low, middle, high = np.percentile(np.maximum(regrets, 1e-3), [25, 50, 75], axis=0)
-            (line,) = place.plot(parts * 100, middle, label=name, lw=2.4 if name == "ours" else 1.2)
-            if name in ("ours", GOAL):
+            (line,) = place.plot(parts * 100, middle, label=name, lw=2.4 if name in OURS else 1.2)
+            if name in (*OURS, GOAL):
                 place.fill_between(parts * 100, low, high, color=line.get_color(), alpha=0.15, lw=0)
         place.set(yscale="log", title=table.name, xlabel="% of the tokens", ylabel="regret (median, quartiles)")
     for place in places.flat[len(figure) :]:
         place.set_axis_off()
-    places.flat[0].legend(fontsize=7)
     picture.tight_layout()
-    picture.savefig(path, metadata={"Date": None})
+    lines, names = places.flat[0].get_legend_handles_labels()
+    picture.legend(lines, names, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5, fontsize=8)
+    picture.savefig(path, metadata={"Date": None}, bbox_inches="tight")
     print(f"plot: {path}")
 
 
@@ -244,6 +247,7 @@ RULES: dict[str, PrunerSpec] = {
     "ASHA (equal exposure)": SuccessiveHalvingSpec(),
     "Hyperband (equal exposure)": HyperbandSpec(),
     "median (equal exposure)": PercentileSpec(),
+    "Wilcoxon (equal exposure)": WilcoxonSpec(),
     "curves (predicted end)": CurvesPrunerSpec(),
     "curves, two reports first": CurvesPrunerSpec(min_reports=2),
 }
