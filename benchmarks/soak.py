@@ -1,7 +1,7 @@
 """Faults injected into a running service: what was lost, what was repeated, how soon it went on.
 
     python benchmarks/soak.py [--times 2] [--trials 6] [--faults runner-kill,device-stop,...] [--seconds 900]
-    python benchmarks/soak.py --minutes 30 --every 20 [--faults ...]
+    python benchmarks/soak.py --minutes 30 --every 20 [--population 4] [--faults ...]
     python benchmarks/soak.py --nodes 2 [--times 2] [--trials 12] [--faults node-kill,node-term,node-stop]
 
 With `--minutes`, a random fault is injected every so many seconds, whether the last one is over or not, and what must
@@ -92,8 +92,11 @@ class Soak:
         self.on_node: dict[int, str] = {}
         """The trials that were on the node that was taken away last, and their device."""
 
-    def submit(self, seconds: float | None = None) -> None:
-        """Queue the study; with a limit, it has more trials than it can train in so many seconds."""
+    def submit(self, seconds: float | None = None, population: int = 0) -> None:
+        """Queue the study; with a limit, it has more trials than it can train in so many seconds.
+
+        A population of so many exchanges weights every eighth of their training.
+        """
         data = {}
         for split, count in (("train", 40), ("validation", 10)):
             lines = (STUDIES / f"data/tickets/{split}.jsonl").read_text().splitlines()[:count]
@@ -111,7 +114,7 @@ class Soak:
             },
             "objective": {"reports_per_epoch": 4},
             "sampler": {"type": "random"},
-            "pruner": {"type": "none"},
+            "pruner": {"type": "pbt", "population": population, "interval": 12} if population else {"type": "none"},
             "parallelism": {"trials_per_device": 2, "max_concurrent_trials": self.at_once},
             "budget": {"trials": self.trials} if seconds is None else {"trials": None, "wall_clock": seconds},
         }
@@ -259,12 +262,13 @@ def check(soak: Soak, most: int | None = None) -> dict[str, Any]:
     trials = client.trials(soak.name)
     events = list(client.events(soak.name)) if soak.is_over() else []
     told = Counter((event["number"], event["exposure"]) for event in events if event["kind"] == "trial.reported")
-    params = Counter(json.dumps(trial["params"], sort_keys=True) for trial in trials if trial["retry_of"] is None)
+    first = [trial for trial in trials if trial["retry_of"] is None and trial["parent"] is None]
+    params = Counter(json.dumps(trial["params"], sort_keys=True) for trial in first)
     prepared, deviation = None, 0.0
     for trial in trials:
         shown = client.trial(soak.name, trial["number"])
-        if trial["state"] != "COMPLETE" or trial["cut_short"] or most == 0:
-            continue
+        if trial["state"] != "COMPLETE" or trial["cut_short"] or trial["parent"] is not None or most == 0:
+            continue  # a curve that went on from another trial's is not its config's alone
         most = None if most is None else most - 1
         config = FinetuneConfig.model_validate(shown["config"])
         prepared = prepared or prepare(config)
@@ -286,7 +290,7 @@ def soak_for(soak: Soak, options: argparse.Namespace) -> None:
     """Random faults for so many minutes; then the study comes to its end undisturbed, and is checked."""
     injected: list[tuple[str, float]] = []
     try:
-        soak.submit(options.minutes * 60)
+        soak.submit(options.minutes * 60, options.population)
         wait_for(lambda: bool(soak.running()), PATIENCE)
         invariants = Invariants(soak.conninfo)
         faults = {
@@ -334,6 +338,7 @@ def main() -> None:
     parser.add_argument("--faults", default="")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--every", type=float, default=20)
+    parser.add_argument("--population", type=int, default=0, help="of --minutes: as `pruner: {type: pbt}`")
     parser.add_argument("--nodes", type=int, default=0, help="besides the head; 2 are enough")
     parser.add_argument("--checked", type=int, default=5, help="trials trained again alone at the end of --minutes")
     options = parser.parse_args()
