@@ -12,7 +12,7 @@ import torch
 from hpsearch.errors import OutOfMemory
 from hpsearch.finetune.member import Member
 from hpsearch.finetune.prepare import Prepared
-from hpsearch.finetune.step import gradients, in_less_memory
+from hpsearch.finetune.step import gradients, in_less_memory, is_out_of_memory
 from hpsearch.spec.finetune import FinetuneConfig
 
 WORTH = 1.2
@@ -89,8 +89,10 @@ def _tokens_per_second(prepared: Prepared, config: FinetuneConfig, count: int) -
             if is_gpu:
                 torch.cuda.synchronize(prepared.loaded.device)
             rates.append(sum(turn.tokens for turn in turns) / (clock() - started))
-    except (MemoryError, torch.OutOfMemoryError):
-        raise OutOfMemory from None
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory from None
+        raise
     if budget < prepared.token_budget and count > 1:
         raise OutOfMemory
     return statistics.median(rates[1:] or rates)  # the first one allocates

@@ -125,5 +125,13 @@ def in_less_memory(compute: Callable[[int], T], token_budget: int) -> tuple[T, i
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on the device or in the process; PyTorch's CPU allocator says so by text only."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether memory ran out, on the device or in the process.
+
+    PyTorch's CPU allocator, CUDA and its libraries, which take memory beside PyTorch's, say so by text only.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = "can't allocate memory", "error: out of memory", "_STATUS_ALLOC_FAILED"
