@@ -22,6 +22,7 @@ from hpsearch.finetune.lora import AdaptedLinear, adapt
 from hpsearch.finetune.model import LoadedModel, load_model
 from hpsearch.finetune.packing import longest_packed
 from hpsearch.finetune.rendering import TemplateMode
+from hpsearch.finetune.step import in_less_memory
 from hpsearch.finetune.token_cache import TokenCache, token_key
 from hpsearch.finetune.tokenised import TokenisedData, TokenisedSplit
 from hpsearch.finetune.tokens import tokenise, tokenizer_fingerprint
@@ -113,6 +114,7 @@ def prepare(
 
     Raises:
         InvalidInput: The model or the data can't be used; the error's `field` says which part of the spec.
+        OutOfMemory: Not even a single sequence of the validation split can be evaluated.
         Abandoned: Nobody waits for it any more.
     """
     examples = load(config.data) if cache is None else None  # what is wrong with them is found before the model loads
@@ -135,6 +137,7 @@ def prepare(
         if not split.examples:
             text = f"no {name} example has any completion left within {max_length} tokens: raise data.max_length"
             raise InvalidDataset(text, "data.max_length")
+        _check_vocabulary(loaded, split)
     contract = evaluation_contract(
         validation=tokens.validation_fingerprint,
         model=loaded.facts.fingerprint,
@@ -144,8 +147,10 @@ def prepare(
         precision="bfloat16" if loaded.device.type == "cuda" else "float32",
     )
     kind = loaded.device.type
-    budget = EVALUATION_BUDGETS.get(kind, EVALUATION_BUDGETS["cpu"])
-    (baseline,) = evaluate(Reader(loaded.model), loaded.anatomy, validation.examples, budget, goes_on)
+    (baseline,), budget = in_less_memory(
+        lambda budget: evaluate(Reader(loaded.model), loaded.anatomy, validation.examples, budget, goes_on),
+        EVALUATION_BUDGETS.get(kind, EVALUATION_BUDGETS["cpu"]),
+    )
     if not math.isfinite(baseline.loss):
         raise UnsupportedModel(f"{config.model.base} has no finite loss even before training", "model.base")
     return Prepared(
@@ -179,6 +184,21 @@ def _check_positions(loaded: LoadedModel, max_length: int) -> None:
                 f"pass, so trials could not be compared; set data.max_length to at most {original}",
                 "data.max_length",
             )
+
+
+def _check_vocabulary(loaded: LoadedModel, split: TokenisedSplit) -> None:
+    """Raise UnsupportedModel for a token that the model has no embedding of.
+
+    On a GPU the look-up would not fail as such: it leaves a process in which every later call fails.
+    """
+    largest, known = int(split.ids.max()), loaded.model.get_input_embeddings().num_embeddings
+    if largest >= known:
+        text = loaded.tokenizer.convert_ids_to_tokens(largest)
+        raise UnsupportedModel(
+            f"the tokenizer of {loaded.facts.path} knows more tokens than its model: {text!r} is number {largest}, and "
+            f"the model has {known} embeddings; save the model with resize_token_embeddings",
+            "model.base",
+        )
 
 
 def _tokenised(examples: Split, tokenizer: Any, max_length: int, mode: TemplateMode) -> TokenisedData:
