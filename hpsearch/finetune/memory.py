@@ -25,13 +25,15 @@ HEAD_ROOM = 0.3
 PROBED_TOKENS = 256
 """Of a forward pass that shows what is kept for each."""
 
-_FLOAT = 4
+_FLOAT, _BFLOAT16 = 4, 2
 
 _measured: WeakKeyDictionary[Base, dict[tuple[object, ...], float]] = WeakKeyDictionary()
 
 
 def member_bytes(config: FinetuneConfig, prepared: Prepared) -> int:
     """What one more member holds: its weights, their gradients, AdamW's two moments, and the whole model of a full one.
+
+    On a GPU, a full one's passes hold a copy of its weights in bfloat16 besides.
 
     Raises:
         InvalidSpec: An adapter's target does not exist.
@@ -45,7 +47,8 @@ def member_bytes(config: FinetuneConfig, prepared: Prepared) -> int:
         name: parameter.numel() for name, parameter in prepared.loaded.model.named_parameters()
     }
     trained = sum(size for name, size in parameters.items() if is_trained(anatomy, name, frozen))
-    return _FLOAT * (sum(parameters.values()) + 3 * trained)
+    copied = _BFLOAT16 * trained if prepared.loaded.device.type == "cuda" else 0
+    return _FLOAT * (sum(parameters.values()) + 3 * trained) + copied
 
 
 def free_bytes(device: torch.device) -> int:
@@ -70,9 +73,9 @@ def loading_bytes(config: FinetuneConfig, device: str) -> int:
     parameters = describe(model.base, model.revision).parameters
     each = 0
     if not is_loaded(model, device):
-        each += 2 if device.startswith("cuda") and model.method == "lora" else _FLOAT
+        each += _BFLOAT16 if device.startswith("cuda") and model.method == "lora" else _FLOAT
     if model.method == "full":
-        each += 4 * _FLOAT
+        each += 4 * _FLOAT + (_BFLOAT16 if device.startswith("cuda") else 0)
     return each * parameters
 
 
@@ -142,7 +145,7 @@ def _kept_bytes(prepared: Prepared, turn: Turn) -> int:
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in constant:
+        if storage.data_ptr() not in constant and not _is_copied_weight(tensor):
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -150,3 +153,11 @@ def _kept_bytes(prepared: Prepared, turn: Turn) -> int:
         kept = forward_only(prepared.loaded, turn)  # while it lives, no storage is reused
     del kept
     return sum(sizes.values())
+
+
+def _is_copied_weight(tensor: Tensor) -> bool:
+    """Whether it is autocast's copy of a parameter, or a view of that: one for a pass, however many tokens it reads."""
+    made = (tensor._base if tensor._base is not None else tensor).grad_fn
+    if made is None or made.name() != "ToCopyBackward0":
+        return False
+    return all(before is not None and before.name().endswith("AccumulateGrad") for before, _ in made.next_functions)
