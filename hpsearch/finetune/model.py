@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hpsearch.basemodel import BaseModel, describe
-from hpsearch.errors import UnsupportedModel
+from hpsearch.errors import TrialFailure, UnsupportedModel
 from hpsearch.finetune.packing import Group, can_pack, packed, positions
 from hpsearch.spec.finetune import ModelSpec
 
@@ -70,8 +70,13 @@ def load_model(spec: ModelSpec, device: torch.device, facts: BaseModel | None = 
 
     Raises:
         UnknownModel, UnsupportedModel: As `hpsearch.basemodel.describe`, or transformers can't load it.
+        TrialFailure: PyTorch can't use the GPU.
     """
     facts = facts or describe(spec.base, spec.revision)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        why = f"is built for {built}: is the GPU's driver too old for that?" if built else "is a build for CPUs"
+        raise TrialFailure(f"there is a GPU, but PyTorch can't use it: PyTorch {torch.__version__} {why}")
     # A hub model's fingerprint is its commit: facts and weights are then of one version.
     revision = None if Path(spec.base).is_absolute() else facts.fingerprint
     frozen_on_gpu = spec.method == "lora" and device.type == "cuda"

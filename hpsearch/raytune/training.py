@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpsearch.errors import DiskFull, HubUnavailable, WorkerLost
+from hpsearch.errors import DiskFull, HubUnavailable, OutOfMemory, WorkerLost
 from hpsearch.raytune.messages import (
     Failed,
     Finished,
@@ -132,6 +132,7 @@ class Training:
         from hpsearch.finetune.attempts import Attempt
         from hpsearch.finetune.evaluate import Abandoned
         from hpsearch.finetune.member import Member
+        from hpsearch.finetune.step import is_out_of_memory
 
         if not self._roster.wants(key):  # any more: it is answered at the next look
             return
@@ -170,7 +171,7 @@ class Training:
             self._send(key, Lost(str(error), died=False))
         except Exception as error:  # whatever goes wrong with one trial is that trial's failure, never the device's
             log.warning("trial not started", exc_info=True, extra=fields_of(key))
-            self._send(key, failed(error))
+            self._send(key, failed(OutOfMemory(str(error)) if is_out_of_memory(error) else error))
 
     def _is_waited_for(self) -> bool:
         """Whether any of the trials that are about to begin is still wanted here."""
@@ -290,6 +291,9 @@ def _check_shared(artifacts: Path) -> None:
 def _gpu_works() -> bool:
     import torch
 
+    initialized: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if not initialized:  # it never worked here, and would not in the next process either
+        return True
     try:
         torch.cuda.synchronize()
     except Exception:  # torch's own kinds of errors differ by version
