@@ -31,9 +31,7 @@ class Device:
     """Runs as a Ray actor; its methods are called from many threads."""
 
     def __init__(self, address: DeviceAddress) -> None:
-        # Before torch is imported: which GPU it sees, and one thread per core (spinning threads cost 4 to 25 times).
-        os.environ["CUDA_VISIBLE_DEVICES"] = address.id if address.kind == "gpu" else ""
-        os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ.update(environment(address))  # before torch is imported
         configure_logging(device=address.label)
         self._is_gpu = address.kind == "gpu"
         share = 1.0 if self._is_gpu else 1 / cores_of(address.node)
@@ -133,6 +131,13 @@ class Device:
         self._roster.close()
         self._roster.wait_until_empty(seconds)
         os._exit(0)
+
+
+def environment(address: DeviceAddress) -> dict[str, str]:
+    """Which GPU the device's process sees, and one thread per core (spinning threads cost 4 to 25 times)."""
+    seen = address.id if address.kind == "gpu" else ""
+    # NVIDIA's and AMD's: where a node has AMD's set, nothing else counts there.
+    return {"CUDA_VISIBLE_DEVICES": seen, "HIP_VISIBLE_DEVICES": seen, "OMP_NUM_THREADS": "1"}
 
 
 def _when_terminated(end: Callable[[], None]) -> None:

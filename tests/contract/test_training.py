@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from finetune_reference import a_config
 
 from hpsearch.finetune import Member, memory, prepare, snapshot
@@ -20,6 +21,8 @@ from hpsearch.finetune.attempts import Attempt
 from hpsearch.raytune import models
 from hpsearch.raytune import roster as roster_module
 from hpsearch.raytune import training as training_module
+from hpsearch.raytune.address import DeviceAddress
+from hpsearch.raytune.device import environment
 from hpsearch.raytune.messages import Slot
 from hpsearch.raytune.roster import Roster
 from hpsearch.raytune.training import Training
@@ -41,14 +44,19 @@ def a_slot(folder: Path, number: int, **changes: Any) -> Slot:
 
 
 @pytest.fixture
-def roster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Roster]:
+def is_gpu() -> bool:
+    return False
+
+
+@pytest.fixture
+def roster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_gpu: bool) -> Iterator[Roster]:
     """Of a device that trains in a thread of this process, as long as there is anything to do."""
     monkeypatch.setattr(
         roster_module, "SILENT_SECONDS", 10 * PATIENCE
     )  # there is no process of a trial that says it lives
     monkeypatch.setattr(models.tempfile, "gettempdir", lambda: str(tmp_path))
     roster = Roster()
-    training = Training(roster, is_gpu=False, share=1.0)
+    training = Training(roster, is_gpu, share=1.0)
     thread = threading.Thread(target=training.run, daemon=True)
     thread.start()
     yield roster
@@ -158,3 +166,36 @@ def test_what_a_trial_hands_over_is_there_before_its_report_is_known_and_an_heir
     )
     assert roster.admit("study/1/1/b", heir, has_room_for_all=False) is None
     assert [reported(roster, "study/1/1/b") for _ in range(3)] == [20, 24, 28]
+
+
+@pytest.mark.parametrize("is_gpu", [True])
+def test_a_gpu_that_pytorch_can_not_use_fails_its_trials_by_name_and_ends_no_device(
+    roster: Roster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray counts the GPUs that the driver shows, also where PyTorch is a build for CPUs or the driver is too old."""
+    ended: list[int] = []
+    monkeypatch.setattr(training_module.os, "_exit", ended.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert roster.admit("study/0/1/a", a_slot(tmp_path, 0), has_room_for_all=True) is None
+    message = json.loads(roster.next_message("study/0/1/a"))
+    assert (message["kind"], message["failure"]) == ("Failed", "error")
+    assert "PyTorch can't use it" in message["text"]
+    assert not ended
+
+
+def test_memory_that_cuda_runs_out_of_while_a_model_loads_is_named(
+    roster: Roster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(models.Models, "get", load)
+    assert roster.admit("study/0/1/a", a_slot(tmp_path, 0), has_room_for_all=True) is None
+    message = json.loads(roster.next_message("study/0/1/a"))
+    assert (message["kind"], message["failure"]) == ("Failed", "out_of_memory")
+
+
+def test_a_device_sees_its_own_gpu_and_no_other() -> None:
+    seen = environment(DeviceAddress("node", "gpu", "2"))
+    assert seen["CUDA_VISIBLE_DEVICES"] == seen["HIP_VISIBLE_DEVICES"] == "2"
+    assert environment(DeviceAddress("node", "cpu", "2"))["CUDA_VISIBLE_DEVICES"] == ""
