@@ -1,0 +1,269 @@
+"""What a fine-tune does on a GPU, as far as a machine without one can show it.
+
+Two halves. On the CPU, really computed: a frozen base in bfloat16, trained weights in float32, products under bfloat16
+autocast and padded rows, all as on a GPU, against float32 and packed rows. It shows precisions that don't mix, and
+losses and gradients that bfloat16 alone does not explain. And on PyTorch's fake tensors, on a device that is not the
+CPU: without numbers, but a tensor that was left on the CPU fails there, and so does what would wait for the device.
+
+Neither shows a kernel: what CUDA's compute, how fast, in which order on streams, in which memory, and how they fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import traceback
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from finetune_reference import a_config, tiny_model
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from hpsearch.errors import TrialFailure, UnsupportedModel
+from hpsearch.finetune import Member, Prepared, company, finetune, memory, prepare, products, step
+from hpsearch.finetune import evaluate as evaluate_module
+from hpsearch.finetune.lora import adapt
+from hpsearch.finetune.member import evaluated
+from hpsearch.finetune.model import examine, load_model
+from hpsearch.finetune.prepare import Base
+from hpsearch.finetune.step import gradients, in_less_memory
+from hpsearch.spec.finetune import FinetuneConfig, ModelSpec
+
+ARCHITECTURES = ["llama", "gpt2", "gpt_neox", "gemma", "gemma2", "opt"]
+
+
+def a_company(architecture: str, method: str) -> list[FinetuneConfig]:
+    """Configs for one pass: adapters of two ranks, of which one drops out; or one whole model."""
+    first = a_config(architecture, method, prompt_loss_weight=0.1, reports_per_epoch=1)
+    if method == "full":
+        return [first]
+    second = a_config(architecture, seed=7, dropout=0.2, reports_per_epoch=1)
+    narrow = second.model.lora.model_copy(update={"rank": 3})
+    return [first, second.model_copy(update={"model": second.model.model_copy(update={"lora": narrow})})]
+
+
+def read_by(model: Any, prepared: Prepared, config: FinetuneConfig) -> Prepared:
+    """The same data, in padded rows, on the device and in the precision of another model."""
+    model.eval().requires_grad_(requires_grad=False)
+    anatomy = dataclasses.replace(prepared.loaded.anatomy, packs=False)
+    loaded = dataclasses.replace(prepared.loaded, model=model, anatomy=anatomy, device=model.device)
+    base = Base(loaded, adapt(model, anatomy) if config.model.method == "lora" else {})
+    return dataclasses.replace(prepared, base=base, loaded=loaded)
+
+
+def precision_of(config: FinetuneConfig) -> torch.dtype:
+    return torch.bfloat16 if config.model.method == "lora" else torch.float32
+
+
+# -- computed in bfloat16, on the CPU ----------------------------------------------------------------------------------
+
+
+def in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (step, evaluate_module):
+        monkeypatch.setattr(module, "precision", lambda _device: torch.autocast("cpu", dtype=torch.bfloat16))
+
+
+def as_on_a_gpu(config: FinetuneConfig) -> Prepared:
+    prepared = prepare(config)
+    model = transformers.AutoModelForCausalLM.from_pretrained(config.model.base, dtype=precision_of(config))
+    assert examine(model.eval()).splits == prepared.loaded.anatomy.splits
+    return read_by(model, prepared, config)
+
+
+def first_step(prepared: Prepared, configs: list[FinetuneConfig]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses, gradients and validation losses of fresh members whose adapters change something."""
+    members = [Member(config, prepared) for config in configs]
+    for name, parameter in [pair for member in members for pair in member.weights.named.items()]:
+        if "lora_B" in name:
+            with torch.no_grad():
+                parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(3))
+    nll = gradients(prepared.loaded, [member.turn() for member in members], 150)
+    found = [parameter.grad for member in members for parameter in member.weights.named.values()]
+    assert {gradient.dtype for gradient in found} == {torch.float32}
+    losses = [evaluation.loss for evaluation in evaluated(members)]
+    return nll, torch.cat([gradient.flatten() for gradient in found]), torch.tensor(losses)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bfloat16_in_padded_rows_is_float32_in_packed_ones_but_for_its_precision(architecture, method, monkeypatch):
+    configs = a_company(architecture, method)
+    exact = first_step(prepare(configs[0]), configs)
+    in_bfloat16(monkeypatch)
+    rounded = first_step(as_on_a_gpu(configs[0]), configs)
+    limits = (0.003, 0.06, 0.001)  # the largest seen: 0.0008, 0.043, 0.0004
+    for one, two, limit in zip(rounded, exact, limits, strict=True):
+        assert (one - two).norm() / two.norm() < limit
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_fine_tune_in_bfloat16_ends_where_one_in_float32_does(method, monkeypatch):
+    config = a_config(method=method, reports_per_epoch=1, dropout=0.1 if method == "lora" else 0.0)
+    exact = finetune(config)
+    in_bfloat16(monkeypatch)
+    rounded = finetune(config, prepared=as_on_a_gpu(config))
+    assert rounded.best.validation_loss == pytest.approx(exact.best.validation_loss, rel=0.01)
+    assert rounded.best.validation_loss < 0.9 * exact.reports[0].validation_loss
+
+
+def test_autocast_s_copies_of_the_weights_are_not_kept_for_each_token(monkeypatch):
+    in_bfloat16(monkeypatch)
+    kept = []
+    for batch_size in (1, 16):
+        config = a_config(method="full", batch_size=batch_size)
+        memory._measured.clear()
+        kept.append(memory.kept_bytes_per_token(Member(config, prepare(config))))
+    assert kept[0] == pytest.approx(kept[1], rel=0.05)
+
+
+# -- without numbers, on another device --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Stands in for a GPU among fake tensors: PyTorch's builds for CPUs know no backward pass on "cuda"."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # there is none on this device
+    monkeypatch.setattr(
+        import_module("torch.optim.optimizer"), "_get_fused_kernels_supported_devices", lambda: ["meta"]
+    )
+    return torch.device("meta")
+
+
+@contextlib.contextmanager
+def members_on(device: torch.device, configs: list[FinetuneConfig]) -> Iterator[list[Member]]:
+    """Members on fake tensors there; all that is made inside is fake, too."""
+    prepared = prepare(configs[0])
+    shape = transformers.AutoConfig.from_pretrained(configs[0].model.base)
+    for config in configs:
+        Member(config, prepared).turn()  # the order of the examples is drawn once, in numbers
+    with FakeTensorMode(allow_non_fake_inputs=True):  # as fakes on the CPU: not where they would have to be
+        with device:
+            model = transformers.AutoModelForCausalLM.from_config(shape, dtype=precision_of(configs[0]))
+        there = read_by(model, prepared, configs[0])
+        yield [Member(config, there) for config in configs]
+
+
+def step_of(members: list[Member]) -> None:
+    turns = [member.turn() for member in members]
+    nll = gradients(members[0].prepared.loaded, turns, 100)
+    for member, turn, own in zip(members, turns, nll, strict=True):
+        assert member.update(turn, own, seconds=0.0) is None
+
+
+@pytest.mark.parametrize(("method", "grouped"), [("lora", False), ("lora", True), ("full", False)])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_step_stays_on_the_device_and_waits_for_nothing(architecture, method, grouped, elsewhere, monkeypatch):
+    """Grouped products also check there, as CUDA's do, that what they read is aligned and in bfloat16."""
+    monkeypatch.setattr(products, "_is_grouped", lambda *_: grouped)
+    with members_on(elsewhere, a_company(architecture, method)) as members:
+        step_of(members)
+        for member in members:
+            everything = [*member.weights.named.values(), *member._optimizer.state().values(), member._nll]
+            assert {each.device for each in everything} == {elsewhere}
+            assert {each.grad.device for each in member.weights.named.values()} == {elsewhere}
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_an_evaluation_waits_for_the_device_once_when_all_is_summed_up(method, elsewhere):
+    with members_on(elsewhere, a_company("llama", method)) as members:
+        with pytest.raises(DataDependentOutputException) as caught:
+            evaluated(members)
+        own = [frame for frame in traceback.extract_tb(caught.tb) if "hpsearch" in frame.filename]
+        assert "sums.tolist()" in (own[-1].line or "")
+
+
+def test_a_tensor_that_was_left_on_the_cpu_is_found(elsewhere, monkeypatch):
+    real = step._weights
+    monkeypatch.setattr(step, "_weights", lambda *given: [torch.ones(len(each)) for each in real(*given)])
+    with (
+        members_on(elsewhere, a_company("llama", "lora")) as members,
+        pytest.raises(RuntimeError, match="same device"),
+    ):
+        step_of(members)
+
+
+# -- what goes wrong there ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in the documentation",
+        "HIP error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_libraries_that_take_memory_beside_pytorch_run_out_of_it_too(text, monkeypatch):
+    def compute(budget: int) -> str:
+        if budget > 100:
+            raise RuntimeError(text)
+        return "done"
+
+    assert in_less_memory(compute, 400) == ("done", 100)
+
+    def no_member(*_: Any) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(company, "Member", no_member)
+    assert company.measure(prepare(a_config()), a_config(), 4).reason.startswith("1 do not fit")
+
+
+def test_an_illegal_access_is_no_lack_of_memory():
+    def compute(_budget: int) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        in_less_memory(compute, 400)
+
+
+def test_a_baseline_that_does_not_fit_is_read_in_smaller_micro_batches(monkeypatch):
+    """As many tokens as a large GPU reads at once are too many for a small one."""
+    plenty, module = prepare(a_config()), import_module("hpsearch.finetune.prepare")
+    real = module.evaluate
+
+    def scarce(reader: Any, anatomy: Any, examples: Any, budget: int, goes_on: Any) -> Any:
+        if budget > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB.")
+        return real(reader, anatomy, examples, budget, goes_on)
+
+    monkeypatch.setattr(module, "evaluate", scarce)
+    prepared = prepare(a_config())
+    assert prepared.evaluation_budget == 256
+    assert prepared.baseline.validation_loss == pytest.approx(plenty.baseline.validation_loss, rel=1e-6)
+
+
+def test_a_token_without_an_embedding_is_named_before_a_gpu_reads_it(tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model(), folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["museum"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UnsupportedModel, match="'museum' is number 400, and the model has 400 embeddings") as caught:
+        prepare(a_config(base=str(folder)))
+    assert caught.value.field == "model.base"
+
+
+@pytest.mark.parametrize(
+    ("built", "text"), [(None, "is a build for CPUs"), ("13.0", "is built for 13.0: is the GPU's driver too old")]
+)
+def test_a_gpu_that_pytorch_can_not_use_is_said_so(built, text, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(torch.version, "hip", None)
+    with pytest.raises(TrialFailure, match=text):
+        load_model(ModelSpec(base=tiny_model()), torch.device("cuda:0"))
+
+
+def test_a_whole_model_on_a_gpu_has_room_for_autocast_s_copies_too():
+    config = a_config(method="full")
+    prepared = prepare(config)
+    there = dataclasses.replace(prepared, loaded=dataclasses.replace(prepared.loaded, device=torch.device("cuda:0")))
+    parameters = sum(each.numel() for each in prepared.loaded.model.parameters())
+    assert memory.member_bytes(config, there) == memory.member_bytes(config, prepared) + 2 * parameters
