@@ -22,8 +22,12 @@ from hpsearch.spec.study import StudySpec
 NOTED_EVERY = 10
 """So many trials from one note on the dashboard to the next; the last is written when the search ends."""
 
-REPEATABLE = 1e-3
-"""What a continued trial repeats may differ by so much, relatively: on a GPU sums depend on a trial's company."""
+REPEATABLE = {"cpu": 1e-3, "gpu": 3e-2}
+"""What a trial repeats, after an interruption or alone, may differ by so much, relatively.
+
+On a CPU nothing does but by the order of sums, in float32. On a GPU they are sums of bfloat16 and depend on the trial's
+company (eight steps of tiny models, emulated: 1e-3), and what differs grows with every step of its training.
+"""
 
 Event = Callable[[str, dict[str, Any]], None]
 
@@ -125,13 +129,18 @@ class Record:
         self._fence()
         self._live[number].set_user_attr("device", device)
 
+    def _repeatable(self, number: int) -> float:
+        """`REPEATABLE` on the trial's device, whose name says its kind last: `host/node/gpu0`."""
+        device = str(self._live[number].user_attrs.get("device", ""))
+        return REPEATABLE["gpu" if device.rpartition("/")[2].startswith("gpu") else "cpu"]
+
     def replayed(self, number: int, steps: int, company: int, deviation: float) -> None:
         """The trial's first steps were made again alone: how far apart they are is kept, and said when it is much."""
         self._fence()
         replay = {"steps": steps, "company": company, "deviation": deviation}
         self._live[number].set_user_attr("replay", replay)
         self._event("trial.replayed", {"number": number, **replay})
-        if deviation > REPEATABLE:
+        if deviation > self._repeatable(number):
             text = f"trial {number} trains differently in company: its first losses alone are {deviation:.1e} apart"
             self._event("study.warning", {"text": text})
 

@@ -25,7 +25,7 @@ from hpsearch.search.losses import Loss
 from hpsearch.search.memory import Lineage, Memory, lessons
 from hpsearch.search.population import Population
 from hpsearch.search.pruners import most_epochs, pruner
-from hpsearch.search.record import REPEATABLE, Event, Record, outline
+from hpsearch.search.record import Event, Record, outline
 from hpsearch.search.strategy import Independent, Strategy, tried
 from hpsearch.search.wishes import Wishes
 from hpsearch.spec.auto import with_search_resolved
@@ -232,7 +232,7 @@ class Search(Record):
                 return Decision.REUSE
         curve = trial.user_attrs.get("curve", [])
         if curve and report.exposure <= curve[-1]["exposure"]:
-            if not self._repeats(curve, report):
+            if not self._repeats(number, curve, report):
                 text = f"what was repeated after the interruption differs at exposure {report.exposure}"
                 self.fail(number, Failure.WORKER_LOST, text)
                 return Decision.ENDED
@@ -256,10 +256,10 @@ class Search(Record):
             trial.set_user_attr("pruned_at", report.exposure)
         return decision
 
-    def _repeats(self, curve: Sequence[dict[str, Any]], report: Report) -> bool:
+    def _repeats(self, number: int, curve: Sequence[dict[str, Any]], report: Report) -> bool:
         """Whether a report is the one that the curve has already at its exposure."""
         known = next((each[self._metric] for each in curve if each["exposure"] == report.exposure), math.nan)
-        return math.isclose(known, getattr(report, self._metric), rel_tol=REPEATABLE)
+        return math.isclose(known, getattr(report, self._metric), rel_tol=self._repeatable(number))
 
     def _decide(self, number: int, report: Report) -> Decision:
         trial = self._live[number]

@@ -544,6 +544,25 @@ class TestAfterACrash:
         assert (retry.number, retry.params, retry.reported) == (1, asked.params, None)
         assert after.trial(1).retry_of == 0
 
+    @pytest.mark.parametrize(("device", "goes_on"), [("host/1a2b3c4d/cpu0", False), ("host/1a2b3c4d/gpu0", True)])
+    def test_on_a_gpu_a_continuation_may_differ_by_more_since_sums_are_bfloat16(
+        self, sqlite: Storage, device: str, goes_on: bool
+    ) -> None:
+        before = Driven(sqlite, spec_of(3))
+        asked = before.must_ask()
+        for exposure, loss in ((0, 3.0), (50, 2.0)):
+            before.search.report(asked.number, a_report(exposure, loss), CONTRACT)
+        after = Driven(sqlite, spec_of(3))
+        again = after.must_ask()
+        after.search.trained_on(again.number, device)
+        after.search.replayed(again.number, 8, 2, 0.002)
+        said = [details["text"] for kind, details in after.events if kind == "study.warning"]
+        assert any("trains differently in company" in text for text in said) is not goes_on
+        repeated = after.search.report(again.number, a_report(50, 2.02), CONTRACT)
+        assert repeated == (Decision.GO_ON if goes_on else Decision.ENDED)
+        if goes_on:
+            assert after.search.report(again.number, a_report(50, 2.2), CONTRACT) == Decision.ENDED
+
     def test_after_an_upgrade_what_can_not_be_gone_on_with_is_trained_anew_and_that_counts_nowhere(
         self, sqlite: Storage
     ) -> None:
