@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from hpsearch.errors import InvalidSpec
 from hpsearch.finetune import checkpoint
 from hpsearch.finetune.batches import MicroBatch
+from hpsearch.finetune.dropout import Dropout, set_dropout
 from hpsearch.finetune.evaluate import Reader
-from hpsearch.finetune.lora import TARGETS_FIELD, AdaptedLinear, Dropout, MemberRows, activated, new_adapters
+from hpsearch.finetune.lora import TARGETS_FIELD, AdaptedLinear, MemberRows, activated, new_adapters
 from hpsearch.finetune.model import LoadedModel
 from hpsearch.finetune.optimizer import Piece, is_trained
 from hpsearch.finetune.recompute import recomputing
@@ -187,20 +188,3 @@ def _activations(configs: Sequence[FinetuneConfig], loaded: LoadedModel, model: 
     if not any(config.model.activation_checkpointing for config in configs):
         return nullcontext()
     return recomputing(model, model.get_submodule(loaded.anatomy.blocks))
-
-
-def set_dropout(model: nn.Module, rate: float) -> None:
-    """Set every dropout that an architecture has: modules, attributes of modules, and fields of the config.
-
-    Dropouts of classification heads have no part in a causal language model.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = rate
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, rate)
-    config: Any = model.config
-    for name, value in vars(config).items():
-        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, int | float):
-            setattr(config, name, rate)

@@ -18,8 +18,8 @@ from hpsearch.errors import InvalidSpec
 from hpsearch.finetune import Member, finetune, prepare, report_exposures
 from hpsearch.finetune import loss as loss_module
 from hpsearch.finetune.batches import Layout, Share, _padded_cuts, micro_batches
+from hpsearch.finetune.dropout import Dropout, set_dropout
 from hpsearch.finetune.evaluate import Reader, evaluate
-from hpsearch.finetune.lora import Dropout
 from hpsearch.finetune.loss import total_weight, weighted_nll
 from hpsearch.finetune.member import evaluated
 from hpsearch.finetune.model import examine, hidden_states
@@ -27,7 +27,6 @@ from hpsearch.finetune.order import epoch_order, optimizer_batch, steps_per_epoc
 from hpsearch.finetune.prepare import prepared_key
 from hpsearch.finetune.schedule import learning_rate_factor, warmup_steps
 from hpsearch.finetune.step import gradients as step_gradients
-from hpsearch.finetune.weights import set_dropout
 
 CPU = torch.device("cpu")
 
@@ -270,7 +269,7 @@ def test_what_is_dropped_depends_on_seed_layer_token_and_channel_alone(monkeypat
     assert beside[7:].all()  # nothing of a member that drops nothing
     assert Dropout.of([(0.0, 1, torch.arange(5))]) is None
     with monkeypatch.context() as smaller:
-        smaller.setattr("hpsearch.finetune.lora._DRAWN_AT_A_TIME", 200)
+        smaller.setattr("hpsearch.finetune.dropout._DRAWN_AT_A_TIME", 200)
         cut = kept()
     assert torch.equal(cut, kept(tokens=70)[:64])
     for other in (kept(seed=3), kept(layer=5), kept().roll(1, 0), kept().roll(1, 1)):
