@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -66,6 +68,9 @@ def serve(host: str, port: int) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     end_with_parent()  # `hpsearch run`, whose terminal may be closed
+    if fault := _cannot_listen(host, port):
+        say(f"error: {fault}")
+        return 1
     api = Process("API", ["hpsearch.api", "--host", host, "--port", str(port)])
     url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
     if not _wait_until_ready(api, url, stop):
@@ -81,6 +86,23 @@ def serve(host: str, port: int) -> int:
     runner.stop(deadline)
     api.stop(deadline)
     return 0
+
+
+def _cannot_listen(host: str, port: int) -> str:
+    """Why nobody can listen there, or nothing.
+
+    Asked before the API is started: where another service answers on the port, it would be taken for ours.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as ours:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the API does
+            ours.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return f"port {port} of {host} is taken, by this service perhaps: stop it, or take another with --port"
+        return f"nobody can listen on port {port} of {host}: {error.strerror}"
+    return ""
 
 
 def _wait_until_ready(api: Process, url: str, stop: threading.Event) -> bool:
