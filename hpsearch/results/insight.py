@@ -72,10 +72,16 @@ class Insight:
                 f"{edge.parameter}: the best value, {_brief(edge.value)}, lies at the {edge.side} end of what was "
                 f"searched; widen it to {wider}"
             )
+        asked = [effect for effect in self.effects if effect.is_measurable is not None]
+        idle = [effect.parameter for effect in asked if not effect.is_measurable]
+        if len(idle) > 1 and len(idle) == len(asked):  # then it is the trials that are too few or too much alike
+            said.append(f"no parameter's effect could be measured in {self.trials} trials: more would tell")
+            return said
+        at_an_edge = {edge.parameter for edge in self.edges}
         said += [
-            f"{effect.parameter}: no effect could be measured in {self.trials} trials; fix it to search the rest better"
-            for effect in self.effects
-            if effect.is_measurable is False
+            f"{name}: no effect could be measured in {self.trials} trials; fix it to search the rest better"
+            for name in idle
+            if name not in at_an_edge
         ]
         return said
 

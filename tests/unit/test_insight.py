@@ -91,6 +91,26 @@ def test_a_parameter_that_decides_is_told_from_one_that_does_not() -> None:
     assert {effect.is_measurable for effect in few.effects} == {None}
 
 
+def test_where_nothing_can_be_measured_nobody_is_told_to_fix_everything() -> None:
+    dice = random.Random(3)
+    drawn = [{"dropout": dice.uniform(0, 0.5), "weight_decay": dice.uniform(0, 0.5)} for _ in range(13)]
+    found = looked_at({"dropout": {"low": 0, "high": 0.5}, "weight_decay": {"low": 0, "high": 0.5}}, *drawn)
+    assert {effect.is_measurable for effect in found.effects} == {False}
+    assert found.advice == ["no parameter's effect could be measured in 13 trials: more would tell"]
+
+
+def test_nobody_is_told_both_to_widen_a_parameter_and_to_fix_it() -> None:
+    dice = random.Random(7)
+    drawn = [{"dropout": dice.uniform(0, 0.5), "batch_size": 4} for _ in range(40)]
+    best_first = sorted(drawn, key=lambda one: (one["dropout"] - 0.25) ** 2)
+    best_first[20]["batch_size"] = 8
+    found = looked_at({"dropout": {"low": 0, "high": 0.5}, "batch_size": {"choices": [4, 8]}}, *best_first)
+    assert {e.parameter: e.is_measurable for e in found.effects} == {"dropout": True, "batch_size": False}
+    assert found.advice == [
+        "batch_size: the best value, 4, lies at the low end of what was searched; widen it to choices 2, 4, 8"
+    ]
+
+
 @pytest.mark.parametrize("kinds", [2, 3, 4, 99])
 def test_many_trials_say_what_shuffling_them_would_say(monkeypatch: pytest.MonkeyPatch, kinds: int) -> None:
     dice = random.Random(kinds)
