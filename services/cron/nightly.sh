@@ -6,7 +6,7 @@
 # cron passes no environment, so it is read from ~/.config/hpsearch/cron.env (or $HPSEARCH_CRON_ENV), shell lines of
 #   HPSEARCH_URL           of the service; left out, http://127.0.0.1:8000
 #   HPSEARCH_TOKEN         or HPSEARCH_TOKEN_FILE, a file that holds it
-#   HPSEARCH_BIN           the command; left out, `hpsearch` on the PATH
+#   HPSEARCH_BIN           the command; left out, that of this checkout (`make`), else `hpsearch` on the PATH
 #   HPSEARCH_NIGHTLY_SPEC  another study than studies/nightly.yaml
 #   HPSEARCH_CRON_LOG      where output goes; left out, to cron, which mails it
 set -eu
@@ -30,6 +30,10 @@ fi
 if command -v flock >/dev/null; then
     exec 9<"$0"
     flock 9
+fi
+ours=$here/../../.venv/bin/hpsearch
+if [ -z "${HPSEARCH_BIN:-}" ] && [ -x "$ours" ]; then
+    HPSEARCH_BIN=$ours
 fi
 spec=${HPSEARCH_NIGHTLY_SPEC:-$here/../../studies/nightly.yaml}
 file=${spec##*/}

@@ -126,6 +126,22 @@ def test_without_flock_the_service_alone_keeps_it_one_study(tmp_path, service):
     assert len(service.studies()) == 1
 
 
+def test_a_checkout_that_make_installed_needs_no_settings(tmp_path):
+    checkout = tmp_path / "hpsearch"
+    for folder in ("services/cron", ".venv/bin"):
+        (checkout / folder).mkdir(parents=True)
+    shutil.copy(CRON / "nightly.sh", checkout / "services/cron")
+    command = checkout / ".venv/bin/hpsearch"
+    command.write_text('#!/bin/sh\necho "$@"\n')
+    command.chmod(0o755)
+    given = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    night = subprocess.run(
+        [checkout / "services/cron/nightly.sh"], env=given, capture_output=True, text=True, check=True
+    )
+    assert night.stdout.startswith("submit ")
+    assert night.stdout.split()[2:4] in [["--name", name] for name in names_of_the_day()]
+
+
 def test_another_spec_is_another_study_named_after_its_file(tmp_path, service):
     settings_of(tmp_path, service.url, service.token_file)
     shutil.copytree(ROOT / "studies/data", tmp_path / "studies/data")
