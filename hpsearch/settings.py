@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 from urllib.parse import quote
 
-from pydantic import Field, field_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from hpsearch.errors import PathNotAllowed
+from hpsearch.errors import HpsearchError, InvalidInput, PathNotAllowed
 
 
 class Settings(BaseSettings):
@@ -102,10 +102,26 @@ class Settings(BaseSettings):
         """The file of the operator's webhooks."""
         return self.webhooks_file or self.home / "webhooks.json"
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _named_as_they_are_set(cls, values: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return check(values)
+        except ValidationError as error:
+            faults = [f"HPSEARCH_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors()]
+            raise InvalidInput("; ".join(faults)) from None
+
     def prepare_home(self) -> None:
-        """Make the folders; private, because uploads and weights are."""
+        """Make the folders; private, because uploads and weights are.
+
+        Raises:
+            HpsearchError: They can't be made.
+        """
         for folder in (self.home, self.datasets_folder, self.artifacts_folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise HpsearchError(f"HPSEARCH_HOME: the folder {folder} can't be made: {error.strerror}") from None
 
     def locate(self, path: str, field: str) -> Path | None:
         """The existing file or folder that a person named, or None.

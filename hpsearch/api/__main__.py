@@ -10,6 +10,7 @@ import sys
 import uvicorn
 
 from hpsearch.api.app import create_app
+from hpsearch.errors import HpsearchError
 from hpsearch.service import configure_logging, end_with_parent
 from hpsearch.settings import Settings
 
@@ -23,7 +24,10 @@ def main() -> None:
     os.environ["TZ"] = "UTC"
     configure_logging()
     end_with_parent()
-    app = create_app(Settings())
+    try:
+        app = create_app(Settings())
+    except HpsearchError as error:  # of settings, home or database: what to do stands in its text
+        sys.exit(f"error: {error}")
     if not app.state.tokens and not is_loopback(arguments.host):
         sys.exit(
             f"refusing to listen on {arguments.host} without tokens: whoever reaches it could use the service. "

@@ -109,7 +109,7 @@ def _wait_until_ready(api: Process, url: str, stop: threading.Event) -> bool:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and not stop.is_set():
         if api.process.poll() is not None:
-            say("the API could not start: is the port taken? The lines above say why.")
+            say("the API could not start: the lines above say why")
             return False
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{url}/readyz", timeout=2).status_code == 200:

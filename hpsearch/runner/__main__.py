@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+from hpsearch.errors import HpsearchError
 from hpsearch.raytune.driver import connect
 from hpsearch.runner.runner import Runner
 from hpsearch.service import configure_logging, end_with_parent
@@ -20,8 +21,11 @@ def main() -> None:
     os.environ["TZ"] = "UTC"
     configure_logging()
     end_with_parent()
-    settings = Settings()
-    runner = Runner(settings, connect(settings.ray_address))
+    try:
+        settings = Settings()
+        runner = Runner(settings, connect(settings.ray_address))
+    except HpsearchError as error:  # of settings or database: what to do stands in its text
+        sys.exit(f"error: {error}")
     # After Ray, which installs a handler of its own.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: runner.stop.set())

@@ -14,6 +14,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import event
 
+from hpsearch.errors import HpsearchError
+
 VERSION_TABLE = "hpsearch_alembic_version"
 """Optuna keeps its own `alembic_version` in the same database."""
 
@@ -55,15 +57,27 @@ class Database:
     """Short transactions on our tables; the clock is the database's, so that leases compare one clock only."""
 
     def __init__(self, url: str) -> None:
-        """Open, creating or migrating our tables if needed."""
+        """Open, creating or migrating our tables if needed.
+
+        Raises:
+            HpsearchError: The URL is none, its driver is missing, or no database answers there.
+        """
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
-        self._engine = sa.create_engine(url, **engine_arguments(url))
+        try:
+            self._engine = sa.create_engine(url, **engine_arguments(url))
+        except (sa.exc.ArgumentError, ImportError) as error:
+            hint = "it looks like postgresql+psycopg://user:password@host/name, and needs hpsearch[postgres]"
+            raise HpsearchError(f"HPSEARCH_DATABASE_URL: {error}; {hint}") from None
         if self.is_sqlite:
             event.listen(self._engine, "connect", set_pragmas)
             event.listen(self._engine, "connect", _hand_over_transactions)
             event.listen(self._engine, "begin", _begin)
-        self._migrate()
+        try:
+            self._migrate()
+        except sa.exc.OperationalError as error:
+            where = self._engine.url.render_as_string(hide_password=True)
+            raise HpsearchError(f"the database {where} can't be used: {error.orig}") from error
 
     def _migrate(self) -> None:
         config = Config()

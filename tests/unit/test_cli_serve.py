@@ -8,6 +8,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import pytest
+
+from tests.ports import free_port
+
 
 class _Ready(BaseHTTPRequestHandler):
     """Answers as a service that is ready."""
@@ -17,10 +21,12 @@ class _Ready(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def serve(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def serve(home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hpsearch", "serve", *arguments]
-    environment = {"HPSEARCH_HOME": str(home), "PATH": ""}
-    return subprocess.run(command, env=environment, cwd=Path.cwd(), capture_output=True, text=True, timeout=60)
+    environment = {"HPSEARCH_HOME": str(home), "PATH": "", **settings}
+    return subprocess.run(
+        command, env=environment, cwd=Path.cwd(), capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def test_a_port_where_another_service_answers_is_not_taken_for_ours(tmp_path: Path) -> None:
@@ -39,3 +45,29 @@ def test_an_address_that_is_not_of_this_machine_is_named(tmp_path: Path) -> None
     ended = serve(tmp_path, "--host", "192.0.2.1")
     assert ended.returncode == 1
     assert "nobody can listen on port 8000 of 192.0.2.1" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        pytest.param(
+            {"HPSEARCH_STUDIES_AT_ONCE": "many"}, "HPSEARCH_STUDIES_AT_ONCE: Input should be a valid", id="setting"
+        ),
+        pytest.param({"HPSEARCH_HOME": "/dev/null/home"}, "/dev/null/home can't be made: Not a directory", id="home"),
+        pytest.param({"HPSEARCH_DATABASE_URL": "sqlite:////nowhere/at.all"}, "unable to open database", id="sqlite"),
+        pytest.param({"HPSEARCH_DATABASE_URL": "postgres://host/db"}, "it looks like postgresql+psycopg", id="url"),
+        pytest.param(
+            {"HPSEARCH_DATABASE_URL": "postgresql+psycopg://me:secret@127.0.0.1:9/db"}, "refused", id="postgresql"
+        ),
+    ],
+)
+def test_what_keeps_it_from_starting_is_one_line_and_no_traceback(
+    tmp_path: Path, settings: dict[str, str], said: str
+) -> None:
+    ended = serve(tmp_path, "--port", str(free_port()), **settings)
+    assert ended.returncode == 1
+    assert said in ended.stderr
+    assert ended.stderr.startswith("error: ")
+    assert "Traceback" not in ended.stderr
+    assert "secret" not in ended.stderr
+    assert ended.stderr.strip().endswith("the API could not start: the lines above say why")
