@@ -15,6 +15,7 @@ from hpsearch.api.linted import LINTED
 from hpsearch.api.webhooks import check_known
 from hpsearch.basemodel import BaseModel, describe, token_counter
 from hpsearch.dataset.hub import Fetched, fetch
+from hpsearch.dataset.lines import together
 from hpsearch.dataset.lint import LintReport, lint, lint_overlap
 from hpsearch.dataset.load import ALL_THE_SAME
 from hpsearch.dataset.split import held_back
@@ -247,7 +248,7 @@ def refuse(report: LintReport, field: str) -> None:
     if report.is_usable:
         return
     line, _ = report.faults[0]
-    text = "; ".join(f"line {line}: {text}" if line else text for line, text in report.faults)
+    text = "; ".join(together(report.faults))
     if line == 0:
         raise TooFewExamples(f"{field}: {text}", field)
     raise InvalidDataset(f"{field}: {text}", field, line)

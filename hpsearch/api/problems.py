@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from hpsearch import errors
-from hpsearch.spec.closed import field_path, message_of
+from hpsearch.spec.closed import faults_of
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,23 @@ def of_error(error: errors.HpsearchError) -> JSONResponse:
     return problem(status, title, error.code, error.detail, field=error.field, line=error.line)
 
 
+def _within_body(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    return location[1:] if location[:1] == ("body",) else location
+
+
+def _no_json(fault: Mapping[str, Any]) -> str:
+    """What is wrong with a body that is no JSON object at all, or nothing."""
+    if fault["type"] == "json_invalid":
+        return f"the body is not JSON: {fault['ctx']['error']}, character {int(fault['loc'][-1]) + 1}"
+    if tuple(fault["loc"]) != ("body",):
+        return ""
+    if fault["type"] == "missing":
+        return "the body is missing: it is a JSON object"
+    if fault["type"] == "model_attributes_type":
+        return "the body is a JSON object, sent with the header 'Content-Type: application/json'"
+    return ""
+
+
 def install(app: FastAPI) -> None:
     """Make every error of the app a problem; nothing of the input or of an unexpected error leaks."""
 
@@ -53,12 +71,11 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        faults = []
-        for fault in error.errors():
-            place = fault["loc"][1:] if fault["loc"][:1] == ("body",) else fault["loc"]
-            key = str(fault["ctx"]["key"]) if fault["type"] == "unknown_key" else ""
-            faults.append({"field": field_path(place, key), "message": message_of(fault)})
-        detail = "; ".join(f"{fault['field'] or 'body'}: {fault['message']}" for fault in faults)
+        found = [{**fault, "loc": _within_body(fault["loc"])} for fault in error.errors()]
+        faults = [{"field": fault["field"], "message": fault["message"]} for fault in faults_of(found)]
+        if fault := _no_json(error.errors()[0]):
+            faults = [{"field": "", "message": fault}]
+        detail = "; ".join(": ".join(filter(None, fault.values())) for fault in faults)
         code = errors.InvalidSpec.code if error.errors()[0]["loc"][:1] == ("body",) else "invalid_request"
         return problem(422, "Invalid input", code, detail, field=faults[0]["field"], errors=faults)
 

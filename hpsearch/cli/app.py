@@ -30,6 +30,14 @@ EXIT_CODES: tuple[tuple[type[errors.HpsearchError], int], ...] = (
     (errors.HpsearchError, 1),
 )
 NO_TRIAL = 3
+_OVER = frozenset({"finished", "failed", "cancelled"})
+"""States in which there is nothing to follow."""
+_WAYS_ON = {
+    "finished": "this is what it found; `hpsearch extend` lets it go on",
+    "failed": "once its reason is mended, `hpsearch resume` lets it go on",
+    "cancelled": "cancelled is for good: begin anew with another --name, or `hpsearch delete` it first",
+    "paused": "`hpsearch resume` lets it go on",
+}
 
 SpecFile = Annotated[Path, typer.Argument(help="Study spec: YAML, TOML or JSON.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing when all goes well.")]
@@ -49,6 +57,7 @@ class _Commands(typer.core.TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_show_locals=False,  # locals may hold tokens
     help="Hyperparameter search for fine-tuning language models.",
 )
@@ -94,7 +103,9 @@ def run(
         print(f"dashboard: {url}/dashboard", file=sys.stderr)  # noqa: T201
         client = Client(url)
         study = _submit(client, spec, name, quiet=False)
-        _follow(client, study, quiet=False, hint="stopping the service; the same command again goes on from here")
+        hint = "stopping the service; the same command again goes on from here"
+        if study["state"] not in _OVER:
+            _follow(client, study, quiet=False, hint=hint)
         _print_ranking(client, study["name"], None, as_json, quiet=False)
         _exit_by_outcome(client, study["name"])
 
@@ -111,7 +122,8 @@ def submit(
     client = Client()
     study = _submit(client, spec, name, quiet)
     if wait:
-        _follow(client, study, quiet)
+        if study["state"] not in _OVER:
+            _follow(client, study, quiet)
         _print_ranking(client, study["name"], None, as_json, quiet)
         _exit_by_outcome(client, study["name"])
     elif as_json:
@@ -160,6 +172,8 @@ def borrowed(
     elif as_json:
         typer.echo(json.dumps(found))
     else:
+        if not found:
+            typer.echo(f"no earlier study lends '{name}' anything")
         for one in found:
             typer.echo(f"{one['study']} {one['number']}  {one['value']:.4f}  {outline(one['params'])}")
 
@@ -299,10 +313,15 @@ def _submit(client: Client, spec: Path, name: str | None, quiet: bool) -> dict[s
         wanted["name"] = name
     sent = upload_data(wanted, spec.parent, client, quiet=quiet)
     key = hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
-    study, created = client.submit(sent, key)
+    try:
+        study, created = client.submit(sent, key)
+    except errors.IdempotencyMismatch:  # the same words mean something else by now, such as a model in another root
+        study, created = client.submit(sent)
     if not quiet:
         state = "queued" if created else f"is there already ({study['state']})"
         print(f"study '{study['name']}' {state}: {client.url}/v1/studies/{study['name']}", file=sys.stderr)  # noqa: T201
+        if not created and study["state"] in _WAYS_ON:
+            print(_WAYS_ON[study["state"]], file=sys.stderr)  # noqa: T201
     return study
 
 

@@ -28,18 +28,23 @@ def check_file(path: Path, role: Literal["train", "validation"]) -> dict[str, An
 
 def told_of_file(report: dict[str, Any]) -> Iterator[str]:
     """A lint report, line by line: what must be mended comes last, where a person looks."""
-    yield f"{report['examples']:,} usable examples, format {report['format']}"
+    from hpsearch.dataset.lines import together
+
+    form = f", format {report['format']}" if report["format"] else ""
+    yield f"{report['examples']:,} usable examples{form}"
     yield f"text: {report['prompt_bytes']:,} bytes of prompts, {report['completion_bytes']:,} of completions"
     yield from (f"warning: {warning}" for warning in report["warnings"])
-    for fault in report["faults"]:
-        yield f"fault: line {fault['line']}: {fault['text']}" if fault["line"] else f"fault: {fault['text']}"
+    yield from (f"fault: {fault}" for fault in together((each["line"], each["text"]) for each in report["faults"]))
 
 
 def refuse_faults(path: Path, report: dict[str, Any]) -> None:
     """Raise InvalidDataset when there is something that must be mended."""
+    from hpsearch.dataset.formats import MOST_FAULTS
+
     faults = report["faults"]
     if faults:
-        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+        at_least = "at least " if len(faults) == MOST_FAULTS else ""  # then later lines were not read
+        count = f"{at_least}{len(faults)} fault{'s' if len(faults) > 1 else ''}"
         raise InvalidDataset(f"{path}: {count} to mend", line=int(faults[0]["line"]))
 
 

@@ -202,13 +202,15 @@ def schedules(ranking: dict[str, Any]) -> Iterator[str]:
         yield from (f"  {line}" for line in told(changed[0]["schedule"]))
 
 
-def ranking_table(ranking: dict[str, Any]) -> Table:
+def ranking_table(ranking: dict[str, Any]) -> Group:
     """The ranking, the baseline listed as what it is."""
     metric = ranking["objective"]["metric"]
     rows = ranking["ranking"]
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))  # some have parameters that others lack
     title = f"{ranking['study']}: {ranking['state']}, by {metric}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    if not rows:
+        return Group(Text(f"{title}: no trial is complete"))
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("#", "trial", metric.removeprefix("validation_"), "best at"):
         table.add_column(column, justify="right", no_wrap=True)
     for name in names:
@@ -222,4 +224,4 @@ def ranking_table(ranking: dict[str, Any]) -> Table:
     if ranking["baseline"] is not None:
         table.add_row()
         table.add_row("", "baseline", f"{ranking['baseline'][metric]:.4f}", "", *[""] * len(names), style="dim")
-    return table
+    return Group(Text(title, "italic"), table)  # not the table's own title, which is cut to the table's width

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from hpsearch.client import Client
-from hpsearch.errors import InvalidSpec, TooLarge
+from hpsearch.errors import InvalidInput, InvalidSpec, TooLarge
 
 LARGE_DATA = 4 * 2**20
 """Bytes; what is larger takes seconds to check."""
@@ -99,6 +99,16 @@ def _tell_of(file: Path, named: str) -> None:
     print(text, file=sys.stderr)  # noqa: T201
 
 
+def _uploaded(client: Client, file: Path, field: str) -> str:
+    """Its id. The service knows neither the file's name nor what it is for: a refusal is told with both."""
+    try:
+        identifier: str = client.upload(file)["id"]
+    except InvalidInput as error:
+        detail = error.detail.removeprefix("dataset: ")
+        raise type(error)(f"{field} ({file.name}): {detail}", field, error.line) from None
+    return identifier
+
+
 def upload_data(spec: dict[str, Any], beside: Path, client: Client, *, quiet: bool = False) -> dict[str, Any]:
     """The spec with data files that lie beside it uploaded and named by their content.
 
@@ -115,7 +125,7 @@ def upload_data(spec: dict[str, Any], beside: Path, client: Client, *, quiet: bo
             if (beside / named).is_file():
                 if not quiet:
                     _tell_of(beside / named, named)
-                data[split] = f"dataset:{client.upload(beside / named)['id']}"
+                data[split] = f"dataset:{_uploaded(client, beside / named, f'data.{split}')}"
     if isinstance(model, dict) and isinstance(model.get("base"), str) and model["base"].startswith(("./", "../")):
         model["base"] = str((beside / model["base"]).resolve())
     return spec

@@ -26,7 +26,7 @@ from hpsearch.dataset.examples import (
     Role,
     TextExample,
 )
-from hpsearch.dataset.lines import Fault, numbered_lines
+from hpsearch.dataset.lines import Fault, numbered_lines, together
 from hpsearch.errors import InvalidDataset
 
 __all__ = ["ChatExample", "Example", "Fault", "Message", "TextExample", "parse_examples", "read_examples"]
@@ -64,7 +64,7 @@ def read_examples(path: Path, format: AskedFormat = "auto", field: str = "data.t
 def invalid_dataset(path: Path, faults: list[Fault], field: str) -> InvalidDataset:
     """The faults as one error."""
     rest = "; later lines were not read" if len(faults) == MOST_FAULTS else ""
-    text = f"{path.name}: " + "; ".join(str(fault) for fault in faults) + rest
+    text = f"{path.name}: " + "; ".join(together((fault.line, fault.text) for fault in faults)) + rest
     return InvalidDataset(text, field, faults[0].line)
 
 

@@ -99,8 +99,9 @@ def lint(
         sketches.add(parsed)
         lengths.add(parsed)
     count = len(sketches)
+    named = "the file" if role == "either" else path.name  # an upload has no name that anybody knows
     if not faults and count < (FEWEST_EXAMPLES if role == "train" else 1):
-        faults.append((0, too_few_text(str(path), count) if role == "train" else f"{path.name} has no examples"))
+        faults.append((0, too_few_text(str(path), count) if role == "train" else f"{named} has no examples"))
     exact, near = exact_repeats(sketches), near_repeats(sketches)
     warnings = (
         *(_few_warning(count) if role == "train" else ()),

@@ -26,6 +26,8 @@ def _seconds(value: Any) -> Any:
     refuse_truth(value)
     if isinstance(value, str) and re.fullmatch(_PATTERN, value):
         return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([smhd])", value))
+    if isinstance(value, str) and not re.fullmatch(r"[\d.eE+-]+", value):
+        raise ValueError("seconds, or a duration such as 90m or 1h30m")
     return value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -57,8 +57,13 @@ def field_path(location: tuple[int | str, ...], extra: str = "") -> str:
 
 def problems_of(error: ValidationError) -> list[dict[str, str]]:
     """Each fault as `{"field", "message", "type"}`; never the input itself, which may hold secrets."""
+    return faults_of(error.errors(include_input=False, include_url=False))
+
+
+def faults_of(found: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Pydantic's faults, those of one field as one."""
     problems: dict[str, dict[str, str]] = {}
-    for fault in error.errors(include_input=False, include_url=False):
+    for fault in found:
         key = str(fault["ctx"]["key"]) if fault["type"] == "unknown_key" else ""
         field, message = field_path(fault["loc"], key), message_of(fault)
         if field in problems:  # the branches of a union, each with its own complaint
@@ -72,6 +77,9 @@ def message_of(fault: Mapping[str, Any]) -> str:
     """A pydantic fault's text, without the input."""
     if fault["type"] == "union_tag_invalid":
         return f"unknown type; it is one of {fault['ctx']['expected_tags']}"
+    if fault["type"] in ("model_attributes_type", "model_type", "dict_type"):
+        example = ", such as {type: auto}" if fault["loc"][-1:] in (("sampler",), ("pruner",)) else ""
+        return f"a mapping of keys to values belongs here{example}"
     return str(fault["msg"]).removeprefix("Value error, ")
 
 

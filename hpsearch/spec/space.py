@@ -170,12 +170,20 @@ def refuse_truth(value: Any) -> Any:
     return value
 
 
+def refuse_list(value: Any) -> Any:
+    """Choices are named as such."""
+    if isinstance(value, list):
+        raise ValueError("a list of values is written {choices: [...]}")  # noqa: TRY004 - as above
+    return value
+
+
 IntParameter = Annotated[
     Annotated[IntRange, Tag("<range>")]
     | Annotated[IntChoices, Tag("<choices>")]
     | Annotated[Literal["auto"] | int, Tag("<fixed>")],
     Discriminator(_kind),
     BeforeValidator(refuse_truth),
+    BeforeValidator(refuse_list),
 ]
 FloatParameter = Annotated[
     Annotated[FloatRange, Tag("<range>")]
@@ -183,10 +191,12 @@ FloatParameter = Annotated[
     | Annotated[Literal["auto"] | float, Tag("<fixed>")],
     Discriminator(_kind),
     BeforeValidator(refuse_truth),
+    BeforeValidator(refuse_list),
 ]
 ScheduleParameter = Annotated[
     Annotated[ScheduleChoices, Tag("<choices>")] | Annotated[Literal["auto", LRSchedule], Tag("<fixed>")],
     Discriminator(_kind),
+    BeforeValidator(refuse_list),
 ]
 
 

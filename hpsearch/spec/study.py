@@ -11,8 +11,11 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -31,7 +34,20 @@ from hpsearch.spec.space import Params, SearchSpace
 from hpsearch.spec.warm_start import WarmStartSpec
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
-StudyName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=63)]
+
+
+def _explained(name: Any, check: ValidatorFunctionWrapHandler) -> str:
+    """Says in words what the pattern says."""
+    try:
+        checked: str = check(name)
+    except ValidationError:
+        raise ValueError(
+            "a name has 1 to 63 of lower-case letters, digits, '.', '_' and '-', the first and last a letter or digit"
+        ) from None
+    return checked
+
+
+StudyName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=63), WrapValidator(_explained)]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 
 

@@ -43,6 +43,14 @@ def test_every_fault_has_its_line(tmp_path):
     assert "4 faults to mend" in found.stderr
 
 
+def test_the_same_fault_of_many_lines_is_told_once(tmp_path):
+    found = check(a_file(tmp_path, *map(good, range(30)), *[{"text": f"plain {number}"} for number in range(40)]))
+    faults = [line for line in found.stdout.splitlines() if line.startswith("fault: ")]
+    assert len(faults) == 1
+    assert faults[0].startswith("fault: lines 31 to 50: ")
+    assert "at least 20 faults to mend" in found.stderr
+
+
 def test_warnings_do_not_refuse(tmp_path):
     nearly = good(7) | {"completion": good(7)["completion"] + "."}
     found = check(a_file(tmp_path, *map(good, range(30)), good(4), nearly))

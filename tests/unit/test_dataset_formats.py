@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def test_a_first_line_without_a_format_is_named(tmp_path):
 
 def test_all_faults_are_named_in_one_error(tmp_path):
     path = a_file(tmp_path, GOOD, "x", GOOD, "y")
-    with pytest.raises(InvalidDataset, match=r"examples\.jsonl: line 2: not JSON .*; line 4: not JSON") as caught:
+    with pytest.raises(InvalidDataset, match=r"examples\.jsonl: lines 2, 4: not JSON") as caught:
         read_examples(path)
     assert caught.value.line == 2
 
@@ -120,8 +121,27 @@ def test_all_faults_are_named_in_one_error(tmp_path):
 def test_at_most_twenty_faults_are_named(tmp_path):
     with pytest.raises(InvalidDataset) as caught:
         read_examples(a_file(tmp_path, *["x"] * 50))
-    assert str(caught.value).count("line ") == 20
+    assert "lines 1 to 20: not JSON" in str(caught.value)
     assert "later lines were not read" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        pytest.param(gzip.compress(json.dumps(GOOD).encode()), "a gzip file: unpack it first", id="gzip"),
+        pytest.param(b"PAR1\x15\x04\n\x15", "a parquet file", id="parquet"),
+        pytest.param(json.dumps(GOOD).encode("utf-16"), "UTF-16, not UTF-8", id="utf-16"),
+        pytest.param(json.dumps([GOOD] * 3).encode(), "a JSON list, but each line", id="list"),
+        pytest.param(json.dumps([GOOD] * 3, indent=1).encode(), "a JSON list, but each line", id="indented-list"),
+        pytest.param(json.dumps([GOOD] * 20_000).encode(), "a JSON list, but each line", id="list-above-a-mebibyte"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_once_and_not_line_by_line(tmp_path, content, told):
+    (tmp_path / "examples.jsonl").write_bytes(content)
+    with pytest.raises(InvalidDataset) as caught:
+        read_examples(tmp_path / "examples.jsonl")
+    assert str(caught.value).startswith(f"examples.jsonl: line 1: {told}")
+    assert ";" not in str(caught.value)
 
 
 def test_line_numbers_go_on_after_a_line_that_is_too_long(tmp_path):

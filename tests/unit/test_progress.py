@@ -146,6 +146,12 @@ def test_the_ranking_is_printed_best_first_beside_the_baseline() -> None:
     rows = [[word for word in line.split() if word != "ep"] for line in text.splitlines()]
     first, second = ["1", "5", "0.5000", "1.5", "2", "0.123"], ["2", "6", "1.0000", "1.5", "2", "0.123"]
     assert rows.index(first) < rows.index(second) < rows.index(["baseline", "3.2500"])
+    assert text.splitlines()[0].startswith("tickets: ")
+
+
+def test_a_long_name_does_not_break_the_rankings_head() -> None:
+    name = "nightly-with-a-long-name-2026-11-21"
+    assert shown(ranking_table({**a_ranking(1), "study": name})).splitlines()[0].endswith("by validation_loss")
 
 
 @pytest.mark.parametrize("baseline", [None, {"validation_loss": 3.25}])

@@ -22,6 +22,25 @@ from tests.builders import a_spec, spec_fields
 STUDIES = Path(__file__).parents[2] / "studies"
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        pytest.param("name", "My study", "lower-case letters", id="name"),
+        pytest.param("search_space.batch_size", [4, 8], "{choices: [...]}", id="list"),
+        pytest.param("search_space.dropout", [0.1, 0.2], "{choices: [...]}", id="list-of-floats"),
+        pytest.param("search_space.lr_schedule", ["linear"], "{choices: [...]}", id="list-of-words"),
+        pytest.param("pruner", "median", "such as {type: auto}", id="pruner"),
+        pytest.param("sampler", "tpe", "such as {type: auto}", id="sampler"),
+        pytest.param("model", "gpt2", "a mapping of keys to values belongs here", id="model"),
+        pytest.param("budget.wall_clock", "ninety minutes", "a duration such as 90m", id="duration"),
+    ],
+)
+def test_what_is_written_otherwise_is_told_how_to_write_it(path: str, value: Any, told: str) -> None:
+    (found,) = problems(with_value(path, value))
+    assert found["field"] == path
+    assert told in found["message"]
+
+
 def problems(fields: dict[str, Any]) -> list[dict[str, str]]:
     """What the spec is refused for."""
     with pytest.raises(ValidationError) as refused:
