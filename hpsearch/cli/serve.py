@@ -18,6 +18,8 @@ from hpsearch.service import PARENT, end_with_parent
 
 START_SECONDS = 60
 STOP_SECONDS = 20
+LETTING_GO_SECONDS = 10
+"""A service that was killed leaves its API behind, which notices within seconds and lets the port go."""
 
 
 class Process:
@@ -68,7 +70,7 @@ def serve(host: str, port: int) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     end_with_parent()  # `hpsearch run`, whose terminal may be closed
-    if fault := _cannot_listen(host, port):
+    if fault := _cannot_listen(host, port, stop):
         say(f"error: {fault}")
         return 1
     api = Process("API", ["hpsearch.api", "--host", host, "--port", str(port)])
@@ -88,21 +90,25 @@ def serve(host: str, port: int) -> int:
     return 0
 
 
-def _cannot_listen(host: str, port: int) -> str:
+def _cannot_listen(host: str, port: int, stop: threading.Event) -> str:
     """Why nobody can listen there, or nothing.
 
     Asked before the API is started: where another service answers on the port, it would be taken for ours.
     """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as ours:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the API does
-            ours.bind(address)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+    deadline = time.monotonic() + LETTING_GO_SECONDS
+    while True:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind, protocol) as ours:
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the API does
+                ours.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                return f"nobody can listen on port {port} of {host}: {error.strerror}"
+        else:
+            return ""
+        if time.monotonic() > deadline or stop.wait(0.2):
             return f"port {port} of {host} is taken, by this service perhaps: stop it, or take another with --port"
-        return f"nobody can listen on port {port} of {host}: {error.strerror}"
-    return ""
 
 
 def _wait_until_ready(api: Process, url: str, stop: threading.Event) -> bool:
