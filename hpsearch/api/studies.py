@@ -72,6 +72,7 @@ def check_study(spec: StudySpec, service: Door) -> CheckView:
     """Everything that creating would check, and what `auto` would mean; nothing is queued."""
     check_warm_start(spec, service)
     checked = Preflight(spec, service.settings, service.datasets, keep=False)
+    service.studies.check_name(spec.name, checked.fingerprint)
     model = checked.model
     return CheckView(
         spec=checked.spec,

@@ -18,8 +18,9 @@ from rich.console import Console
 from hpsearch import __version__, errors
 from hpsearch.cli import acts
 from hpsearch.cli.acts import Json, Name
-from hpsearch.cli.progress import Progress, follow, outline, ranking_table, schedules
+from hpsearch.cli.progress import Progress, follow
 from hpsearch.cli.specs import read_spec, upload_data
+from hpsearch.cli.tables import outline, ranking_table, schedules, trials_table
 from hpsearch.client import Client
 
 EXIT_CODES: tuple[tuple[type[errors.HpsearchError], int], ...] = (
@@ -146,6 +147,16 @@ def rank(
 ) -> None:
     """Completed trials, best first, beside the untouched base model."""
     _print_ranking(Client(), name, top, as_json, quiet=False)
+
+
+@app.command()
+def trials(name: Name, as_json: Json = False) -> None:
+    """All trials in order, pruned and failed ones too."""
+    found = Client().trials(name)
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        Console().print(trials_table(found))
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,22 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpsearch.results.schedule import told
-
-STATE_STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "RUNNING": "cyan", "WAITING": "blue"}
-
-
-SHORT_NAMES = {
-    "batch_size": "batch",
-    "learning_rate_multiplier": "lr mult",
-    "prompt_loss_weight": "prompt",
-    "weight_decay": "decay",
-    "lr_schedule": "schedule",
-    "warmup_fraction": "warm-up",
-    "frozen_layers": "frozen",
-    "layer_lr_decay": "layer lr",
-}
-"""So that the ranking fits a terminal of 80 columns."""
+from hpsearch.cli.tables import STATE_STYLES, outline
 
 
 def _replayed(event: dict[str, Any]) -> str:
@@ -167,18 +152,6 @@ def _by(event: dict[str, Any]) -> str:
     return "" if event.get("by", "local") in ("", "local") else f" by {event['by']}"
 
 
-def outline(params: dict[str, Any]) -> str:
-    """Params on one line."""
-    return " ".join(f"{name}={brief(value)}" for name, value in params.items())
-
-
-def brief(value: Any) -> str:
-    """A parameter's value in a few characters."""
-    if isinstance(value, float):
-        return f"{value:.2g}" if abs(value) < 0.01 else f"{value:.3g}"
-    return str(value)
-
-
 def follow(events: Iterable[dict[str, Any]], progress: Progress, quiet: bool) -> None:
     """Show events until they end; on standard error, so that standard output stays a program's."""
     console = Console(stderr=True)
@@ -191,37 +164,3 @@ def follow(events: Iterable[dict[str, Any]], progress: Progress, quiet: bool) ->
     with Live(console=console, refresh_per_second=4, get_renderable=progress.picture):
         for event in events:
             progress.take(event)
-
-
-def schedules(ranking: dict[str, Any]) -> Iterator[str]:
-    """What the ranking's table can't show: params that changed on the way."""
-    changed = [row for row in ranking["ranking"] if row.get("schedule")]
-    if changed:
-        yield "* took another trial's weights over: the params are those of its last part. Of the best of these,"
-        yield f"  trial {changed[0]['number']}:"
-        yield from (f"  {line}" for line in told(changed[0]["schedule"]))
-
-
-def ranking_table(ranking: dict[str, Any]) -> Group:
-    """The ranking, the baseline listed as what it is."""
-    metric = ranking["objective"]["metric"]
-    rows = ranking["ranking"]
-    names = list(dict.fromkeys(name for row in rows for name in row["params"]))  # some have parameters that others lack
-    title = f"{ranking['study']}: {ranking['state']}, by {metric}"
-    if not rows:
-        return Group(Text(f"{title}: no trial is complete"))
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("#", "trial", metric.removeprefix("validation_"), "best at"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name in names:
-        table.add_column(SHORT_NAMES.get(name, name), justify="right", no_wrap=True)
-    for row in rows:
-        params = [brief(row["params"].get(name, "")) for name in names]
-        value = Text(f"{row['value']:.4f}", "green" if row["rank"] == 1 else "")
-        place = f"ep {row['best_epoch']:g}" + (" (cut short)" if row.get("cut_short") else "")
-        number = f"{row['number']}*" if row.get("schedule") else str(row["number"])
-        table.add_row(str(row["rank"]), number, value, place, *params)
-    if ranking["baseline"] is not None:
-        table.add_row()
-        table.add_row("", "baseline", f"{ranking['baseline'][metric]:.4f}", "", *[""] * len(names), style="dim")
-    return Group(Text(title, "italic"), table)  # not the table's own title, which is cut to the table's width

@@ -75,15 +75,8 @@ class Studies:
             known = idempotency.study_of(connection, idempotency_key, fingerprint, now)
             if known is not None:
                 return get_study(connection, known), False
-            row = connection.execute(sa.select(studies).where(studies.c.name == spec.name)).mappings().first()
-            if row is not None:
-                if row["fingerprint"] != fingerprint:
-                    raise NameTaken(
-                        f"a study named '{spec.name}' exists with another spec: choose another name, "
-                        "or delete that study first",
-                        "name",
-                    )
-            else:
+            is_new = not _has_this_spec(connection, spec.name, fingerprint)
+            if is_new:
                 values = {
                     "name": spec.name,
                     "spec": spec.model_dump_json(),
@@ -99,7 +92,12 @@ class Studies:
                 origin = {} if clone_of is None else {"clone_of": clone_of}
                 append(connection, spec.name, "study.queued", now, {"by": by, **origin})
             idempotency.keep(connection, idempotency_key, fingerprint, spec.name, now)
-            return get_study(connection, spec.name), row is None
+            return get_study(connection, spec.name), is_new
+
+    def check_name(self, name: str, fingerprint: str) -> None:
+        """Raise NameTaken where `create` would."""
+        with self._database.read() as connection:
+            _has_this_spec(connection, name, fingerprint)
 
     def get(self, name: str) -> StudyRow:
         """The study of this name; StudyNotFound without one."""
@@ -274,6 +272,16 @@ class Studies:
     def _update_leased(self, connection: sa.Connection, lease: Lease, changes: dict[str, Any]) -> None:
         if connection.execute(studies.update().where(self._holds(lease)).values(changes)).rowcount != 1:
             raise LeaseLost(f"the lease on study '{lease.study}' has passed to another runner")
+
+
+def _has_this_spec(connection: sa.Connection, name: str, fingerprint: str) -> bool:
+    """Whether there is such a study already; NameTaken where there is another one of this name."""
+    known = connection.execute(sa.select(studies.c.fingerprint).where(studies.c.name == name)).scalar_one_or_none()
+    if known is not None and known != fingerprint:
+        raise NameTaken(
+            f"a study named '{name}' exists with another spec: choose another name, or delete that study first", "name"
+        )
+    return known is not None
 
 
 def _driven_until(now: float) -> dict[str, Any]:

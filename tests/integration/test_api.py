@@ -449,6 +449,11 @@ class TestSubmitting:
         assert body["field"] == "name"
         assert belongings(api, home)["studies"] == ["tickets"]
 
+    def test_a_check_says_that_the_name_is_taken_but_not_by_the_same_study(self, api: TestClient) -> None:
+        api.post("/v1/studies", json=spec_fields())
+        assert api.post("/v1/studies:check", json=spec_fields()).status_code == 200
+        assert_problem(api.post("/v1/studies:check", json=spec_fields(seed=2)), 409, "name_taken")
+
     def test_a_key_repeats_its_answer_and_refuses_another_request(self, api: TestClient) -> None:
         key = {"Idempotency-Key": "nightly/2024-05-01"}
         first = api.post("/v1/studies", json=spec_fields(), headers=key)

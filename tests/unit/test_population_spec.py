@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from hpsearch.cli.progress import SENTENCES, schedules
+from hpsearch.cli.progress import SENTENCES
+from hpsearch.cli.tables import schedules
 from hpsearch.raytune.place import Place
 from hpsearch.raytune.placement import _most
 from hpsearch.results import TrialState

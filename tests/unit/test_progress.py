@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hpsearch.cli.progress import Progress, follow, ranking_table
+from hpsearch.cli.progress import Progress, follow
+from hpsearch.cli.tables import ranking_table, trials_table
 from tests.builders import spec_fields
 
 PARAMS = {"epochs": 2, "learning_rate_multiplier": 0.123456}
@@ -157,3 +158,25 @@ def test_a_long_name_does_not_break_the_rankings_head() -> None:
 @pytest.mark.parametrize("baseline", [None, {"validation_loss": 3.25}])
 def test_a_ranking_of_nothing_can_be_printed(baseline: Any) -> None:
     assert "tickets" in shown(ranking_table({**a_ranking(0), "baseline": baseline}))
+
+
+def test_all_trials_are_listed_with_what_became_of_them() -> None:
+    def trial(number: int, state: str, **told: Any) -> dict[str, Any]:
+        fields = {"value": None, "last_value": None, "failure": None, "failure_text": None, "params": PARAMS}
+        return {"number": number, "state": state, **fields, **told}
+
+    listed = [
+        trial(0, "COMPLETE", value=0.5, last_value=0.75),
+        trial(1, "PRUNED", last_value=1.25),
+        trial(2, "FAIL", failure="diverged", failure_text="the loss is [nan]"),
+        trial(3, "WAITING"),
+    ]
+    lines = [line.split() for line in shown(trials_table(listed), 80).splitlines()]
+    params = ["epochs=2", "learning_rate_multiplier=0.123"]
+    assert lines == [
+        ["trial", "state", "value"],
+        ["0", "COMPLETE", "0.5000", *params],
+        ["1", "PRUNED", "1.2500", *params],
+        ["2", "FAIL", "diverged:", "the", "loss", "is", "[nan]"],
+        ["3", "WAITING", *params],
+    ]
