@@ -6,7 +6,6 @@ trial, 65 the spec or its data is wrong, 69 no service answers, 77 no valid toke
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -18,9 +17,9 @@ from rich.console import Console
 from hpsearch import __version__, errors
 from hpsearch.cli import acts
 from hpsearch.cli.acts import Json, Name
-from hpsearch.cli.progress import Progress, follow
+from hpsearch.cli.following import exit_by_outcome, look_on, print_ranking, see_through, submit_spec
 from hpsearch.cli.specs import read_spec, upload_data
-from hpsearch.cli.tables import outline, ranking_table, schedules, trials_table
+from hpsearch.cli.tables import outline, trials_table
 from hpsearch.client import Client
 
 EXIT_CODES: tuple[tuple[type[errors.HpsearchError], int], ...] = (
@@ -30,15 +29,6 @@ EXIT_CODES: tuple[tuple[type[errors.HpsearchError], int], ...] = (
     (errors.Forbidden, 77),
     (errors.HpsearchError, 1),
 )
-NO_TRIAL = 3
-_OVER = frozenset({"finished", "failed", "cancelled"})
-"""States in which there is nothing to follow."""
-_WAYS_ON = {
-    "finished": "this is what it found; `hpsearch extend` lets it go on",
-    "failed": "once its reason is mended, `hpsearch resume` lets it go on",
-    "cancelled": "cancelled is for good: begin anew with another --name, or `hpsearch delete` it first",
-    "paused": "`hpsearch resume` lets it go on",
-}
 
 SpecFile = Annotated[Path, typer.Argument(help="Study spec: YAML, TOML or JSON.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing when all goes well.")]
@@ -103,12 +93,9 @@ def run(
     with service(port) as url:
         print(f"dashboard: {url}/dashboard", file=sys.stderr)  # noqa: T201
         client = Client(url)
-        study = _submit(client, spec, name, quiet=False)
+        study = submit_spec(client, spec, name)
         hint = "stopping the service; the same command again goes on from here"
-        if study["state"] not in _OVER:
-            _follow(client, study, quiet=False, hint=hint)
-        _print_ranking(client, study["name"], None, as_json, quiet=False)
-        _exit_by_outcome(client, study["name"])
+        see_through(client, study, as_json=as_json, hint=hint)
 
 
 @app.command()
@@ -121,12 +108,9 @@ def submit(
 ) -> None:
     """Queue a study; data files beside the spec are uploaded. The same spec twice is one study."""
     client = Client()
-    study = _submit(client, spec, name, quiet)
+    study = submit_spec(client, spec, name, quiet=quiet)
     if wait:
-        if study["state"] not in _OVER:
-            _follow(client, study, quiet)
-        _print_ranking(client, study["name"], None, as_json, quiet)
-        _exit_by_outcome(client, study["name"])
+        see_through(client, study, as_json=as_json, quiet=quiet)
     elif as_json:
         typer.echo(json.dumps(study))
 
@@ -135,8 +119,8 @@ def submit(
 def watch(name: Name) -> None:
     """Follow a study, live, to its end. Ctrl-C stops watching, not the study."""
     client = Client()
-    _follow(client, client.study(name), quiet=False)
-    _exit_by_outcome(client, name)
+    look_on(client, client.study(name))
+    exit_by_outcome(client, name)
 
 
 @app.command()
@@ -146,7 +130,7 @@ def rank(
     as_json: Json = False,
 ) -> None:
     """Completed trials, best first, beside the untouched base model."""
-    _print_ranking(Client(), name, top, as_json, quiet=False)
+    print_ranking(Client(), name, top, as_json=as_json)
 
 
 @app.command()
@@ -316,50 +300,3 @@ def token(
     from hpsearch.settings import Settings
 
     typer.echo(add_token(Settings().tokens_path, name, Role[role.upper()]))
-
-
-def _submit(client: Client, spec: Path, name: str | None, quiet: bool) -> dict[str, Any]:
-    wanted = read_spec(spec)
-    if name is not None:
-        wanted["name"] = name
-    sent = upload_data(wanted, spec.parent, client, quiet=quiet)
-    key = hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
-    try:
-        study, created = client.submit(sent, key)
-    except errors.IdempotencyMismatch:  # the same words mean something else by now, such as a model in another root
-        study, created = client.submit(sent)
-    if not quiet:
-        state = "queued" if created else f"is there already ({study['state']})"
-        print(f"study '{study['name']}' {state}: {client.url}/v1/studies/{study['name']}", file=sys.stderr)  # noqa: T201
-        if not created and study["state"] in _WAYS_ON:
-            print(_WAYS_ON[study["state"]], file=sys.stderr)  # noqa: T201
-    return study
-
-
-def _follow(client: Client, study: dict[str, Any], quiet: bool, hint: str = "") -> None:
-    try:
-        follow(client.events(study["name"]), Progress(study), quiet)
-    except KeyboardInterrupt:
-        goes_on = f"the study goes on; `hpsearch watch {study['name']}` looks again, `hpsearch cancel` ends it"
-        print(hint or goes_on, file=sys.stderr)  # noqa: T201
-        raise typer.Exit(130) from None
-
-
-def _print_ranking(client: Client, name: str, top: int | None, as_json: bool, quiet: bool) -> None:
-    ranking = client.ranking(name, top)
-    if as_json:
-        typer.echo(json.dumps(ranking))
-    elif not quiet:
-        console = Console()
-        console.print(ranking_table(ranking))
-        for line in schedules(ranking):
-            console.print(line)
-        counts = ", ".join(f"{count} {state}" for state, count in ranking["counts"].items())
-        console.print(f"trials: {counts or 'none yet'}")
-
-
-def _exit_by_outcome(client: Client, name: str) -> None:
-    study = client.study(name)
-    if study["state"] in ("failed", "cancelled"):
-        print(f"study '{name}' {study['state']}: {study['reason']}", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(NO_TRIAL if study["best"] is None else 1)

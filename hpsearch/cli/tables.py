@@ -52,9 +52,7 @@ def ranking_table(ranking: dict[str, Any]) -> Group:
     metric = ranking["objective"]["metric"]
     rows = ranking["ranking"]
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))  # some have parameters that others lack
-    title = f"{ranking['study']}: {ranking['state']}, by {metric}"
-    if not rows:
-        return Group(Text(f"{title}: no trial is complete"))
+    title = f"{ranking['study']}: {ranking['state']}, by {metric}" + ("" if rows else ": no trial is complete")
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("#", "trial", metric.removeprefix("validation_"), "best at"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -157,7 +157,9 @@ def test_a_long_name_does_not_break_the_rankings_head() -> None:
 
 @pytest.mark.parametrize("baseline", [None, {"validation_loss": 3.25}])
 def test_a_ranking_of_nothing_can_be_printed(baseline: Any) -> None:
-    assert "tickets" in shown(ranking_table({**a_ranking(0), "baseline": baseline}))
+    text = shown(ranking_table({**a_ranking(0), "baseline": baseline}))
+    assert "tickets: finished, by validation_loss: no trial is complete" in text
+    assert ("3.2500" in text) is (baseline is not None)
 
 
 def test_all_trials_are_listed_with_what_became_of_them() -> None:
