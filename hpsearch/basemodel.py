@@ -8,27 +8,25 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpsearch import headers
 from hpsearch.errors import HubUnavailable, UnknownModel, UnsupportedModel
+from hpsearch.headers import FIELD, Shapes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FIELD = "model.base"
 CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 _LARGEST_JSON = 64 * 2**20
-_LARGEST_HEADER = 100 * 2**20  # the limit of the safetensors library
-_SAMPLE = 64 * 2**10
 HUB_TIMEOUT = 10
 """Seconds to wait for the hub's first answer; without one, its local cache decides."""
 
@@ -49,10 +47,17 @@ class BaseModel:
     """Tokens that the model can read; None when its config names no limit."""
     fingerprint: str
     """Changes when the model does: SHA-256 over config, weight headers, sizes and samples; hub: the commit."""
+    linear_layers: tuple[str, ...] = ()
+    """Those inside a block, named from there on (`self_attn.q_proj`); nothing where its files don't say for certain."""
 
 
-def describe(base: str, revision: str | None = None) -> BaseModel:
+def describe(base: str, revision: str | None = None, looked_in: Sequence[Path] = ()) -> BaseModel:
     """The facts about a local folder (absolute) or a hub id.
+
+    Args:
+        base: Which.
+        revision: Of a hub id: branch, tag or commit.
+        looked_in: Folders below which no folder of this name was found; whoever is refused may have meant one.
 
     Raises:
         UnknownModel: There is no such model, or a file of it is missing.
@@ -62,8 +67,9 @@ def describe(base: str, revision: str | None = None) -> BaseModel:
     if Path(base).is_absolute():
         return _describe_folder(Path(base), revision)
     if not _HUB_ID.fullmatch(base):
-        raise UnknownModel(f"'{base}' is neither an absolute folder nor a hub id such as 'org/name'", FIELD)
-    return _describe_hub(base, revision)
+        text = f"{_nowhere(base, looked_in)}it is neither an absolute folder nor a hub id such as 'org/name'"
+        raise UnknownModel(f"base model '{base}': {text}", FIELD)
+    return _describe_hub(base, revision, _nowhere(base, looked_in))
 
 
 def token_counter(model: BaseModel) -> Callable[[str], int | None]:
@@ -109,23 +115,26 @@ def _describe_folder(folder: Path, revision: str | None) -> BaseModel:
     weights = _weight_files(folder)
     _check_tokenizer(folder)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    parameters = 0
+    tensors: dict[str, Sequence[int]] = {}
     for file in weights:
-        header = _header(file)
-        parameters += _count(header, file)
+        header = headers.read(file)
+        tensors |= headers.shapes(header, file)
         digest.update(header)
-        digest.update(_sample(file))
-    return _base_model(str(folder), revision, config, parameters, digest.hexdigest())
+        digest.update(headers.sample(file))
+    return _base_model(str(folder), revision, config, tensors, digest.hexdigest())
 
 
 def _base_model(
-    base: str, revision: str | None, config: dict[str, Any], parameters: int, fingerprint: str
+    base: str, revision: str | None, config: dict[str, Any], tensors: Shapes, fingerprint: str
 ) -> BaseModel:
     layers = _first_int(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     if not isinstance(config.get("model_type"), str) or layers is None:
         raise UnsupportedModel(f"config.json of {base} has no model_type or no number of layers", FIELD)
     positions = _first_int(config, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-    return BaseModel(base, revision, config["model_type"], layers, parameters, positions, fingerprint)
+    # The layers of a quantised model compute something else with their weights: which get adapters, training decides.
+    linear = () if "quantization_config" in config else headers.linear_layers(tensors)
+    parameters = headers.count(tensors)
+    return BaseModel(base, revision, config["model_type"], layers, parameters, positions, fingerprint, linear)
 
 
 def _first_int(config: dict[str, Any], *names: str) -> int | None:
@@ -197,41 +206,14 @@ def _check_tokenizer(folder: Path) -> None:
         raise UnknownModel(f"{folder} {text}; save it with `tokenizer.save_pretrained(folder)`", FIELD)
 
 
-def _header(file: Path) -> bytes:
-    """The JSON header of a safetensors file: 8 bytes of length (little endian), then so many bytes of JSON."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = stream.read(length) if 2 <= length <= _LARGEST_HEADER else b""
-    if not header or len(header) != length:
-        raise UnsupportedModel(f"{file} is not a safetensors file, or is cut off", FIELD)
-    return header
+def _nowhere(base: str, looked_in: Sequence[Path]) -> str:
+    """What comes before that the hub doesn't have it either; nothing when no folder was looked for."""
+    roots = ", ".join(map(str, looked_in))
+    beside = f"one beside the spec is written './{base}'"
+    return f"there is no such folder below the allowed roots ({roots}; {beside}), and " if looked_in else ""
 
 
-def _count(header: bytes, file: Path) -> int:
-    """Parameters named in a safetensors header, after checking that the file holds them all."""
-    try:
-        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        count = sum(math.prod(entry["shape"]) for entry in tensors.values())
-    except (ValueError, RecursionError, AttributeError, TypeError, KeyError, IndexError):
-        raise UnsupportedModel(f"{file} is not a safetensors file", FIELD) from None
-    if file.stat().st_size < 8 + len(header) + end:
-        raise UnsupportedModel(f"{file} is cut off: copy it again", FIELD)
-    return int(count)
-
-
-def _sample(file: Path) -> bytes:
-    """Size, and 64 KiB each from the middle and the end: fine-tunes of one model differ there, and it is cheap."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        parts = [size.to_bytes(8, "little")]
-        for start in (size // 2, size - _SAMPLE):
-            stream.seek(max(start, 0))
-            parts.append(stream.read(_SAMPLE))
-    return b"".join(parts)
-
-
-def _describe_hub(base: str, revision: str | None) -> BaseModel:
+def _describe_hub(base: str, revision: str | None, nowhere: str) -> BaseModel:
     """Through the hub's own client, which honours HF_HUB_OFFLINE and HF_TOKEN; without a network, from its cache."""
     import huggingface_hub
     from huggingface_hub.errors import (
@@ -252,14 +234,15 @@ def _describe_hub(base: str, revision: str | None) -> BaseModel:
         _check_hub_files({sibling.rfilename for sibling in facts.siblings or ()}, at)
         config = _json_object(Path(huggingface_hub.hf_hub_download(base, "config.json", revision=facts.sha)))
         _check_supported(config, at)
-        counts = huggingface_hub.get_safetensors_metadata(base, revision=facts.sha).parameter_count
-        return _base_model(base, revision, config, sum(counts.values()), str(facts.sha))
+        files = huggingface_hub.get_safetensors_metadata(base, revision=facts.sha).files_metadata.values()
+        tensors = {name: tensor.shape for file in files for name, tensor in file.tensors.items()}
+        return _base_model(base, revision, config, tensors, str(facts.sha))
     except (UnknownModel, UnsupportedModel):
         raise
     except NotASafetensorsRepoError:
         raise UnsupportedModel(f"{at} has no safetensors weights on the hub; pickles are never loaded", FIELD) from None
     except Exception as error:  # the client raises its own, the HTTP library's and the system's errors
-        raise _unknown_on_hub(at, error) from None
+        raise _unknown_on_hub(at, error, nowhere) from None
 
 
 def _describe_cached(base: str, revision: str | None, at: str) -> BaseModel:
@@ -269,8 +252,10 @@ def _describe_cached(base: str, revision: str | None, at: str) -> BaseModel:
     snapshot = Path(path).parent
     config = _json_object(snapshot / "config.json")
     _check_supported(config, at)
-    parameters = sum(_count(_header(file), file) for file in _weight_files(snapshot))
-    return _base_model(base, revision, config, parameters, snapshot.name)
+    tensors: dict[str, Sequence[int]] = {}
+    for file in _weight_files(snapshot):
+        tensors |= headers.shapes(headers.read(file), file)
+    return _base_model(base, revision, config, tensors, snapshot.name)
 
 
 def _check_hub_files(names: set[str], at: str) -> None:
@@ -281,10 +266,11 @@ def _check_hub_files(names: set[str], at: str) -> None:
         raise UnknownModel(f"{at} has no config.json, so it is no transformers model", FIELD)
 
 
-def _unknown_on_hub(at: str, error: Exception) -> UnknownModel:
+def _unknown_on_hub(at: str, error: Exception, nowhere: str) -> UnknownModel:
     name = type(error).__name__
+    none = "the hub has no such model (for a private one, set HF_TOKEN for the service)"
     reasons = {
-        "RepositoryNotFoundError": "the hub has no such model (for a private one, set HF_TOKEN for the service)",
+        "RepositoryNotFoundError": f"{nowhere}{none}",
         "GatedRepoError": "access to it is restricted: accept its terms on the hub and set HF_TOKEN for the service",
         "RevisionNotFoundError": "the hub has the model, but not this revision",
         "HFValidationError": "this is no hub id",
@@ -292,7 +278,7 @@ def _unknown_on_hub(at: str, error: Exception) -> UnknownModel:
     if name in reasons:
         return UnknownModel(f"base model {at}: {reasons[name]}", FIELD)
     return HubUnavailable(
-        f"base model {at}: the hub can't be reached ({name}) and it is not in the local cache; "
+        f"base model {at}: {nowhere}the hub can't be reached ({name}) and it is not in the local cache; "
         "give a local folder instead",
         FIELD,
     )

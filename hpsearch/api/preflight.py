@@ -25,6 +25,7 @@ from hpsearch.spec import population
 from hpsearch.spec.closed import as_invalid_spec
 from hpsearch.spec.data import HUB_PREFIX, DataSpec, HubDataset, SplitRole
 from hpsearch.spec.defaults import base_learning_rate, default_hyperparameters
+from hpsearch.spec.finetune import is_named, no_such_layer
 from hpsearch.spec.pruner import PopulationSpec
 from hpsearch.spec.space import IntChoices, IntRange
 from hpsearch.spec.study import StudySpec
@@ -63,7 +64,7 @@ class Preflight:
         self.fingerprint = self.spec.fingerprint()
         """Of what was asked, before a hub model's branch became a commit: asking again is the same study."""
         try:
-            self.model: BaseModel = describe(self.spec.model.base, self.spec.model.revision)
+            self.model: BaseModel = describe(self.spec.model.base, self.spec.model.revision, settings.roots)
         except HubUnavailable as error:  # a folder that isn't there looks like a hub id: no study is queued on a guess
             raise UnknownModel(error.detail, error.field) from error
         self._pin_revision()
@@ -192,7 +193,17 @@ class Preflight:
         self.warnings += [f"{field}: {warning}" for warning in report.warnings]
         return report
 
+    def _check_targets(self) -> None:
+        asked_for, known = self.spec.model.lora.target_modules, self.model.linear_layers
+        if self.spec.model.method != "lora" or asked_for == "all-linear" or not known:
+            return
+        for asked in asked_for:
+            # Known are the names inside a block. `layers.0.mlp.fc1`, one block's, begins further up.
+            if not any(is_named(layer, asked) or is_named(asked, layer) for layer in known):
+                raise no_such_layer(asked, known)
+
     def _check_against_model(self) -> None:
+        self._check_targets()
         frozen = self.spec.search_space.frozen_layers
         most = (
             frozen.high

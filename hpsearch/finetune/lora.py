@@ -17,15 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpsearch.errors import InvalidSpec
 from hpsearch.finetune import products
 from hpsearch.finetune.dropout import Dropout
 from hpsearch.finetune.model import Anatomy, LoadedModel, is_plain_linear
 from hpsearch.finetune.products import Applied
 from hpsearch.finetune.seeds import derived_seed
-from hpsearch.spec.finetune import LoraSpec
-
-TARGETS_FIELD = "model.lora.target_modules"
+from hpsearch.spec.finetune import LoraSpec, is_named, no_such_layer
 
 
 @dataclass(frozen=True)
@@ -182,10 +179,9 @@ def targets(names: Iterable[str], spec: LoraSpec) -> list[str]:
         return known
     chosen: set[str] = set()
     for asked in spec.target_modules:
-        matches = {name for name in known if name == asked or name.endswith(f".{asked}")}
+        matches = {name for name in known if is_named(name, asked)}
         if not matches:
-            kinds = ", ".join(sorted({name.rpartition(".")[2] for name in known}))
-            raise InvalidSpec(f"no linear layer's name ends in '{asked}'; the model's are: {kinds}", TARGETS_FIELD)
+            raise no_such_layer(asked, known)
         chosen |= matches
     return [name for name in known if name in chosen]
 

@@ -16,12 +16,12 @@ from hpsearch.finetune import checkpoint
 from hpsearch.finetune.batches import MicroBatch
 from hpsearch.finetune.dropout import Dropout, set_dropout
 from hpsearch.finetune.evaluate import Reader
-from hpsearch.finetune.lora import TARGETS_FIELD, AdaptedLinear, MemberRows, activated, new_adapters
+from hpsearch.finetune.lora import AdaptedLinear, MemberRows, activated, new_adapters
 from hpsearch.finetune.model import LoadedModel
 from hpsearch.finetune.optimizer import Piece, is_trained
 from hpsearch.finetune.recompute import recomputing
 from hpsearch.finetune.seeds import derived_seed
-from hpsearch.spec.finetune import FinetuneConfig
+from hpsearch.spec.finetune import TARGETS_FIELD, FinetuneConfig
 
 State = dict[str, Tensor]
 """Trained tensors by name."""

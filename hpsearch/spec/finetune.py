@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from hpsearch.errors import InvalidSpec
 from hpsearch.spec.closed import Closed
 from hpsearch.spec.data import DataSpec
 from hpsearch.spec.space import LRSchedule
+
+TARGETS_FIELD = "model.lora.target_modules"
+
+
+def is_named(layer: str, asked: str) -> bool:
+    """Whether a layer's name is the asked one, or ends in it part by part: `model.layers.0.self_attn.q_proj`."""
+    return layer == asked or layer.endswith(f".{asked}")
+
+
+def no_such_layer(asked: str, layers: Iterable[str]) -> InvalidSpec:
+    """That none of these linear layers is named so."""
+    kinds = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+    text = f"{TARGETS_FIELD}: no linear layer's name ends in '{asked}'; the model's are: {kinds}"
+    return InvalidSpec(text, TARGETS_FIELD)
 
 
 class LoraSpec(Closed):

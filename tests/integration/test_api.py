@@ -256,6 +256,39 @@ class TestRefusals:
         told = said.replace("lines", "line")
         assert f"line {body['line']}" == told if "line" in body else not told.startswith("line")
 
+    def test_a_base_model_that_is_nowhere_is_told_with_the_folders_that_were_looked_in(
+        self, door: TestClient, shared_home: Settings, path: str
+    ) -> None:
+        body = assert_problem(door.post(path, json=good_data(model={"base": "models/typo"})), 422, "unknown_model")
+        roots = ", ".join(map(str, shared_home.roots))
+        beside = "one beside the spec is written './models/typo'"
+        nowhere = f"there is no such folder below the allowed roots ({roots}; {beside}), and the hub can't be reached"
+        assert body["detail"].startswith(f"base model 'models/typo': {nowhere}")
+
+    @pytest.mark.parametrize("asked", ["qproj", "proj", "self_atn.q_proj", "attn.q_proj", "c_attn"])
+    def test_a_target_that_the_model_lacks_is_refused_with_those_it_has(
+        self, door: TestClient, path: str, asked: str
+    ) -> None:
+        model = {"base": "models/pydoc-llama", "lora": {"target_modules": ["q_proj", asked]}}
+        body = assert_problem(door.post(path, json=good_data(model=model)), 422, INVALID)
+        assert body["field"] == "model.lora.target_modules"
+        kinds = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+        assert f"no linear layer's name ends in '{asked}'; the model's are: {kinds}" in body["detail"]
+
+    @pytest.mark.parametrize(
+        "model",
+        [
+            {"lora": {"target_modules": "all-linear"}},
+            {"lora": {"target_modules": ["q_proj", "mlp.up_proj", "0.self_attn.v_proj"]}},
+            {"lora": {"target_modules": ["model.layers.1.self_attn.k_proj"]}},
+            {"method": "full", "lora": {"target_modules": ["qproj"]}},
+        ],
+        ids=["all", "ends", "one-layer", "of-no-use"],
+    )
+    def test_targets_that_the_model_has_are_not_refused(self, door: TestClient, model: dict[str, Any]) -> None:
+        asked = good_data(model={"base": "models/pydoc-llama"} | model)
+        assert door.post("/v1/studies:check", json=asked).status_code == 200
+
     @pytest.mark.parametrize(
         ("base", "code"),
         [

@@ -505,5 +505,6 @@ def test_a_model_of_the_hub_is_described_as_its_folder_is(hub: Hub, tmp_path: Pa
     assert found["fingerprint"] == commit
     for fact in ("model_type", "layers", "parameters", "max_positions"):
         assert found[fact] == getattr(local, fact)
+    assert tuple(found["linear_layers"]) == local.linear_layers != ()
     assert "not this revision" in described(hub, tmp_path, "org/model", "v9").stderr
     assert "no such model" in described(hub, tmp_path, "org/none").stderr

@@ -40,7 +40,7 @@ def folder(tmp_path) -> Path:
     path = tmp_path / "model"
     path.mkdir()
     (path / "config.json").write_text(json.dumps(CONFIG))
-    (path / "model.safetensors").write_bytes(safetensors({"a": [10, 4], "b": [4]}))
+    (path / "model.safetensors").write_bytes(safetensors({"layers.0.mlp.up_proj.weight": [10, 4], "b": [4]}))
     (path / "tokenizer.json").write_text("{}")
     return path
 
@@ -104,6 +104,35 @@ def test_the_fingerprint_changes_with_the_model(folder):
     assert len(prints) == 4
     shutil.copytree(folder, folder.parent / "copy")
     assert describe(str(folder.parent / "copy"), None).fingerprint in prints
+
+
+LLAMA = {
+    "model.embed_tokens.weight": [8, 4],
+    "model.layers.0.self_attn.q_proj.weight": [4, 4],
+    "model.layers.0.mlp.up_proj.weight": [6, 4],
+    "model.layers.0.input_layernorm.weight": [4],
+    "model.layers.1.self_attn.q_proj.weight": [4, 4],
+    "model.layers.1.mlp.up_proj.weight": [6, 4],
+    "lm_head.weight": [8, 4],
+}
+GPT2 = {"wte.weight": [8, 4], "h.0.attn.c_attn.weight": [4, 12], "h.0.attn.c_attn.bias": [12], "h.0.attn.bias": [1, 9]}
+NAMED_OTHERWISE = LLAMA | {"model.layers.1.mlp.experts.0.w1.weight": [6, 4]}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "config", "layers"),
+    [
+        pytest.param(LLAMA, {}, ("mlp.up_proj", "self_attn.q_proj"), id="llama"),
+        pytest.param(GPT2, {}, ("attn.c_attn",), id="gpt2-without-its-prefix"),
+        pytest.param(NAMED_OTHERWISE, {}, (), id="names-that-loading-may-change"),
+        pytest.param({"weight": [4, 4]}, {}, (), id="no-blocks"),
+        pytest.param(LLAMA, {"quantization_config": {"bits": 4}}, (), id="quantised"),
+    ],
+)
+def test_linear_layers_are_those_of_the_blocks_where_the_file_says_so_for_certain(folder, shapes, config, layers):
+    configure(folder, **config)
+    (folder / "model.safetensors").write_bytes(safetensors(shapes))
+    assert describe(str(folder), None).linear_layers == layers
 
 
 MISSING = {
@@ -233,6 +262,7 @@ def test_a_hub_model_is_described_from_the_cache_without_a_network(folder, tmp_p
     code = "from hpsearch.basemodel import describe; print(describe('org/tiny', None))"
     found = in_fresh_interpreter(code, tmp_path / "home")
     assert "parameters=44" in found
+    assert "linear_layers=('mlp.up_proj',)" in found
     assert f"fingerprint='{commit}'" in found
 
 
