@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from hpsearch import errors
-from hpsearch.spec.closed import faults_of
+from hpsearch.spec.closed import faults_of, sentence
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +75,8 @@ def install(app: FastAPI) -> None:
         faults = [{"field": fault["field"], "message": fault["message"]} for fault in faults_of(found)]
         if fault := _no_json(error.errors()[0]):
             faults = [{"field": "", "message": fault}]
-        detail = "; ".join(": ".join(filter(None, fault.values())) for fault in faults)
         code = errors.InvalidSpec.code if error.errors()[0]["loc"][:1] == ("body",) else "invalid_request"
-        return problem(422, "Invalid input", code, detail, field=faults[0]["field"], errors=faults)
+        return problem(422, "Invalid input", code, sentence(faults), field=faults[0]["field"], errors=faults)
 
     @app.exception_handler(HTTPException)
     async def protocol(_: Request, error: HTTPException) -> JSONResponse:

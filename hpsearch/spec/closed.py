@@ -43,6 +43,11 @@ class Closed(BaseModel):
         return values
 
 
+def fault_at(place: str, text: str) -> PydanticCustomError:
+    """What a validator raises that knows better than pydantic where the fault lies: at a place below its own field."""
+    return PydanticCustomError("fault_at", "{text}", {"key": place, "text": text})
+
+
 def _printable(key: object) -> str:
     """A key as it may be shown: JSON can hold half characters, which can't be encoded."""
     return str(key)[:100].encode(errors="replace").decode()
@@ -64,7 +69,7 @@ def faults_of(found: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Pydantic's faults, those of one field as one."""
     problems: dict[str, dict[str, str]] = {}
     for fault in found:
-        key = str(fault["ctx"]["key"]) if fault["type"] == "unknown_key" else ""
+        key = str(fault["ctx"]["key"]) if fault["type"] in ("unknown_key", "fault_at") else ""
         field, message = field_path(fault["loc"], key), message_of(fault)
         if field in problems:  # the branches of a union, each with its own complaint
             problems[field]["message"] += f", or: {message}"
@@ -86,5 +91,9 @@ def message_of(fault: Mapping[str, Any]) -> str:
 def as_invalid_spec(error: ValidationError) -> InvalidSpec:
     """The same faults as one `InvalidSpec`, whose `field` is the first one's."""
     problems = problems_of(error)
-    lines = [f"{problem['field'] or 'spec'}: {problem['message']}" for problem in problems]
-    return InvalidSpec("; ".join(lines), problems[0]["field"])
+    return InvalidSpec(sentence(problems), problems[0]["field"])
+
+
+def sentence(problems: Iterable[Mapping[str, str]]) -> str:
+    """All faults on one line, each behind its field if it has one."""
+    return "; ".join(": ".join(filter(None, (problem["field"], problem["message"]))) for problem in problems)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from hpsearch.spec.closed import Closed
+from hpsearch.spec.closed import Closed, fault_at
 from hpsearch.spec.expression import Condition, names_in
 
 LRSchedule = Literal["constant", "linear", "cosine"]
@@ -266,7 +266,7 @@ class SearchSpace(Closed):
         for name, condition in conditional.items():
             for other in sorted(names_in(condition) & {*conditional, name}):
                 itself = "itself" if other == name else f"'{other}', which has a `when` of its own"
-                raise ValueError(f"{name}.when depends on {itself}; it may name any other parameter")
+                raise fault_at(f"{name}.when", f"it depends on {itself}; it may name any other parameter")
         return self
 
     def conditions(self) -> dict[str, str]:

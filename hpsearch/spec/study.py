@@ -23,10 +23,10 @@ from pydantic.config import JsonDict
 
 from hpsearch.spec import population
 from hpsearch.spec.budget import BudgetSpec
-from hpsearch.spec.closed import Closed
+from hpsearch.spec.closed import Closed, fault_at
 from hpsearch.spec.data import DataSpec
 from hpsearch.spec.expression import LONGEST, Condition
-from hpsearch.spec.finetune import ModelSpec
+from hpsearch.spec.finetune import TARGETS_FIELD, ModelSpec
 from hpsearch.spec.objective import ObjectiveSpec
 from hpsearch.spec.pruner import AutoPrunerSpec, PopulationSpec, PrunerSpec
 from hpsearch.spec.sampler import MOST_POINTS, AutoSamplerSpec, GridSpec, SamplerSpec
@@ -136,7 +136,7 @@ class StudySpec(Closed):
         numbers = tuple(space.as_numbers(params) for params in trials)
         for place, params in enumerate(numbers):
             for fault in space.faults(params):
-                raise ValueError(f"first_trials.{place}: {fault}")
+                raise fault_at(str(place), fault)
         return numbers
 
     @model_validator(mode="after")
@@ -146,7 +146,7 @@ class StudySpec(Closed):
             and self.warm_start.studies != "similar"
             and self.name in self.warm_start.studies
         ):
-            raise ValueError("warm_start.studies names the study itself: it knows its own trials anyway")
+            raise fault_at("warm_start.studies", "it names the study itself, which knows its own trials anyway")
         return self
 
     @model_validator(mode="after")
@@ -175,7 +175,7 @@ class StudySpec(Closed):
     @model_validator(mode="after")
     def _check_lora_needs_adapters(self) -> Self:
         if self.model.method == "lora" and self.model.lora.target_modules == ():
-            raise ValueError("model.lora.target_modules is empty: no layer would be trained")
+            raise fault_at(TARGETS_FIELD, "it is empty: no layer would be trained")
         return self
 
     def fingerprint(self) -> str:

@@ -119,9 +119,7 @@ def test_a_parameter_may_not_wait_for_one_that_waits_itself() -> None:
         "weight_decay": {"low": 0, "high": 0.5, "when": "epochs > 1"},
         "epochs": {"low": 1, "high": 4},
     }
-    with pytest.raises(
-        ValidationError, match=r"dropout\.when depends on 'weight_decay', which has a `when` of its own"
-    ):
+    with pytest.raises(ValidationError, match="depends on 'weight_decay', which has a `when` of its own"):
         a_spec(search_space=space)
-    with pytest.raises(ValidationError, match=r"dropout\.when depends on itself"):
+    with pytest.raises(ValidationError, match="depends on itself"):
         a_spec(search_space={"dropout": {"low": 0, "high": 0.5, "when": "dropout > 0.1"}})

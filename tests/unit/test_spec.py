@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from hpsearch.cli.specs import read_spec
 from hpsearch.spec import StudySpec
-from hpsearch.spec.closed import as_invalid_spec, problems_of
+from hpsearch.spec.closed import as_invalid_spec, problems_of, sentence
 from hpsearch.spec.data import HubDataset
 from hpsearch.spec.space import SearchSpace
 from tests.builders import a_spec, spec_fields
@@ -256,25 +256,39 @@ def test_a_plain_name_is_taken(name: str) -> None:
         pytest.param({"search_space": {}}, "", "nothing varies", id="empty-space"),
         pytest.param({"search_space": {"epochs": 3}}, "", "nothing varies", id="only-fixed"),
         pytest.param(
-            {"first_trials": [{"epochs": 9}]}, "first_trials", "first_trials.0: epochs = 9", id="first-trial-outside"
+            {"first_trials": [{"epochs": 9}]}, "first_trials.0", "epochs = 9 lies outside", id="first-trial-outside"
         ),
         pytest.param(
             {"first_trials": [{"epochs": 1}, {"dropout": 0.1}]},
-            "first_trials",
-            "first_trials.1: 'dropout'",
+            "first_trials.1",
+            "'dropout' does not vary",
             id="does-not-vary",
         ),
         pytest.param(
-            {"first_trials": [{"batch_size": 3}]}, "first_trials", "first_trials.0", id="not-among-the-choices"
+            {"first_trials": [{"batch_size": 3}]}, "first_trials.0", "batch_size = 3", id="not-among-the-choices"
         ),
-        pytest.param({"first_trials": [{"epochs": 2.5}]}, "first_trials", "first_trials.0", id="between-whole-numbers"),
+        pytest.param({"first_trials": [{"epochs": 2.5}]}, "first_trials.0", "epochs = 2.5", id="between-whole-numbers"),
         pytest.param(
-            {"first_trials": [{"epochs": "two"}]}, "first_trials", "first_trials.0", id="first-trial-of-words"
+            {"first_trials": [{"epochs": "two"}]}, "first_trials.0", "epochs = 'two'", id="first-trial-of-words"
         ),
         pytest.param({"budget": {"trials": None}}, "budget", "at least one limit", id="no-limit"),
         pytest.param({"budget": {"trials": 0}}, "budget.trials", "greater", id="no-trials"),
         pytest.param({"budget": {"gpu_hours": float("inf")}}, "budget.gpu_hours", "finite", id="endless-hours"),
-        pytest.param({"model": {"base": "m", "lora": {"target_modules": []}}}, "", "no layer", id="nothing-to-train"),
+        pytest.param(
+            {"model": {"base": "m", "lora": {"target_modules": []}}},
+            "model.lora.target_modules",
+            "no layer would be trained",
+            id="nothing-to-train",
+        ),
+        pytest.param(
+            {"warm_start": {"studies": ["tickets"]}}, "warm_start.studies", "names the study itself", id="own-teacher"
+        ),
+        pytest.param(
+            {"search_space": {"dropout": {"low": 0, "high": 0.2, "when": "dropout > 0"}}},
+            "search_space.dropout.when",
+            "it depends on itself",
+            id="condition-on-itself",
+        ),
         pytest.param({"model": {"base": "m", "lora": {"rank": 0}}}, "model.lora.rank", "greater", id="rank-zero"),
         pytest.param({"sampler": {"type": "grids"}}, "sampler", "tpe", id="unknown-sampler"),
         pytest.param({"pruner": {"type": "wilcox"}}, "pruner", "wilcoxon", id="unknown-pruner"),
@@ -290,12 +304,14 @@ def test_a_contradiction_is_refused_before_anything_is_queued(changes: dict[str,
     found = problems(spec_fields(**changes))
     assert [problem["field"] for problem in found] == [field]
     assert said in found[0]["message"]
+    assert sentence(found) == (f"{field}: " if field else "") + found[0]["message"]
+    assert not field or not found[0]["message"].startswith(field.partition(".")[0]), "it is named once"
 
 
 def test_a_first_trial_off_the_steps_of_its_range_is_refused() -> None:
     space = {"dropout": {"low": 0.0, "high": 0.4, "step": 0.2}}
     (problem,) = problems(spec_fields(search_space=space, first_trials=[{"dropout": 0.3}]))
-    assert "first_trials.0" in problem["message"]
+    assert problem["field"] == "first_trials.0"
 
 
 def test_nothing_needs_to_vary_when_one_trial_is_wanted() -> None:
