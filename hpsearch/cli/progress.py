@@ -89,7 +89,8 @@ class Progress:
         number = event["number"]
         if kind in ("trial.started", "trial.continued"):
             trial |= {"state": "RUNNING", "params": event["params"]}
-            how = "started" if kind == "trial.started" else "goes on from its checkpoint"
+            goes_on = "begins anew" if event.get("exposure") == 0 else "goes on from its checkpoint"
+            how = "started" if kind == "trial.started" else goes_on
             alone = ", alone on its device: a process died under it" if event.get("alone") else ""
             return f"trial {number} {how}{alone}: {outline(event['params'])}"
         if kind == "trial.reported":

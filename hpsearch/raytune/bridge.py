@@ -113,7 +113,7 @@ class Bridge:
                 return None if running else str(Searcher.FINISHED)
             self._make_room()
             self.search.set_aside({device: vars(each) for device, each in self._health.aside().items()})
-            asked = self.search.ask(alone=self._has_room_for_one_alone(taken, room))
+            asked = self.search.ask(alone=self._has_room_for_one_alone(taken, room), kept=self._place.keeps)
             if asked is None:
                 self._is_over = not running
                 return None if running else str(Searcher.FINISHED)

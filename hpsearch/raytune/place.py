@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hpsearch.errors import DiskFull
 from hpsearch.raytune.messages import STALLED_SECONDS
+from hpsearch.search import Asked
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ class Place:
     def handed_over(self, number: int, exposure: int) -> Path:
         """Folder of the snapshot that a trial has handed over at an exposure."""
         return self.hands_over(number) / str(exposure)
+
+    def keeps(self, asked: Asked) -> bool:
+        """Whether there is a snapshot that a trial can go on from: its own, or the one that it inherits."""
+        folders = list(self.progress(asked.snapshots).glob("*"))
+        folders += [] if asked.inherits is None else [self.handed_over(*asked.inherits)]
+        return any(file for folder in folders for file in folder.glob("*.safetensors"))
 
     def tidy(self, idle: Collection[int], needed_from: float = 0) -> None:
         """Forget the snapshots from which nobody goes on.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -49,6 +50,23 @@ def handed_out(
         hands_over_at,
         trials[trial.number].alone_until,
     )
+
+
+def must_begin_anew(trial: optuna.Trial, asked: Asked, kept: Callable[[Asked], bool]) -> bool:
+    """Whether it continues a pruned trial, was not trained under its own number yet, and nothing to go on from is kept.
+
+    Any other trial that finds its snapshot gone has lost what it had trained, and fails of it.
+    """
+    attributes = trial.user_attrs
+    is_untrained = CONTINUES in attributes and attributes["carried"] == len(attributes["curve"])
+    return is_untrained and bool(asked.reported) and not kept(asked)
+
+
+def anew(trial: optuna.Trial, asked: Asked) -> Asked:
+    """The same trial from its start, without the reports that it was to go on from."""
+    trial.set_user_attr("carried", 0)  # first: of a curve without them, none could be carried
+    trial.set_user_attr("curve", [])
+    return dataclasses.replace(asked, reported=None)
 
 
 def _heirs(trials: Sequence[Trial], inherits: tuple[int, int], params: Params, points: Points) -> FinetuneConfig | None:

@@ -20,7 +20,7 @@ from hpsearch.results.curve import has_turned
 from hpsearch.search import history
 from hpsearch.search.answers import Asked, Decision
 from hpsearch.search.draw import Draw, Points, suggest
-from hpsearch.search.handout import handed_out
+from hpsearch.search.handout import anew, handed_out, must_begin_anew
 from hpsearch.search.losses import Loss
 from hpsearch.search.memory import Lineage, Memory, lessons
 from hpsearch.search.population import Population
@@ -126,11 +126,13 @@ class Search(Record):
         self._event("study.borrowed", {"trials": len(lent), "studies": sorted({one["study"] for one in lent})})
         return [one["params"] for one in lent[: self.spec.warm_start.first_trials]]
 
-    def ask(self, *, alone: bool = True) -> Asked | None:
+    def ask(self, *, alone: bool = True, kept: Callable[[Asked], bool] = lambda _asked: True) -> Asked | None:
         """The next trial, or None when there is no room for one (look again when a running one has ended).
 
         Args:
             alone: Whether it may be one that has to have its device for itself.
+            kept: Whether there is a snapshot that a trial can go on from. Without one, a pruned trial that is to be
+                continued is handed out to begin anew.
         """
         while True:
             self._wishes.heed()
@@ -153,7 +155,7 @@ class Search(Record):
             if unmet is not None:
                 self.fail(trial.number, Failure.INFEASIBLE, f"never trained: {params} does not meet '{unmet}'")
                 continue
-            return self._handed_out(trial, params)
+            return self._handed_out(trial, params, kept)
 
     def is_over(self) -> bool:
         """Whether `ask` has nothing more to hand out, even when all that runs has ended."""
@@ -190,17 +192,19 @@ class Search(Record):
         spec, resumed_at = self.spec, self._resumed_at
         return limit_reached(spec.budget, trials, self._elapsed(), self._direction, resumed_at=resumed_at)
 
-    def _handed_out(self, trial: optuna.Trial, params: Params) -> Asked:
+    def _handed_out(self, trial: optuna.Trial, params: Params, kept: Callable[[Asked], bool]) -> Asked:
+        asked = handed_out(trial, params, self.trials(), self._points, self._strategy.next)
+        if must_begin_anew(trial, asked, kept):
+            asked = anew(trial, asked)
         recorded = self.frozen()[trial.number].intermediate_values
         for known in trial.user_attrs.get("curve", []):
             if known["exposure"] not in recorded:  # a crash came between, or another trial has reported it
                 trial.report(float(known[self._metric]), step=known["exposure"])
-        asked = handed_out(trial, params, self.trials(), self._points, self._strategy.next)
         trial.set_user_attr("attempts", asked.attempt)
         crash_point("after_ask")
         kind = "trial.started" if asked.attempt == 1 else "trial.continued"
         details = {"number": asked.number, "params": asked.params, "origin": asked.origin}
-        details |= {} if asked.attempt == 1 else {"attempt": asked.attempt}
+        details |= {} if asked.attempt == 1 else {"attempt": asked.attempt, "exposure": asked.reported or 0}
         self._event(kind, details if asked.alone_until is None else {**details, "alone": True})
         return asked
 

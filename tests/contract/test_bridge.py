@@ -337,6 +337,28 @@ def test_a_full_disk_costs_the_snapshots_of_pruned_trials_before_it_costs_the_st
     assert Place(tmp_path).progress(config["number"]).is_dir()
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_pruned_trial_is_continued_from_its_snapshot_if_that_is_there(
+    tune: Tune, tmp_path: Path, is_kept: bool
+) -> None:
+    number = tune.driven.must_ask().number
+    tune.driven.search.start(number, resolve(tune.driven.spec, tune.driven.trial(number).params, EXAMPLES, "llama", 1))
+    for exposure in (0, 50):
+        tune.driven.search.report(number, a_report(exposure), CONTRACT)
+    tune.driven.search.prune(number)
+    attempt = Place(tmp_path).progress(number) / "1"
+    attempt.mkdir(parents=True)
+    if is_kept:
+        (attempt / "progress.safetensors").touch()
+    carried = [report.as_json() for report in tune.driven.trial(number).reports]
+    link = {"continues": number, "curve": carried, "carried": len(carried), "attempts": 1, "origin": "continued"}
+    tune.driven.search.enqueue(tune.driven.trial(number).params, link)
+    _, config = tune.start()
+    assert (config["number"], config["attempt"]) == (number + 1, 2)
+    assert config["progress"] == str(Place(tmp_path).progress(number))
+    assert config["reported"] == (50 if is_kept else None)
+
+
 def test_shares_are_held_no_longer_than_the_search_lasts(tune: Tune) -> None:
     good = tune.train_on("good")
     tune.fail_on("bad", IN_A_ROW)

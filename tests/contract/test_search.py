@@ -941,6 +941,33 @@ class TestContinuing:
         assert again.trial(0) == before
         assert again.ask() is None
 
+    def test_without_a_snapshot_it_begins_anew_under_the_same_number(self, storage: Storage) -> None:
+        driven, before = self.pruned(storage)
+        again = self.going_on(driven, budget={"trials": 2})
+        for _ in range(2):  # also when it is interrupted before its first report
+            asked = again.search.ask(kept=lambda _: False) or pytest.fail("the search had no trial")
+            assert (asked.number, asked.params, asked.reported, asked.snapshots) == (1, before.params, None, 0)
+            again.search.start(asked.number, resolve(driven.spec, asked.params, EXAMPLES, "llama", 1_000_000))
+            assert again.trial(1).reports == ()
+            again.search.interrupt(1, "paused", Loss.NONE)
+        assert again.run(again.must_ask()) == Decision.GO_ON
+        after = again.trial(1)
+        assert (after.state, after.origin, after.continues) == (TrialState.COMPLETE, "continued", 0)
+        assert after.tokens == after.reports[-1].tokens, "all of it is trained anew"
+        assert [details["exposure"] for kind, details in again.events if kind == "trial.continued"] == [0, 0, 0]
+        assert again.ask() is None
+        assert len(again.trials()) == 2
+
+    def test_what_it_has_trained_under_its_own_number_is_never_forgotten(self, storage: Storage) -> None:
+        driven, before = self.pruned(storage)
+        again = self.going_on(driven, budget={"trials": 2})
+        asked = again.must_ask()
+        again.search.report(asked.number, a_report(100, 1.0), CONTRACT)
+        again.search.interrupt(1, "paused", Loss.NONE)
+        asked = again.search.ask(kept=lambda _: False) or pytest.fail("the search had no trial")
+        assert (asked.number, asked.reported) == (1, 100)
+        assert again.trial(1).reports[:2] == before.reports
+
     def test_whoever_dies_with_the_wish_unfulfilled_continues_it_once(self, sqlite: Storage) -> None:
         driven, _ = self.pruned(sqlite)
         self.going_on(driven, budget={"trials": 2}).must_ask()

@@ -41,6 +41,13 @@ def test_a_trial_that_goes_on_alone_is_told_as_such() -> None:
     )
 
 
+def test_a_trial_that_has_nothing_to_go_on_from_is_said_to_begin_anew() -> None:
+    event = {**started(3), "kind": "trial.continued", "attempt": 2}
+    anew, on = told(a_progress(), {**event, "exposure": 0}, {**event, "exposure": 50})
+    assert str(anew).startswith("trial 3 begins anew: epochs=2")
+    assert str(on).startswith("trial 3 goes on from its checkpoint: epochs=2")
+
+
 def test_every_kind_of_event_has_its_line() -> None:
     lines = told(
         a_progress(),
