@@ -12,8 +12,10 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from hpsearch import __version__
-from hpsearch.api import acts, dashboard, datasets, health, insight, problems, studies, trials, webhooks
+from hpsearch.api import acts, datasets, health, index, insight, problems, studies, trials, webhooks
 from hpsearch.api.auth import Tokens
+from hpsearch.api.dashboard import dashboard
+from hpsearch.api.elsewhere import Elsewhere
 from hpsearch.api.guard import LimitedBody, OwnPagesOnly
 from hpsearch.api.metrics import Measured, Metrics
 from hpsearch.api.state import Service
@@ -68,7 +70,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(LimitedBody, most=SPEC_BYTES, unlimited="/v1/datasets")
     app.add_middleware(Measured, metrics=app.state.metrics)
     problems.install(app)
-    for router in (studies.router, acts.router, trials.router, insight.router, datasets.router, health.router):
-        app.include_router(router)
-    dashboard.mount(app, storage)
+    for part in (index, studies, acts, trials, insight, datasets, health):
+        app.include_router(part.router)
+    looks = dashboard(storage)
+    app.state.has_dashboard = looks is not None
+    app.mount("/", Elsewhere(app.routes, looks), name="elsewhere")
     return app

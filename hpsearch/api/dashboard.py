@@ -1,6 +1,6 @@
-"""The Optuna dashboard on our port: behind our tokens, and only for looking.
+"""The Optuna dashboard on our port: behind our tokens.
 
-Its own API can delete and rename studies and end trials, without a login; only GET and HEAD get through.
+Its own API can delete and rename studies and end trials, without a login: only what looks may be passed on to it.
 """
 
 from __future__ import annotations
@@ -9,41 +9,33 @@ import importlib.util
 from typing import Any
 
 import optuna
-from fastapi import FastAPI, Request
+from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hpsearch.api.auth import Role
-from hpsearch.api.problems import of_error, problem
+from hpsearch.api.problems import of_error
 from hpsearch.errors import HpsearchError
 
 
-def mount(app: FastAPI, storage: optuna.storages.BaseStorage) -> None:
-    """Mount the dashboard at `/`, behind every route of ours; nothing happens when it isn't installed."""
+def dashboard(storage: optuna.storages.BaseStorage) -> ASGIApp | None:
+    """The dashboard of a storage, which wants to be at `/`; None when it isn't installed."""
     if importlib.util.find_spec("optuna_dashboard") is None or importlib.util.find_spec("a2wsgi") is None:
-        return
+        return None
     from a2wsgi import WSGIMiddleware
     from optuna_dashboard import wsgi
 
     application: Any = wsgi(storage)
-    app.mount("/", ReadOnly(WSGIMiddleware(application, workers=4)), name="dashboard")
+    return ForTokenHolders(WSGIMiddleware(application, workers=4))
 
 
-class ReadOnly:
-    """Lets GET and HEAD of token holders through."""
+class ForTokenHolders:
+    """Lets requests of token holders through."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or pass on."""
-        if scope["type"] != "http":
-            return
-        if scope["path"].startswith("/v1/"):
-            answer = problem(404, "Not found", "not_found", "There is nothing here; /v1/docs lists what is.")
-            return await answer(scope, receive, send)
-        if scope["method"] not in ("GET", "HEAD"):
-            answer = problem(405, "Method not allowed", "method_not_allowed", "The dashboard is read-only; use /v1.")
-            return await answer(scope, receive, send)
+        """Answer 401, or pass on."""
         try:
             role = scope["app"].state.tokens.of(Request(scope)).role
         except HpsearchError as error:

@@ -136,6 +136,14 @@ class DatasetView(View):
         )
 
 
+class IndexView(View):
+    """Where everything is."""
+
+    version: str
+    links: dict[str, str]
+    """Paths by what is there; `dashboard` only where it is installed."""
+
+
 class ProblemView(View):
     """RFC 9457 problem details."""
 

@@ -22,6 +22,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
 
+from hpsearch import __version__
 from hpsearch.api import preflight
 from hpsearch.api.app import create_app
 from hpsearch.api.linted import Linted
@@ -407,8 +408,6 @@ class TestRefusals:
             ("GET", "/v1/nothing", {404}),
             ("POST", "/v1/nothing", {404}),
             ("DELETE", "/v1/nothing/at/all", {404}),
-            ("PUT", "/v1/studies", {404, 405}),
-            ("PUT", "/v1/studies/tickets", {404, 405}),
             ("GET", "/v1/studies/missing", {404}),
             ("GET", "/v1/studies/missing/trials", {404}),
             ("GET", "/v1/studies/missing/trials/0", {404}),
@@ -797,6 +796,62 @@ class TestTheUnexpected:
         assert_problem(answer, 500, "internal_error")
         assert self.CANARY not in answer.text + str(answer.headers)
         assert self.CANARY in caplog.text
+
+
+class TestAddresses:
+    def test_the_index_leads_to_what_is_there(self, door: TestClient) -> None:
+        for path in ("/v1", "/v1/"):
+            index = door.get(path).json()
+            assert index["version"] == __version__
+            assert index["links"] == {
+                "studies": "/v1/studies",
+                "datasets": "/v1/datasets",
+                "alive": "/livez",
+                "ready": "/readyz",
+                "metrics": "/metrics",
+                "openapi": "/v1/openapi.json",
+                "docs": "/v1/docs",
+                "dashboard": "/dashboard",
+            }
+        for name, path in index["links"].items():
+            assert door.get(path).status_code == (200 if name != "datasets" else 405), path
+
+    @pytest.mark.parametrize(
+        ("path", "known"),
+        [
+            ("/v1", "GET"),
+            ("/v1/studies", "GET, POST"),
+            ("/v1/studies:check", "POST"),
+            ("/v1/studies/tickets", "GET, PATCH, DELETE"),
+            ("/v1/studies/tickets/trials", "GET, POST"),
+            ("/v1/studies/tickets/borrowed", "GET, DELETE"),
+            ("/v1/studies/tickets/pause", "POST"),
+            ("/v1/datasets", "POST"),
+            ("/livez", "GET"),
+            ("/metrics", "GET"),
+            ("/v1/openapi.json", "GET, HEAD"),
+            ("/dashboard", "GET, HEAD"),
+        ],
+    )
+    def test_another_method_is_refused_with_those_there_are(self, door: TestClient, path: str, known: str) -> None:
+        for method in {"PUT", "POST", "DELETE", "OPTIONS", "PROPFIND"} - set(known.split(", ")):
+            answer = door.request(method, path)
+            assert_problem(answer, 405, "method_not_allowed")
+            assert answer.headers["allow"] == known
+
+    @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "PROPFIND"])
+    def test_what_is_nowhere_below_v1_is_not_found_whatever_the_method(self, door: TestClient, method: str) -> None:
+        for path in ("/v1/nothing", "/v1/studies/", "/v1/studies/tickets/nothing", "/v1/dashboard"):
+            assert_problem(door.request(method, path), 404, "not_found")
+
+    def test_without_the_dashboard_the_rest_is_as_it_was(
+        self, shared_home: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("hpsearch.api.app.dashboard", lambda _storage: None)
+        bare = TestClient(create_app(shared_home), base_url="http://127.0.0.1")
+        assert "dashboard" not in bare.get("/v1").json()["links"]
+        assert_problem(bare.get("/dashboard"), 404, "not_found")
+        assert bare.put("/v1/studies").headers["allow"] == "GET, POST"
 
 
 class TestTheDescription:

@@ -75,10 +75,10 @@ def test_the_documented_learning_rates_of_families_are_those_of_the_code() -> No
 
 
 def test_every_route_is_documented() -> None:
-    from hpsearch.api import datasets, health, insight, studies, trials
+    from hpsearch.api import acts, datasets, health, index, insight, studies, trials
 
     text = (ROOT / "docs/api.md").read_text()
-    for router in (studies.router, trials.router, insight.router, datasets.router, health.router):
+    for router in (part.router for part in (index, studies, acts, trials, insight, datasets, health)):
         for route in router.routes:
             path = str(route.path).replace("{dataset}", "{id}")  # type: ignore[attr-defined]
             assert path in text, path
