@@ -18,6 +18,7 @@ from hpsearch import __version__, errors
 from hpsearch.cli import acts
 from hpsearch.cli.acts import Json, Name
 from hpsearch.cli.following import exit_by_outcome, look_on, print_ranking, see_through, submit_spec
+from hpsearch.cli.show import study_page, trial_page
 from hpsearch.cli.specs import read_spec, upload_data
 from hpsearch.cli.tables import outline, trials_table
 from hpsearch.client import Client
@@ -181,11 +182,12 @@ def show(
 ) -> None:
     """A study, or one of its trials with config and curve."""
     client = Client()
-    shown = client.study(name) if number is None else client.trial(name, number)
     if as_json:
-        typer.echo(json.dumps(shown))
-    else:
-        Console().print_json(data=shown)
+        typer.echo(json.dumps(client.study(name) if number is None else client.trial(name, number)))
+        return
+    study = client.study(name)
+    page = study_page(study) if number is None else trial_page(study, client.trial(name, number), client.url)
+    Console().print(page)
 
 
 @app.command("list")
@@ -252,7 +254,7 @@ def export(
 
 @app.command()
 def finetune(
-    config: Annotated[Path, typer.Argument(help="A trial as `show` prints it, or its config.", show_default=False)],
+    config: Annotated[Path, typer.Argument(help="A trial of `show --json`, or its config.", show_default=False)],
     output: Annotated[Path, typer.Option(help="Folder for the best weights.", show_default=False)],
     device: Annotated[str, typer.Option(help="`cpu`, `cuda:0`, or `auto`: a GPU if there is one.")] = "auto",
     as_json: Json = False,
