@@ -123,6 +123,16 @@ def test_a_repeated_request_acts_once(api: TestClient) -> None:
     assert (other.status_code, other.json()["code"]) == (409, "idempotency_mismatch")
 
 
+def test_without_a_key_an_act_is_done_as_often_as_it_is_sent(api: TestClient, service_url: str) -> None:
+    """The Python client sends a key of its own with each call: it is the transport's repetitions that count once."""
+    api.post("/v1/studies", json=spec_fields())
+    for _ in range(2):
+        assert api.post("/v1/studies/tickets/extend", json={"trials": 3}).status_code == 202
+    assert api.get("/v1/studies/tickets").json()["spec"]["budget"]["trials"] == 26
+    budgets = [Client(service_url).extend("tickets", trials=3)["spec"]["budget"]["trials"] for _ in range(2)]
+    assert budgets == [29, 32]
+
+
 def test_a_late_repetition_does_not_undo_what_others_did_since(api: TestClient) -> None:
     api.post("/v1/studies", json=spec_fields())
     study = "/v1/studies/tickets"

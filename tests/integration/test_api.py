@@ -371,7 +371,10 @@ class TestRefusals:
         ids=["cut-off", "empty", "text", "not-utf-8", "no-messages"],
     )
     def test_an_upload_with_faults_is_refused(self, door: TestClient, content: Any, code: str, said: str) -> None:
-        assert said in assert_problem(door.post("/v1/datasets", content=content), 422, code)["detail"]
+        body = assert_problem(door.post("/v1/datasets", content=content), 422, code)
+        assert body["detail"].startswith("dataset: ")
+        assert said in body["detail"]
+        assert body["field"] == "dataset"
 
     def test_an_upload_over_the_limit_is_too_large(self, door: TestClient) -> None:
         assert_problem(door.post("/v1/datasets", content=examples(10_000)), 413, "too_large")

@@ -59,7 +59,10 @@ def test_insight_is_the_same_everywhere(
         assert f"| {effect['parameter']} | {effect['importance']:.0%} |" in note
 
 
-def test_a_study_without_trials_has_no_insight_and_no_error(api: TestClient) -> None:
+def test_a_study_without_trials_has_no_insight_and_no_error(
+    api: TestClient, service_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPSEARCH_URL", service_url)
     service = api.app.state.service  # type: ignore[attr-defined]
     service.studies.create(a_study(4, "young"))
     found = api.get("/v1/studies/young/insight").json()
@@ -67,6 +70,13 @@ def test_a_study_without_trials_has_no_insight_and_no_error(api: TestClient) -> 
     assert {effect["importance"] for effect in found["effects"]} == {None}
     assert api.get("/v1/studies/young/borrowed").json() == {"data": []}
     assert api.delete("/v1/studies/young/borrowed").status_code == 204
+    for options, said in (
+        ([], "no earlier study lends 'young' anything\n"),
+        (["--json"], "[]\n"),
+        (["--forget"], "study 'young' forgets 0 borrowed trials\n"),
+    ):
+        told = CliRunner().invoke(app, ["borrowed", "young", *options])
+        assert (told.exit_code, told.stdout) == (0, said)
     assert api.get("/v1/studies/missing/insight").status_code == 404
 
 

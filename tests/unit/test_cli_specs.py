@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from typer.testing import CliRunner, Result
 from hpsearch.cli import app
 from hpsearch.cli.specs import LARGEST_SPEC, read_spec, upload_data
 from hpsearch.client import Client
-from hpsearch.errors import InvalidSpec, TooLarge
+from hpsearch.errors import InvalidDataset, InvalidSpec, TooLarge
+from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec
 from tests.builders import spec_fields
 from tests.conftest import STUDIES
@@ -158,6 +160,28 @@ class TestAgainstTheService:
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("uploading and checking files/tickets/train.jsonl, about 400 examples")
 
+    @pytest.mark.parametrize("split", ["train", "validation"])
+    def test_an_upload_that_is_refused_is_told_with_its_field_and_its_file(
+        self, beside: Path, service_url: str, split: str
+    ) -> None:
+        (beside / "files" / "broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{\n')
+        written = read_spec(beside / "study.json")
+        written["data"][split] = "files/broken.jsonl"
+        with pytest.raises(InvalidDataset) as refused:
+            upload_data(written, beside, Client(service_url))
+        assert (refused.value.field, refused.value.line) == (f"data.{split}", 2)
+        assert str(refused.value).startswith(f"data.{split} (broken.jsonl): line 2: ")
+
+    def test_a_file_over_the_limit_is_told_with_its_field_too(self, beside: Path, service_url: str, api: Any) -> None:
+        service = api.app.state.service
+        api.app.state.service = replace(
+            service, settings=service.settings.model_copy(update={"max_upload_bytes": 1024})
+        )
+        with pytest.raises(TooLarge) as refused:
+            upload_data(read_spec(beside / "study.json"), beside, Client(service_url))
+        assert refused.value.field == "data.train"
+        assert str(refused.value) == "data.train (train.jsonl): the dataset is larger than 1,024 bytes"
+
     def test_what_is_not_beside_the_spec_is_the_services_business(self, beside: Path, service_url: str) -> None:
         fields = spec_fields(data={"train": "elsewhere.jsonl", "validation": "/elsewhere.jsonl"})
         assert upload_data(fields, beside, Client(service_url)) == fields
@@ -178,6 +202,25 @@ class TestAgainstTheService:
         assert (first.exit_code, again.exit_code) == (0, 0), first.output
         assert "queued" in first.stderr
         assert "is there already" in again.stderr
+
+    def test_the_same_words_that_came_to_mean_another_study_are_told_that_the_name_is_taken(
+        self, beside: Path, service_url: str, home: Settings
+    ) -> None:
+        """Not that a key was used before: the command line sends one by itself, and nobody chose it."""
+        base, models = home.home / "base", [home.home / name for name in ("one", "two")]
+        for model in models:
+            shutil.copytree(STUDIES / "models/pydoc-llama", model)
+        (beside / "study.json").write_text(
+            json.dumps({**read_spec(beside / "study.json"), "model": {"base": "base", "base_learning_rate": 0.004}})
+        )
+        base.symlink_to(models[0])
+        assert self.run("submit", beside / "study.json", url=service_url).exit_code == 0
+        base.unlink()
+        base.symlink_to(models[1])
+        again = self.run("submit", beside / "study.json", url=service_url)
+        assert again.exit_code == 1
+        assert again.stderr.startswith("error: a study named 'tickets' exists with another spec")
+        assert "[name_taken]" in again.stderr
 
     @pytest.mark.parametrize(
         ("changes", "code", "said"),

@@ -3,10 +3,13 @@
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from hpsearch.cli import app
 from hpsearch.spec import StudySpec
 from hpsearch.spec.defaults import FAMILY_LEARNING_RATES, GPT3_LEARNING_RATES
 from hpsearch.spec.space import SearchSpace
@@ -45,6 +48,19 @@ def test_every_command_that_the_documentation_uses_exists() -> None:
     commands = set(re.findall(r"^│ (\w+) ", known, re.MULTILINE))
     assert used
     assert used <= commands
+
+
+def test_every_command_has_its_help_under_both_names() -> None:
+    from typer.main import get_command
+
+    commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+    assert {"serve", "show", "continue"} <= commands.keys()
+    for path in ([], *([name] for name in commands)):
+        short, long = (CliRunner().invoke(app, [*path, option]) for option in ("-h", "--help"))
+        assert (short.exit_code, short.stdout) == (0, long.stdout), path
+        assert "Usage: " in short.stdout
+        described = " ".join((commands[path[0]].help if path else "").split())
+        assert described.partition(". ")[0] in " ".join(short.stdout.split()), path
 
 
 def test_make_targets_that_the_documentation_uses_exist() -> None:
