@@ -210,9 +210,23 @@ def test_a_submitted_study_is_followed_ranked_and_its_winner_taken_home(service:
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         file.name for file in (tmp_path / "whole").iterdir()
     }
+    assert_the_documented_way_to_ask_them_works(tmp_path)
     events = list(service.client.events("followed"))
     assert events[0]["kind"] == "study.queued"
     assert events[-1]["kind"] == "study.finished"
+
+
+def assert_the_documented_way_to_ask_them_works(exported: Path) -> None:
+    (exported / "best-adapter").symlink_to("new/winner")
+    (exported / "best").symlink_to("whole")
+    page = (STUDIES.parent / "docs/winner.md").read_text()
+    python = "".join(block.split("```")[0] for block in page.split("```python\n")[1:])
+    command = [sys.executable, "-c", python]
+    asked = subprocess.run(command, cwd=exported, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert asked.returncode == 0, asked.stderr
+    by_adapter, by_whole_model = asked.stdout.splitlines()
+    assert by_adapter == by_whole_model
+    assert by_adapter.startswith("{"), "it has learnt to answer in JSON"
 
 
 def test_killing_the_api_in_the_middle_changes_nothing_for_the_study(service: Service, tmp_path: Path) -> None:

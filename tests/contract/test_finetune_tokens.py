@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +13,14 @@ import torch
 from finetune_reference import CHATML, completion, conversation, reference_tokens, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hpsearch.dataset import ChatExample, Message, TextExample
 from hpsearch.errors import InvalidDataset
 from hpsearch.finetune.batches import Layout, MicroBatch, Share, kept_micro_batches, micro_batches
 from hpsearch.finetune.tokenised import TokenisedExample, TokenisedSplit
 from hpsearch.finetune.tokens import tokenise, tokenizer_fingerprint
+from tests.conftest import STUDIES
 
 LLAMA2 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content | trim }} [/INST]"
@@ -59,6 +62,29 @@ def tokenised(example, tokenizer, max_length=10_000, chat_template="auto") -> To
 def said(example: TokenisedExample, tokenizer) -> str:
     """The text of the completion tokens."""
     return tokenizer.decode(example.ids[example.completion], clean_up_tokenization_spaces=False)
+
+
+def documented(name: str):
+    """A function that the documentation shows, made by running its definition."""
+    page = (STUDIES.parent / "docs/winner.md").read_text()
+    python = "".join(block.split("```")[0] for block in page.split("```python\n")[1:])
+    (shown,) = (each for each in ast.parse(python).body if isinstance(each, ast.FunctionDef) and each.name == name)
+    found: dict[str, Callable] = {}
+    exec(compile(ast.Module([shown], []), "docs/winner.md", "exec"), found)
+    return found[name]
+
+
+@pytest.mark.parametrize("mode", ["auto", "plain"])
+@pytest.mark.parametrize("template", [None, CHATML, LLAMA2, THINKING], ids=["none", "chatml", "llama2", "thinking"])
+def test_the_documentation_asks_with_the_prompt_of_the_training(template, mode):
+    tokenizer = AutoTokenizer.from_pretrained(STUDIES / "models/pydoc-llama")
+    tokenizer.chat_template = template
+    turns = [("user", "What is it?", 0), ("assistant", "A laptop.", 0), ("user", "And its trouble?", 0)]
+    trained = tokenised(chat(*turns, ("assistant", "The screen is dim.")), tokenizer, chat_template=mode)
+    prompt = trained.ids[: int(trained.completion.int().argmax())]
+    messages = [{"role": role, "content": text} for role, text, _ in turns]
+    asked = documented("prompt_of")(messages, tokenizer, mode)["input_ids"][0]
+    assert tokenizer.decode(asked) == tokenizer.decode(prompt)
 
 
 @settings(deadline=None, max_examples=150)
