@@ -20,10 +20,14 @@ _KEPT_NAMES = frozenset(
     (
         *("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj"),
         *("gate_up_proj", "in_proj", "x_proj", "dt_proj", "fc1", "fc2", "fc_in", "fc_out", "c_attn", "c_proj", "c_fc"),
-        *("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "Wqkv"),
+        *("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "Wqkv", "w1", "w2", "w3"),
+        *("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "per_layer_input_gate", "per_layer_projection"),
     )
 )
-"""Kinds of linear layers that are called the same in a file and in the model that transformers makes of it."""
+"""Kinds of linear layers that are called the same in a file and in the model that transformers makes of it.
+
+Of 165 causal architectures of transformers 5.23, built from their default configs, 9 call layers otherwise in their
+files; each of the 9 has a kind there that is not among these."""
 
 
 def read(file: Path) -> bytes:

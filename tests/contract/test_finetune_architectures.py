@@ -10,6 +10,7 @@ import torch
 import transformers
 from finetune_reference import a_config, tiny_config, tiny_model
 
+from hpsearch.basemodel import describe
 from hpsearch.errors import UnknownModel, UnsupportedModel
 from hpsearch.finetune import finetune
 from hpsearch.finetune.lora import adapt
@@ -50,6 +51,14 @@ def test_all_linear_is_every_linear_layer_of_the_blocks():
         layers = adapt(model, examine(model))
         assert len(layers) == 3 * per_block
         assert not any("lm_head" in name or "embed_out" in name for name in layers)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_layers_that_a_file_names_are_those_that_are_adapted(architecture):
+    model = transformers.AutoModelForCausalLM.from_config(tiny_config(architecture))
+    anatomy = examine(model)
+    within = {name.removeprefix(f"{anatomy.blocks}.").partition(".")[2] for name in adapt(model, anatomy)}
+    assert set(describe(tiny_model(architecture)).linear_layers) == within
 
 
 def test_an_adapted_model_without_an_active_adapter_is_the_base_model():

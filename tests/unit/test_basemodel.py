@@ -116,7 +116,7 @@ LLAMA = {
     "lm_head.weight": [8, 4],
 }
 GPT2 = {"wte.weight": [8, 4], "h.0.attn.c_attn.weight": [4, 12], "h.0.attn.c_attn.bias": [12], "h.0.attn.bias": [1, 9]}
-NAMED_OTHERWISE = LLAMA | {"model.layers.1.mlp.experts.0.w1.weight": [6, 4]}
+NAMED_OTHERWISE = LLAMA | {"model.layers.1.mlp.router.weight": [6, 4]}
 
 
 @pytest.mark.parametrize(
