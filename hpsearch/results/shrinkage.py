@@ -47,7 +47,8 @@ class Shrunk:
     def gains(self, control: float) -> Spread:
         """How far each one is below another mean, measured under the same seeds and chosen from nothing: `[k]`."""
         common, kept = self.means.mean(), self.kept
-        at = control - ((1 - kept) * common + kept * self.means[:, None])  # of equal means exactly 0
+        off = (self.means - common)[:, None]
+        at = (control - self.means)[:, None] + (1 - kept) * off  # in this order a tie is exactly 0
         return Spread(
             self.weights, at, np.sqrt(self.variances * (1 + kept + (1 - kept) / self.means.size)), self.freedom
         )
@@ -72,7 +73,7 @@ class Spread:
 
     def mean(self) -> Array:
         """`[k]`."""
-        return self.at @ self.weights
+        return np.asarray((self.at * self.weights).sum(axis=1))  # unlike @, the same of equal rows
 
     def above_zero(self) -> Array:
         """How probably they are: `[k]`."""

@@ -110,6 +110,12 @@ def test_defaults_that_nothing_beats_are_used(row: list[float]) -> None:
     assert ruling.candidates[0].gain is None
 
 
+@pytest.mark.parametrize("row", [[0.4, 0.8, 0.3], [0.8, 0.3, 0.4]])
+def test_a_tie_of_means_is_no_gain_by_rounding(row: list[float]) -> None:
+    ruling = judged([0.3, 0.4, 0.8], row)
+    assert (ruling.outcome, of(ruling, 1).gain) == ("defaults", 0.0)
+
+
 def test_identical_repeats_of_equal_candidates_are_a_tie() -> None:
     ruling = judged([0.1, 0.1, 0.1], [0.1, 0.1, 0.1], [0.1, 0.1, 0.1])
     assert (ruling.outcome, ruling.noise) == ("defaults", 0.0)
@@ -271,14 +277,15 @@ NUMBERS = st.floats() | st.none()
 
 @st.composite
 def tables(draw: st.DrawFn, losses: st.SearchStrategy[float | None] = LOSSES) -> list[Candidate]:
-    """Some candidates, often ragged, with or without the defaults."""
+    """Some candidates with or without the defaults; most are whole, some ragged, some failed."""
     size, seeds = draw(st.integers(0, 5)), draw(st.integers(1, 5))
-    defaults = draw(st.sampled_from([None, 0, 1]))
-    rows = st.lists(losses, min_size=draw(st.integers(0, seeds)), max_size=seeds)
-    return [
-        Candidate(number, number == defaults, draw(GRID | st.none()), dict(enumerate(draw(rows))))
-        for number in range(size)
-    ]
+    defaults = draw(st.sampled_from([0, 1, None]))
+    table = []
+    for number in range(size):
+        cell, fewest = draw(st.sampled_from([(GRID, seeds)] * 4 + [(GRID, 0), (losses, seeds)]))
+        row = draw(st.lists(cell, min_size=fewest, max_size=seeds))
+        table.append(Candidate(number, number == defaults, draw(GRID | st.none()), dict(enumerate(row))))
+    return table
 
 
 def moved(table: Sequence[Candidate], by: Mapping[int, float], times: float = 1.0) -> list[Candidate]:
