@@ -110,9 +110,9 @@ def test_defaults_that_nothing_beats_are_used(row: list[float]) -> None:
     assert ruling.candidates[0].gain is None
 
 
-@pytest.mark.parametrize("row", [[0.4, 0.8, 0.3], [0.8, 0.3, 0.4]])
-def test_a_tie_of_means_is_no_gain_by_rounding(row: list[float]) -> None:
-    ruling = judged([0.3, 0.4, 0.8], row)
+@pytest.mark.parametrize("losses", [[0.25, 0.5, 1.0], [1.5, 2.5, 4.0]])  # their sums are exact
+def test_a_tie_of_means_is_no_gain_by_rounding(losses: list[float]) -> None:
+    ruling = judged(losses, [*losses[1:], losses[0]])
     assert (ruling.outcome, of(ruling, 1).gain) == ("defaults", 0.0)
 
 
