@@ -109,6 +109,10 @@ class Client:
         """Add `trials`, `wall_clock`, `gpu_hours` or `tokens` to the budget, also after the study's end."""
         return self._act(name, "extend", version, more)
 
+    def confirm(self, name: str, version: str | None = None, *, top: int = 3, seeds: int = 3) -> dict[str, Any]:
+        """Have the `top` trials and the defaults trained again under so many fresh seeds; see the ranking's verdict."""
+        return self._act(name, "confirm", version, {"top": top, "seeds": seeds})
+
     def change(
         self,
         name: str,

@@ -41,6 +41,8 @@ class Act(enum.StrEnum):
     """Let it go on: a paused one, or a failed one whose reason was mended."""
     EXTEND = "extend"
     """Raise its budget, also after its end."""
+    CONFIRM = "confirm"
+    """Train its best trials again under fresh seeds, also after its end."""
     CHANGE = "change"
     """Another priority or parallelism."""
     ADD_TRIAL = "add_trial"
@@ -64,6 +66,7 @@ ACTS: dict[Act, dict[StudyState, StudyState]] = {
     Act.PAUSE: dict.fromkeys(_OPEN, _PAUSED),
     Act.RESUME: {_QUEUED: _QUEUED, _RUNNING: _RUNNING, _PAUSED: _QUEUED, _FAILED: _QUEUED},
     Act.EXTEND: _OPEN_OR_AGAIN,
+    Act.CONFIRM: {**_OPEN, _FINISHED: _QUEUED},
     Act.CHANGE: _OPEN,
     Act.ADD_TRIAL: _OPEN_OR_AGAIN,
     Act.STOP_TRIAL: _OPEN,

@@ -1,4 +1,4 @@
-"""What people do to studies: pause, resume, extend, change, clone, add, stop and continue trials, cancel, delete."""
+"""What people do to studies: pause, resume, extend, confirm, change, clone, cancel, delete, and acts on trials."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hpsearch.errors import IllegalMove, InvalidInput, TrialFinished
 from hpsearch.results import TrialState
 from hpsearch.spec.budget import BudgetExtension
 from hpsearch.spec.changes import CloneSpec, StudyChanges, clone
+from hpsearch.spec.confirm import ConfirmSpec
 from hpsearch.spec.space import Params
 from hpsearch.storage import Acting
 
@@ -60,6 +61,16 @@ def resume_study(name: Name, service: Door, acting: Condition, response: Respons
 def extend_study(name: Name, more: BudgetExtension, service: Door, acting: Condition, response: Response) -> StudyView:
     """Add to a study's budget, whether it runs or is over; one that has finished or failed is queued again."""
     return tagged(response, service.acts.extend(name, more, acting))
+
+
+@router.post("/confirm", status_code=202, dependencies=[submit])
+def confirm_study(name: Name, wanted: ConfirmSpec, service: Door, acting: Condition, response: Response) -> StudyView:
+    """Train the best trials and the defaults again under fresh seeds, for the ranking's `verdict`.
+
+    A study that is searching does so once its search is over; one that has finished is queued again. It comes on top
+    of the budget.
+    """
+    return tagged(response, service.acts.confirm(name, wanted, acting))
 
 
 @router.patch("", dependencies=[submit])

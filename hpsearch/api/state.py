@@ -101,7 +101,8 @@ class Service:
         def read() -> Ranking:
             searched = history.load(self.optuna_storage, study.name)
             trials, baseline = history.trials(searched, curves=False), history.baseline(searched)
-            return rank(study.name, study.state, study.spec.objective, baseline, trials)
+            ranked = rank(study.name, study.state, study.spec.objective, baseline, trials)
+            return ranked.judged(history.verdict(searched))
 
         return replace(self.outlines.get(study.name, last, read), state=study.state)
 

@@ -169,6 +169,45 @@ class RankedTrialView(View):
     adapter: bool
 
 
+class ComparedView(View):
+    """A trial that was trained again under fresh seeds, beside the `auto` defaults."""
+
+    number: int
+    is_defaults: bool
+    searched: float | None
+    """Its value in the search, which it was chosen by; null: it was stopped there."""
+    losses: dict[str, float | None]
+    """Its value under each fresh seed; null: it failed there."""
+    mean: float | None
+    """Of those; null: it failed under one of them."""
+    gain: float | None
+    """How much better than the defaults it is expected to be, after allowing for its having been chosen as the best."""
+    low: float | None
+    """Of the 95 % interval of the gain."""
+    high: float | None
+    probability: float | None
+    """That it beats the defaults."""
+    tied: bool
+    """Whether it can't be told from the recommended one."""
+
+
+class VerdictView(View):
+    """Whether the best trials are better than the defaults, or were lucky."""
+
+    outcome: Literal["better", "unclear", "defaults", "unstable", "incomplete"]
+    text: str
+    recommended: int | None
+    """Number of the trial to use."""
+    seeds: int
+    """Fresh seeds that all were trained under."""
+    noise: float | None
+    """By how much a value differs from one seed to the next, beside what a seed does to all: standard deviation."""
+    candidates: list[ComparedView]
+    """Best first."""
+    outdated: bool
+    """Whether another trial has become the best one since."""
+
+
 class RankingView(View):
     """Completed trials, best first, beside the untouched base model."""
 
@@ -177,4 +216,6 @@ class RankingView(View):
     objective: dict[str, str]
     baseline: dict[str, float | None] | None
     counts: dict[str, int]
+    verdict: VerdictView | None
+    """Once the best were trained again under fresh seeds (`confirm`)."""
     ranking: list[RankedTrialView]

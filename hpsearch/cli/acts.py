@@ -1,4 +1,4 @@
-"""What a person does to a study: pause, resume, extend, change, clone, add, stop, continue, cancel, delete."""
+"""What a person does to a study: pause, resume, extend, confirm, change, clone, add, stop, continue, cancel, delete."""
 
 from __future__ import annotations
 
@@ -48,6 +48,18 @@ def extend(
     study = Client().extend(name, version, **more)
     budget = study["spec"]["budget"]
     _say(study, as_json, "budget now: " + ", ".join(f"{limit} {budget[limit]:g}" for limit in more))
+
+
+def confirm(
+    name: Name,
+    top: Annotated[int, typer.Option(min=1, max=16, help="So many of the best trials.")] = 3,
+    seeds: Annotated[int, typer.Option(min=2, max=16, help="Fresh seeds, the same for each of them.")] = 3,
+    version: Version = None,
+    as_json: Json = False,
+) -> None:
+    """Train the best trials and the defaults again under fresh seeds: is the winner better, or lucky?"""
+    study = Client().confirm(name, version, top=top, seeds=seeds)
+    _say(study, as_json, f"`hpsearch watch {name}` follows it, `hpsearch rank {name}` then tells the verdict")
 
 
 def change(

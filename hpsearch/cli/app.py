@@ -224,7 +224,8 @@ def check(
 
 
 for act in (
-    acts.pause, acts.resume, acts.extend, acts.change, acts.clone, acts.add, acts.stop, acts.cancel, acts.delete
+    acts.pause, acts.resume, acts.extend, acts.confirm, acts.change, acts.clone, acts.add, acts.stop, acts.cancel,
+    acts.delete,
 ):  # fmt: skip
     app.command()(act)
 app.command("continue")(acts.go_on)

@@ -14,7 +14,7 @@ from rich.console import Console
 from hpsearch import errors
 from hpsearch.cli.progress import Progress, follow
 from hpsearch.cli.specs import read_spec, upload_data
-from hpsearch.cli.tables import ranking_table, schedules
+from hpsearch.cli.tables import ranking_table, schedules, verdict_lines
 from hpsearch.client import Client
 
 NO_TRIAL = 3
@@ -77,6 +77,8 @@ def print_ranking(client: Client, name: str, top: int | None = None, *, as_json:
             console.print(line)
         counts = ", ".join(f"{count} {state}" for state, count in ranking["counts"].items())
         console.print(f"trials: {counts or 'none yet'}")
+        for part in verdict_lines(ranking):
+            console.print(part)
 
 
 def exit_by_outcome(client: Client, name: str) -> None:

@@ -30,12 +30,28 @@ def _exchanged(event: dict[str, Any]) -> str:
     return f"exchange at {event['exposure']} examples: {'; '.join(pairs) or 'nobody is replaced'}"
 
 
+def _confirming(event: dict[str, Any]) -> str:
+    numbers = ", ".join(map(str, event["trials"]))
+    return f"trials {numbers} are trained again under {event['seeds']} fresh seeds: {event['trainings']} trainings"
+
+
+def _confirmed(event: dict[str, Any]) -> str:
+    return f"trial {event['number']} again under seed {event['seed']}: {event['value']:.4f}"
+
+
 SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
     "study.warning": lambda event: f"warning: {event['text']}",
     "study.borrowed": _borrowed,
     "study.device_set_aside": lambda event: f"{event['device']} gets no trials for a while: {event['reason']}",
     "study.device_back": lambda event: f"{event['device']} gets trials again",
     "study.exchanged": _exchanged,
+    "study.confirming": _confirming,
+    "study.verdict": lambda event: f"verdict: {event['text']}",
+    "confirmation.started": lambda event: f"trial {event['number']} is trained again under seed {event['seed']}",
+    "confirmation.completed": _confirmed,
+    "confirmation.failed": lambda event: (
+        f"trial {event['number']} under seed {event['seed']} failed ({event['failure']}): {event['text']}"
+    ),
     "trial.replayed": _replayed,
 }
 """Of events that say all themselves."""
@@ -51,6 +67,8 @@ class Progress:
         self.maximize = self.metric == "validation_token_accuracy"
         self.state, self.reason = study["state"], study["reason"]
         self.baseline: float | None = None
+        self.confirming = self.confirmed = 0
+        """Trainings that confirm the best trials: all, and those that have ended."""
         self.trials: dict[int, dict[str, Any]] = {}
         self.started = time.monotonic()
 
@@ -60,6 +78,8 @@ class Progress:
         if kind == "study.baseline":
             self.baseline = event[self.metric]
             return f"baseline (the untouched base model): {self.metric} {self.baseline:.4f}"
+        self.confirming += event["trainings"] if kind == "study.confirming" else 0
+        self.confirmed += kind in ("confirmation.completed", "confirmation.failed")
         if kind in SENTENCES:
             return SENTENCES[kind](event)
         if kind.startswith("study."):
@@ -145,6 +165,9 @@ class Progress:
         training = sum(trial["state"] == "RUNNING" for trial in self.trials.values())
         told = f"{self.ended}/{self.wanted or '?'} trials, {training} training"
         bar.add_row(ProgressBar(total, min(self.ended, total), width=40), told)
+        if self.confirming:
+            again = f"{self.confirmed}/{self.confirming} trained again"
+            bar.add_row(ProgressBar(self.confirming, self.confirmed, width=40), again)
         return Group(head, bar, table)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -68,6 +68,29 @@ def ranking_table(ranking: dict[str, Any]) -> Group:
         table.add_row()
         table.add_row("", "baseline", f"{ranking['baseline'][metric]:.4f}", "", *[""] * len(names), style="dim")
     return Group(Text(title, "italic"), table)  # not the table's own title, which is cut to the table's width
+
+
+def verdict_lines(ranking: dict[str, Any]) -> Iterator[RenderableType]:
+    """What training the best again under fresh seeds has said; or how to find out."""
+    verdict = ranking["verdict"]
+    if verdict is None:
+        if ranking["state"] == "finished" and len(ranking["ranking"]) > 1:
+            yield f"one seed each: is the best better, or lucky? `hpsearch confirm {ranking['study']}` finds out"
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("trial", "searched", f"mean of {verdict['seeds']} seeds", "gain", "95 %", "better"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for each in verdict["candidates"]:
+        who = f"{each['number']}{' (defaults)' if each['is_defaults'] else ''}"
+        interval = "" if each["low"] is None else f"{each['low']:.4f} to {each['high']:.4f}"
+        probability = "" if each["probability"] is None else f"{each['probability']:.1%}"
+        figures = ("" if each[name] is None else f"{each[name]:.4f}" for name in ("searched", "mean", "gain"))
+        style = "green" if each["number"] == verdict["recommended"] else ""
+        table.add_row(who, *figures, interval, probability, style=style)
+    yield ""
+    yield Text("verdict (of an earlier ranking)" if verdict["outdated"] else "verdict", "italic")
+    yield table
+    yield verdict["text"]
 
 
 def trials_table(trials: Sequence[dict[str, Any]]) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hpsearch.results.trial import Trial, TrialState
@@ -23,15 +23,28 @@ class Ranking:
     trials: tuple[Trial, ...]
     counts: dict[str, int]
     """Trials by state: what the ranking leaves out."""
+    verdict: dict[str, Any] | None = None
+    """What training the best ones again under fresh seeds has said (`Verdict.as_json`)."""
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the verdict is of an earlier ranking: the best trial was not among those that were trained again."""
+        judged = {each["number"] for each in self.verdict["candidates"]} if self.verdict else set()
+        return bool(self.verdict and self.trials and self.trials[0].number not in judged)
+
+    def judged(self, verdict: dict[str, Any] | None) -> Ranking:
+        """The same with a verdict."""
+        return replace(self, verdict=verdict)
 
     def as_json(self, top: int | None = None) -> dict[str, Any]:
-        """`{"study", "state", "objective", "baseline", "counts", "ranking": [...]}`, best first; `top` cuts it."""
+        """`{"study", "state", "objective", "baseline", "counts", "verdict", "ranking": [...]}`; `top` cuts the last."""
         return {
             "study": self.study,
             "state": self.state,
             "objective": {"metric": self.objective.metric, "direction": self.objective.direction},
             "baseline": self.baseline,
             "counts": self.counts,
+            "verdict": None if self.verdict is None else {**self.verdict, "outdated": self.is_outdated},
             "ranking": [
                 {
                     "rank": place,

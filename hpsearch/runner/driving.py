@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hpsearch.basemodel import BaseModel, describe
@@ -28,7 +30,7 @@ from hpsearch.results import Failure
 from hpsearch.runner.fair import Fair
 from hpsearch.runner.heartbeat import Heartbeat
 from hpsearch.runner.turns import Turn
-from hpsearch.search import Lineage, Search, history
+from hpsearch.search import Confirmation, Lineage, Search, history
 from hpsearch.settings import Settings
 from hpsearch.spec.defaults import default_params
 from hpsearch.spec.study import StudySpec
@@ -43,6 +45,9 @@ HUB_SECONDS = 15 * 60.0
 HUB_RETRY_SECONDS = 15.0
 POLL_SECONDS = 0.2
 
+
+Left = tuple[StudyState, str, int | None]
+"""The state in which a study is left, why, and the version of the orders that this was decided on."""
 
 DEADLY = (
     "the process that drove it ended {} times in a row before any of its trials got on: look in the runner's log for a "
@@ -134,10 +139,8 @@ class Driving:
         except (LeaseLost, *DATABASE_AWAY):
             log.warning("end not written", exc_info=True, extra={"study": lease.study})
 
-    def _search(
-        self, study: StudyRow, lease: Lease, heartbeat: Heartbeat, turn: Turn
-    ) -> tuple[StudyState, str, int | None]:
-        """The state in which the study is left, why, and the version of the orders that this was decided on."""
+    def _search(self, study: StudyRow, lease: Lease, heartbeat: Heartbeat, turn: Turn) -> Left:
+        """How the study is left, after its search and, if that is wanted, the confirmation of its best trials."""
         spec = study.spec
 
         def event(kind: str, details: dict[str, Any]) -> None:
@@ -150,24 +153,70 @@ class Driving:
         if model is None:
             return StudyState.QUEUED, "it was stopped while it waited for the model hub", None
         examples, lineage = _learns_from(spec, model)
+        defaults, resumed_at = default_params(spec, examples), study.resumed_at or 0.0
         search = Search(
             spec,
             self._storage,
             examples=examples,
-            default_params=default_params(spec, examples),
+            default_params=defaults,
             lineage=lineage,
             elapsed=lambda: heartbeat.orders.driven_seconds,
-            resumed_at=study.resumed_at or 0.0,
+            resumed_at=resumed_at,
             fence=lambda: self._studies.check(lease),
             event=event,
             orders=lambda: heartbeat.orders,
             fulfilled=lambda wish: self._studies.fulfil(lease, wish),
         )
-        place = place_of(self._settings, spec.name)
         holding = Holding(heartbeat.share, self._settings.slice_seconds)
         turn.begin(holding, lambda: heartbeat.orders)
+
+        def driven(each: Search, place: Place) -> Left | None:
+            return self._driven(
+                each,
+                lambda: drive(each, model, examples, place, should_stop, holding=holding),
+                place,
+                is_cancelled=lambda: heartbeat.orders.requested == StudyState.CANCELLED,
+                gives_way=lambda: turn.gives_way,
+            )
+
+        place = place_of(self._settings, spec.name)
+        left = driven(search, place)
+        if left is not None:
+            return left
+        search.close(Failure.ERROR, "the search ended while the trial was running")
+        search.close_waiting("the search is over")
+        search.note()
+        ended_well, reason = search.ending()
+        if ended_well and search.spec.confirm is not None:
+            confirmation = Confirmation(
+                search,
+                self._storage,
+                examples=examples,
+                default_params=defaults,
+                resumed_at=resumed_at,
+                fence=lambda: self._studies.check(lease),
+                event=event,
+            )
+            left = driven(confirmation, replace(place, artifacts=place.artifacts / "confirmation"))
+            if left is not None:
+                return left
+            confirmation.close(Failure.ERROR, "the confirmation ended while the trial was running")
+            search.judged(confirmation.verdict().as_json())
+            shutil.rmtree(place.artifacts / "confirmation", ignore_errors=True)  # nobody is handed these weights
+        return (StudyState.FINISHED if ended_well else StudyState.FAILED), reason, search.heeded
+
+    def _driven(
+        self,
+        search: Search,
+        drive_it: Callable[[], bool],
+        place: Place,
+        *,
+        is_cancelled: Callable[[], bool],
+        gives_way: Callable[[], bool],
+    ) -> Left | None:
+        """Drive a search; None once its trials have come to their ends, else how the study is left."""
         try:
-            stopped = drive(search, model, examples, place, should_stop, holding=holding)
+            stopped = drive_it()
         except (LeaseLost, *DATABASE_AWAY):
             raise
         except WorkerLost as error:
@@ -180,21 +229,17 @@ class Driving:
             search.close(Failure.ERROR, "the study's driver failed")
             search.close_waiting("the study failed")
             raise
-        if heartbeat.orders.requested == StudyState.CANCELLED:
+        if is_cancelled():
             search.close(Failure.CANCELLED, "the study was cancelled")
             search.close_waiting("the study was cancelled")
             place.tidy(search.idle_snapshots(parked=0), search.needed_from())
             return StudyState.CANCELLED, "cancelled", None
         if stopped:
             reason = "its runner was stopped; the next one goes on"
-            if turn.gives_way:
+            if gives_way():
                 reason = "another study that waited has its place; it goes on at its next turn"
             return StudyState.QUEUED, reason, None
-        search.close(Failure.ERROR, "the search ended while the trial was running")
-        search.close_waiting("the search is over")
-        search.note()
-        ended_well, reason = search.verdict()
-        return (StudyState.FINISHED if ended_well else StudyState.FAILED), reason, search.heeded
+        return None
 
 
 def place_of(settings: Settings, study: str) -> Place:

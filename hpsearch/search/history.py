@@ -19,6 +19,15 @@ BASELINE = "baseline"
 ASIDE = "set_aside"
 """Study attribute: devices that get no trials for a while, by name, with `until` and `reason`."""
 
+VERDICT = "verdict"
+"""Study attribute: what training the best trials again under fresh seeds has said (`results.verdict`)."""
+
+TRAINS = "trains"
+"""Trial attribute: the config that it trains, instead of what its params come to."""
+CONFIRMS = "confirms"
+"""Trial attribute: the number of the searched trial that it trains again under another seed."""
+CARRIED = (TRAINS, CONFIRMS)
+"""What a trial that is tried again hands on."""
 WISH = "wish"
 """Trial attribute: the id of the person's wish that it was added for."""
 SPARED = "spared"
@@ -33,6 +42,11 @@ REPLACED = "replaced"
 """Trial attribute: why another one took its place."""
 
 
+def confirmation_of(name: str) -> str:
+    """What Optuna calls the study of the trials that confirm a study's; no study of ours is called so."""
+    return f"{name}+confirmation"
+
+
 def load(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study | None:
     """The Optuna study of this name; None before its search began."""
     try:
@@ -42,28 +56,32 @@ def load(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study | None
 
 
 def delete(storage: optuna.storages.BaseStorage, name: str) -> None:
-    """Forget the study's trials; nothing happens when there are none."""
-    if load(storage, name) is not None:
-        optuna.delete_study(study_name=name, storage=storage)
+    """Forget the study's trials and those that confirm them; nothing happens when there are none."""
+    for each in (confirmation_of(name), name):
+        if load(storage, each) is not None:
+            optuna.delete_study(study_name=each, storage=storage)
 
 
 def close_open(storage: optuna.storages.BaseStorage, name: str, text: str) -> list[int]:
     """The study is over and nobody drives it: what was lined up or interrupted will not be tried. Their numbers."""
-    study = load(storage, name)
     open_states = (optuna.trial.TrialState.WAITING, optuna.trial.TrialState.RUNNING)
-    closed = study.get_trials(deepcopy=False, states=open_states) if study else []
-    for frozen in closed:
-        storage.set_trial_user_attr(frozen._trial_id, "failure", str(Failure.CANCELLED))
-        storage.set_trial_user_attr(frozen._trial_id, "failure_text", text)
-        storage.set_trial_state_values(frozen._trial_id, optuna.trial.TrialState.FAIL)
-    return [frozen.number for frozen in closed]
+    closed: dict[str, list[int]] = {}
+    for each in (name, confirmation_of(name)):
+        study = load(storage, each)
+        for frozen in study.get_trials(deepcopy=False, states=open_states) if study else []:
+            storage.set_trial_user_attr(frozen._trial_id, "failure", str(Failure.CANCELLED))
+            storage.set_trial_user_attr(frozen._trial_id, "failure_text", text)
+            storage.set_trial_state_values(frozen._trial_id, optuna.trial.TrialState.FAIL)
+            closed.setdefault(each, []).append(frozen.number)
+    return closed.get(name, [])
 
 
 def interrupt_running(storage: optuna.storages.BaseStorage, name: str) -> None:
     """Nobody drives the study: its running trials wait to be handed out again, under their numbers."""
-    study = load(storage, name)
-    for frozen in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)) if study else []:
-        storage.set_trial_state_values(frozen._trial_id, optuna.trial.TrialState.WAITING)
+    for each in (name, confirmation_of(name)):
+        study = load(storage, each)
+        for frozen in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)) if study else []:
+            storage.set_trial_state_values(frozen._trial_id, optuna.trial.TrialState.WAITING)
 
 
 def trials(study: optuna.Study | None, curves: bool = True) -> list[Trial]:
@@ -92,6 +110,11 @@ def trial(study: optuna.Study | None, number: int) -> Trial:
 def baseline(study: optuna.Study | None) -> dict[str, Any] | None:
     """What the untouched base model scored; None until a worker has evaluated it."""
     return None if study is None else study.user_attrs.get(BASELINE)
+
+
+def verdict(study: optuna.Study | None) -> dict[str, Any] | None:
+    """What the last confirmation said; None without any."""
+    return None if study is None else study.user_attrs.get(VERDICT)
 
 
 def aside(study: optuna.Study | None) -> dict[str, dict[str, Any]]:

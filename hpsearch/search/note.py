@@ -25,7 +25,9 @@ def write(study: optuna.Study, spec: StudySpec) -> None:
     lines = [f"- {line}" for line in told(ranked[0].schedule)] if ranked else []
     if lines:
         found += f"\n\nThe best trial, {ranked[0].number}, has no single config: its params changed on the way.\n\n"
-    save_note(study, found + "\n".join(lines))
+    verdict = history.verdict(study)
+    judged = "" if verdict is None else f"**Verdict:** {verdict['text']}\n\n"
+    save_note(study, judged + found + "\n".join(lines))
 
 
 def as_markdown(found: Insight) -> str:

@@ -86,6 +86,25 @@ class Record:
             for text in warnings:
                 self._event("study.warning", {"text": text})
 
+    @property
+    def baseline(self) -> dict[str, Any] | None:
+        """What the untouched base model scored; None until a worker has evaluated it."""
+        return history.baseline(self._study)
+
+    @property
+    def per_device(self) -> int | None:
+        """How many trials shared each device when it was last decided; None before."""
+        found: int | None = self._study.user_attrs.get("parallelism", {}).get("trials_per_device")
+        return found
+
+    def judged(self, verdict: dict[str, Any]) -> None:
+        """What training the best trials again has said."""
+        self._fence()
+        if verdict != history.verdict(self._study):
+            self._study.set_user_attr(history.VERDICT, verdict)
+            self._event("study.verdict", {name: verdict[name] for name in ("outcome", "recommended", "text")})
+            self.note()
+
     def placed_before(self, circumstances: dict[str, Any]) -> int | None:
         """How many trials shared each device when it was last decided, if the circumstances were the same."""
         known = self._study.user_attrs.get("parallelism", {})
@@ -249,6 +268,7 @@ class Record:
             origin = {"origin": "retry", RETRY_OF: number, history.SPARED: ended.is_spared, **inherited}
             if ended.parent is not None:
                 origin |= history.heritage(ended)
+            origin |= {name: trial.user_attrs[name] for name in history.CARRIED if name in trial.user_attrs}
             self.enqueue(ended.params, origin)
         self._tell(trial, state=OptunaState.FAIL)
         self._live.pop(number, None)

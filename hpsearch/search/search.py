@@ -111,12 +111,16 @@ class Search(Record):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.set_metric_names([self._metric])
-        firsts = [("defaults", self.typical_params)] if self.typical_params else []
-        firsts += [("first_trials", params) for params in self.spec.first_trials]
-        for origin, params in [*firsts, *(("borrowed", params) for params in self._borrow())]:
+        for origin, params in self._firsts():
             self._study.enqueue_trial(params, user_attrs={"origin": origin}, skip_if_exists=True)
         # Written last: a search that dies before this line begins again, and skips what is lined up already.
         self._study.set_user_attr("spec", json.loads(self.spec.model_dump_json()))
+
+    def _firsts(self) -> list[tuple[str, Params]]:
+        """Origin and params of what is tried before the sampler's own."""
+        firsts = [("defaults", self.typical_params)] if self.typical_params else []
+        firsts += [("first_trials", params) for params in self.spec.first_trials]
+        return [*firsts, *(("borrowed", params) for params in self._borrow())]
 
     def _borrow(self) -> list[Params]:
         """Learn from earlier studies; the answer is the best of it, to be tried here first."""
@@ -306,7 +310,7 @@ class Search(Record):
         best, contract = self._memory.take_over(self._live[number], adapter)
         self.complete(number, best, contract, str(adapter))
 
-    def verdict(self) -> tuple[bool, str]:
+    def ending(self) -> tuple[bool, str]:
         """Whether the search ended well, and why it ended."""
         trials = self.trials()
         why = self._hopeless(trials)

@@ -100,7 +100,8 @@ class FinetuneConfig(Closed):
     base_learning_rate: float
     """The base model's pre-training learning rate that was used."""
     seed: int = 0
-    """Data order, dropout and the adapters' initial weights; the same for every trial of a study."""
+    """Data order, dropout and the adapters' initial weights; the same for every trial of a study but for those that
+    confirm others."""
     reports_per_epoch: int = Field(2, ge=1, le=100)
     """Validation passes per epoch, at equal exposures."""
     patience: int | None = Field(None, ge=1, le=1000, exclude_if=lambda patience: patience is None)

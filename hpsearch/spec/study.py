@@ -24,6 +24,7 @@ from pydantic.config import JsonDict
 from hpsearch.spec import population
 from hpsearch.spec.budget import BudgetSpec
 from hpsearch.spec.closed import Closed, fault_at
+from hpsearch.spec.confirm import ConfirmSpec
 from hpsearch.spec.data import DataSpec
 from hpsearch.spec.expression import LONGEST, Condition
 from hpsearch.spec.finetune import TARGETS_FIELD, ModelSpec
@@ -107,6 +108,8 @@ class StudySpec(Closed):
     training set, `steps` of one epoch."""
     warm_start: WarmStartSpec | None = Field(None, exclude_if=lambda warm_start: warm_start is None)
     """Learn from earlier studies."""
+    confirm: ConfirmSpec | None = Field(None, exclude_if=lambda confirm: confirm is None)
+    """Train the best trials and the defaults again under fresh seeds, for a verdict."""
     priority: int = Field(0, ge=-100, le=100)
     """Ten points more are twice the part of the devices; in the queue, one point is a minute of waiting."""
     verify: int = Field(0, ge=0, le=100_000)

@@ -17,6 +17,7 @@ from hpsearch.lifecycle import Act, StudyState, WishKind, after
 from hpsearch.results.budget import Limit
 from hpsearch.spec.budget import BudgetExtension, BudgetSpec
 from hpsearch.spec.closed import as_invalid_spec
+from hpsearch.spec.confirm import ConfirmSpec
 from hpsearch.spec.space import Params
 from hpsearch.spec.study import StudySpec
 from hpsearch.storage import idempotency
@@ -81,6 +82,17 @@ class Acts:
                 budget = _raised(act.study.spec.budget, more)
                 values = _kept(act.study.spec, {"budget": budget.model_dump()})
                 act.change("study.extended", values, budget=budget.model_dump(mode="json", exclude_none=True))
+        return self._get(name)
+
+    def confirm(self, name: str, wanted: ConfirmSpec, acting: Acting) -> StudyRow:
+        """Have the best trials trained again under fresh seeds at the end of the search. One that was over is queued.
+
+        The same again adds nothing but trials that have become the best ones meanwhile.
+        """
+        with self._act(name, Act.CONFIRM, acting, wanted.model_dump_json()) as act:
+            if act.is_new:
+                values = _kept(act.study.spec, {"confirm": wanted})
+                act.change("study.confirmation_requested", values, **wanted.model_dump())
         return self._get(name)
 
     def change(self, name: str, changes: dict[str, Any], acting: Acting) -> StudyRow:

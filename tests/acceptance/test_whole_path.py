@@ -215,6 +215,21 @@ def test_a_submitted_study_is_followed_ranked_and_its_winner_taken_home(service:
     assert events[0]["kind"] == "study.queued"
     assert events[-1]["kind"] == "study.finished"
 
+    assert "hpsearch confirm followed" in ranked.stdout
+    asked = service.run("confirm", "followed", "--top", "1", "--seeds", "2")
+    assert (asked.returncode, asked.stdout.partition(";")[0]) == (0, "study 'followed' is queued")
+    watched = service.run("watch", "followed")
+    assert watched.returncode == 0, watched.stderr
+    confirmed = json.loads(service.run("rank", "followed", "--json").stdout)
+    assert confirmed["ranking"] == ranking["ranking"]
+    verdict = confirmed["verdict"]
+    assert not verdict["outdated"]
+    assert {each["number"] for each in verdict["candidates"]} == {best, 0}
+    assert all(len(each["losses"]) == 2 for each in verdict["candidates"])
+    assert f"verdict: {verdict['text']}" in watched.stderr
+    assert " ".join(verdict["text"].split()) in " ".join(service.run("rank", "followed").stdout.split())
+    assert not (tmp_path / "home/artifacts/followed/confirmation").exists()
+
 
 def assert_the_documented_way_to_ask_them_works(exported: Path) -> None:
     (exported / "best-adapter").symlink_to("new/winner")

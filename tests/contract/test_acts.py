@@ -19,6 +19,7 @@ from hpsearch.results import Failure, TrialState
 from hpsearch.results.trial import can_go_on
 from hpsearch.search import Decision, Search, history
 from hpsearch.spec.budget import BudgetExtension
+from hpsearch.spec.confirm import ConfirmSpec
 from hpsearch.spec.defaults import resolve
 from hpsearch.spec.space import Params
 from hpsearch.storage import Acting, Acts, Database, Lease, Studies, StudyRow, events_after, optuna_storage
@@ -29,7 +30,7 @@ NAME = "tickets"
 LONG = 3600.0
 EXAMPLES = 100
 TRIALS = 3
-ACTIONS = ["pause", "resume", "extend", "add", "add_outside_the_space", "stop", "change", "cancel"]
+ACTIONS = ["pause", "resume", "extend", "confirm", "add", "add_outside_the_space", "stop", "change", "cancel"]
 ACTIONS += ["resume", "add", "go_on", "act_on_what_is_long_gone"]
 STEPS = ["beat", "train", "train", "train", "end", "lay_down", "die"]
 AT_LAST = ["nothing", "extend", "add", "pause", "cancel"]
@@ -91,7 +92,7 @@ class Runner:
         if requested == StudyState.CANCELLED:
             return self.cancel()
         self.search.close_waiting("the search is over")
-        well, reason = self.search.verdict()
+        well, reason = self.search.ending()
         state = StudyState.FINISHED if well else StudyState.FAILED
         return self.leave(state, reason, self.search.heeded)
 
@@ -174,6 +175,11 @@ class Life(RuleBasedStateMachine):
             assert self.acts.extend(NAME, BudgetExtension(trials=more), acting) == again
             with pytest.raises(IdempotencyMismatch):
                 self.acts.extend(NAME, BudgetExtension(trials=more + 1), acting)
+
+    def confirm(self, by: str, seeds: int) -> None:
+        wanted = ConfirmSpec(seeds=seeds + 1)
+        if self.act(Act.CONFIRM, lambda: self.acts.confirm(NAME, wanted, Acting(by))):
+            assert self.studies.get(NAME).spec.confirm == wanted
 
     def add(self, by: str, rate: int) -> None:
         params: Params = {"learning_rate_multiplier": float(rate)}

@@ -413,7 +413,7 @@ def test_a_study_whose_budget_is_spent_ends_without_its_turn(
     search = Driven(storage, spec).search
     model = describe(str(STUDIES / "models" / "pydoc-llama"))
     assert not driver.drive(search, model, EXAMPLES, Place(tmp_path), holding=Waiting())
-    assert "training tokens was used" in search.verdict()[1]
+    assert "training tokens was used" in search.ending()[1]
 
 
 @pytest.mark.parametrize("share", [1, 3])

@@ -208,7 +208,7 @@ def test_the_outcome_does_not_depend_on_how_many_train_at_once(slots: int) -> No
     assert [exchange["exposure"] for exchange in one.exchanges()] == list(AT)
     assert one.exchanges() == other.exchanges()
     assert outcome(one.trials()) == outcome(other.trials())
-    assert one.search.verdict() == (True, "the population came to its end")
+    assert one.search.ending() == (True, "the population came to its end")
 
 
 def test_where_more_is_better_the_same_are_replaced_as_where_less_is() -> None:
@@ -272,7 +272,7 @@ def test_whatever_fails_or_dies_nothing_stays_open_and_every_heir_goes_on_from_o
             trained.fails[number] = data.draw(st.sampled_from(failures))
         trained.step(number)
     trials = trained.trials()
-    if not trained.search.verdict()[0]:  # five in a row failed
+    if not trained.search.ending()[0]:  # five in a row failed
         return
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
     assert len([trial for trial in trials if trial.parent is None and trial.retry_of is None]) == population
@@ -343,7 +343,7 @@ def test_the_end_of_a_budget_while_all_wait_leaves_each_its_best_so_far(storage:
     ended = [trial for trial in trained.trials() if trial.state == TrialState.COMPLETE]
     assert ended
     assert all(trial.cut_short for trial in ended)
-    assert trained.search.verdict()[0]
+    assert trained.search.ending()[0]
 
 
 def test_a_person_may_stop_one_of_them_and_have_one_that_was_replaced_go_on(storage: Storage) -> None:

@@ -307,7 +307,7 @@ class TestReporting:
             driven.search.fail(driven.must_ask().number, Failure.DIVERGED, "nan")
         assert driven.ask() is None
         assert driven.states() == {"FAIL": 2}
-        assert driven.search.verdict() == (False, "no trial completed: all 2 trials of the budget were used")
+        assert driven.search.ending() == (False, "no trial completed: all 2 trials of the budget were used")
 
     def test_the_baseline_is_kept_once_from_the_first_report_at_exposure_zero(self, storage: Storage) -> None:
         driven = Driven(storage, spec_of(2))
@@ -423,7 +423,7 @@ class TestPruning:
         driven.search.report(three.number, a_report(400, 1.0), CONTRACT)
         driven.search.complete(three.number, a_report(400, 1.0), CONTRACT, "folder")
         assert not driven.search.trials()[2].cut_short
-        assert driven.search.verdict() == (True, "the wall-clock budget of 60 s was used")
+        assert driven.search.ending() == (True, "the wall-clock budget of 60 s was used")
 
     def test_a_trial_that_was_to_end_with_what_it_has_gets_to_even_when_it_is_interrupted(
         self, sqlite: Storage
@@ -474,7 +474,7 @@ class TestEnding:
         driven = Driven(sqlite, spec_of(50))
         while (asked := driven.ask()) is not None:
             driven.search.fail(asked.number, Failure.ERROR, "no space left on device")
-        ended_well, why = driven.search.verdict()
+        ended_well, why = driven.search.ending()
         assert not ended_well
         assert "no space left on device" in why
         assert len(driven.trials()) == SAME_FAILURES
@@ -482,7 +482,7 @@ class TestEnding:
     def test_the_verdict_names_the_limit(self, sqlite: Storage) -> None:
         driven = Driven(sqlite, spec_of(2))
         driven.run_all()
-        ended_well, why = driven.search.verdict()
+        ended_well, why = driven.search.ending()
         assert ended_well
         assert "2 trials" in why
 
@@ -579,7 +579,7 @@ class TestAfterACrash:
             asked = again
         driven.run(asked)
         assert driven.ask() is None
-        assert driven.search.verdict()[0]
+        assert driven.search.ending()[0]
 
     def test_a_trial_that_was_to_be_pruned_when_the_process_died_is_pruned(self, sqlite: Storage) -> None:
         spec = spec_of(4, pruner={"type": "successive_halving"}, search_space={**SPACE, "epochs": 4})

@@ -58,7 +58,7 @@ class TestRestarts:
         driven = Driven(memory(), spec_of(50, sampler=sampler(kind), search_space=space))
         driven.run_all()
         assert len(set(points(driven.trials()))) == len(driven.trials()) == 12
-        assert driven.search.verdict() == (True, "the search space is exhausted: every point was tried")
+        assert driven.search.ending() == (True, "the search space is exhausted: every point was tried")
 
 
 class TestGrids:
@@ -72,7 +72,7 @@ class TestGrids:
         driven.run_all()
         tried = sorted(tuple(round(float(trial.params[name]), 9) for name in space) for trial in driven.trials())
         assert tried == list(itertools.product((1, 2, 3), (0.1, 1, 10), (2, 8)))
-        assert driven.search.verdict()[1] == "the search space is exhausted: every point was tried"
+        assert driven.search.ending()[1] == "the search space is exhausted: every point was tried"
 
     def test_the_order_is_the_seeds(self) -> None:
         orders = []
@@ -160,7 +160,7 @@ class TestRequirements:
     def test_requirements_that_nothing_meets_end_the_search(self, space: dict[str, Any]) -> None:
         driven = Driven(memory(), spec_of(9, search_space=space, require=["epochs > 99"]))
         assert driven.ask() is None
-        ended_well, why = driven.search.verdict()
+        ended_well, why = driven.search.ending()
         assert not ended_well
         assert why == "no trial completed" or "epochs > 99" in why
 
@@ -282,6 +282,6 @@ class TestBudgets:
                     continue
                 del running[number]
         assert limit <= used <= limit + 3 * 500
-        ended_well, why = driven.search.verdict()
+        ended_well, why = driven.search.ending()
         assert ended_well
         assert next(iter(budget)).split("_")[0] in why.replace("device hours", "gpu").replace("wall-clock", "wall")

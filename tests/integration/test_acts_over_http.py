@@ -253,6 +253,8 @@ def test_the_command_line_acts(service_url: str, monkeypatch: pytest.MonkeyPatch
     assert run("resume", "tickets") == (0, "study 'tickets' is queued\n")
     assert run("extend", "tickets", "--trials", "5") == (0, "study 'tickets' is queued; budget now: trials 25\n")
     assert run("extend", "tickets")[0] == 2
+    assert run("confirm", "tickets", "--seeds", "4")[1].startswith("study 'tickets' is queued; `hpsearch watch")
+    assert run("confirm", "tickets", "--seeds", "1")[0] == 2
     assert run("add", "tickets", "epochs=2", "learning_rate_multiplier=1e-1")[0] == 0
     assert run("add", "tickets", "epochs")[0] == 65
     assert run("change", "tickets", "--priority", "3", "--max-concurrent-trials", "auto")[0] == 0

@@ -103,7 +103,7 @@ def test_a_study_ends_with_values_curves_configs_and_adapters(
     study.drive()
     trials = study.search.trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
-    assert study.search.verdict()[0]
+    assert study.search.ending()[0]
     for trial in trials:
         assert [report.exposure for report in trial.reports] == [0, 20, 40, 60, 80]
         assert trial.value == min(report.validation_loss for report in trial.reports[1:])
@@ -255,7 +255,7 @@ def test_a_budget_that_ends_before_any_trial_leaves_the_best_weights_so_far(
     space = {**_long_space(), "epochs": 100}
     study = Study(spec_of(data, "short", search_space=space, budget={"tokens": 1000}), storage, tmp_path)
     study.drive()
-    assert study.search.verdict() == (True, "the budget of 1,000 training tokens was used")
+    assert study.search.ending() == (True, "the budget of 1,000 training tokens was used")
     complete = [trial for trial in study.search.trials() if trial.state == TrialState.COMPLETE]
     assert complete
     for trial in complete:
@@ -476,7 +476,7 @@ def test_a_broken_target_module_fails_every_trial_and_ends_the_study_early(
     model = {"base": str(MODEL), "lora": {"target_modules": ["no_such_layer"]}}
     study = Study(spec_of(data, "hopeless", model=model, budget={"trials": 50}), storage, tmp_path)
     study.drive()
-    ended_well, reason = study.search.verdict()
+    ended_well, reason = study.search.ending()
     assert not ended_well
     assert "no_such_layer" in reason
     assert len(study.search.trials()) < 10
@@ -531,7 +531,7 @@ def test_trials_share_their_tokens_and_the_study_is_told_what_was_cut(
     study = Study(spec_of({**data, "max_length": 64}, "cut", budget={"trials": 2}), storage, tmp_path)
     cache = tmp_path / "cache" / "tokens"
     study.drive(cache=cache)
-    assert study.search.verdict()[0]
+    assert study.search.ending()[0]
     assert len(list(cache.glob("*.safetensors"))) == 1
     told = [details["text"] for kind, details in study.events if kind == "study.warning"]
     assert [text.split(":")[0] for text in told] == ["data.train", "data.validation"]

@@ -48,7 +48,7 @@ def test_weights_are_handed_over_and_each_curve_is_that_of_its_schedule_trained_
     Study(spec, storage, tmp_path, event=event).drive(stops)
     study = Study(spec, storage, tmp_path)
     study.drive()
-    assert study.search.verdict() == (True, "all 3 trials of the budget were used")
+    assert study.search.ending() == (True, "all 3 trials of the budget were used")
     trials = study.search.trials()
     assert study.kinds().count("study.exchanged") == 1
     assert [trial.state for trial in trials].count(TrialState.COMPLETE) == 3

@@ -22,6 +22,7 @@ DOABLE = {
     "pause": {"queued", "running", "paused"},
     "resume": {"queued", "running", "paused", "failed"},
     "extend": {"queued", "running", "paused", "finished", "failed"},
+    "confirm": {"queued", "running", "paused", "finished"},
     "change": {"queued", "running", "paused"},
     "add_trial": {"queued", "running", "paused", "finished", "failed"},
     "stop_trial": {"queued", "running", "paused"},

@@ -1,0 +1,209 @@
+"""The best trials of a search trained again under fresh seeds: better, or lucky?
+
+The winner of many trials is in part the luckiest of them (Cawley and Talbot 2010, On over-fitting in model selection,
+section 5). What it scores under seeds that it was not chosen on says how good it is. Every candidate is trained under
+the same seeds, which give them the same order of examples and the same dropout, so what a seed does to all of them
+alike falls out of their differences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+
+from hpsearch.results import Trial, TrialState, rank
+from hpsearch.results.budget import FREE
+from hpsearch.results.verdict import Candidate, Verdict, verdict
+from hpsearch.search import history
+from hpsearch.search.losses import suspects_first
+from hpsearch.search.record import Event
+from hpsearch.search.search import Search
+from hpsearch.spec.budget import BudgetSpec
+from hpsearch.spec.confirm import ConfirmSpec
+from hpsearch.spec.points import key
+from hpsearch.spec.pruner import NoPrunerSpec
+from hpsearch.spec.sampler import RandomSpec
+from hpsearch.spec.space import Params
+
+_TOLD = {"trial.started": "started", "trial.completed": "completed", "trial.failed": "failed"}
+"""Of what happens to its trials, what the study tells, as `confirmation.*`."""
+_ABOUT = ("value", "failure", "text")
+
+_NO_LIMIT = BudgetSpec(trials=100_000)
+"""A confirmation has as many trials as are lined up."""
+
+
+class Confirmation(Search):
+    """The trials that confirm a study's best. They are an Optuna study of their own, with a search that draws nothing.
+
+    So neither the ranking nor the sampler nor the dashboard takes a second training of one config for another config,
+    and all that holds for the trials of a search (restarts, lost workers, devices set aside) holds for these.
+
+    Args:
+        searched: The study's search, which is over; its spec says what is to be confirmed.
+        storage: Where Optuna keeps the trials.
+        examples: Size of the training set.
+        default_params: The `auto` defaults.
+        resumed_at: When a person had the ended study go on.
+        fence: Raises LeaseLost when this process must not write any more.
+        event: Told what happened.
+    """
+
+    def __init__(
+        self,
+        searched: Search,
+        storage: optuna.storages.BaseStorage,
+        *,
+        examples: int,
+        default_params: Params,
+        resumed_at: float,
+        fence: Callable[[], None],
+        event: Event,
+    ) -> None:
+        asked = searched.spec.confirm or ConfirmSpec()
+        self._candidates = candidates(searched, asked.top)
+        self._seeds = fresh_seeds(searched.spec.seed, asked.seeds)
+        self._tell_study = event
+        spec = searched.spec
+        shared = searched.per_device
+        changes: dict[str, Any] = {
+            "name": history.confirmation_of(spec.name),
+            "sampler": RandomSpec(),
+            "pruner": NoPrunerSpec(),
+            "budget": _NO_LIMIT,
+            "first_trials": (),
+            "require": (),
+            "warm_start": None,
+            "verify": 0,
+        }
+        if shared is not None:  # it was found out for the search already
+            changes["parallelism"] = spec.parallelism.model_copy(update={"trials_per_device": shared})
+        super().__init__(
+            spec.model_copy(update=changes),
+            storage,
+            examples=examples,
+            default_params=default_params,
+            resumed_at=resumed_at,
+            fence=fence,
+            event=self._told,
+        )
+        self._strategy = LinedUp()
+        self._line_up()
+
+    def _firsts(self) -> list[tuple[str, Params]]:
+        return []
+
+    def _line_up(self) -> None:
+        """Every candidate under every seed that it has not been lined up under yet."""
+        known = {_place(frozen.user_attrs) for frozen in self.frozen()}
+        lined_up = 0
+        for seed in self._seeds:
+            for trial in self._candidates:
+                config = {**(trial.config or {}), "seed": seed}
+                attributes = {"origin": "confirmation", history.CONFIRMS: trial.number, history.TRAINS: config}
+                if _place(attributes) not in known:
+                    self.enqueue(trial.params, attributes)
+                    lined_up += 1
+        if lined_up:
+            numbers = [trial.number for trial in self._candidates]
+            self._tell_study("study.confirming", {"trials": numbers, "seeds": len(self._seeds), "trainings": lined_up})
+
+    def _told(self, kind: str, details: dict[str, Any]) -> None:
+        """As an event of the study: of which trial, under which seed."""
+        if kind in _TOLD:
+            confirms, seed = _place(self.frozen()[details["number"]].user_attrs)
+            about: dict[str, Any] = {name: details[name] for name in _ABOUT if name in details}
+            self._tell_study(f"confirmation.{_TOLD[kind]}", {"number": confirms, "seed": seed, **about})
+
+    def note(self) -> None:
+        """Nothing: the study's own page of the dashboard says what was found out."""
+
+    def verdict(self) -> Verdict:
+        """What the trainings so far say."""
+        losses: dict[int, dict[int, float | None]] = {trial.number: {} for trial in self._candidates}
+        for frozen in self.frozen():
+            confirms, seed = _place(frozen.user_attrs)
+            again = history.as_trial(frozen, curve=False)
+            if confirms in losses and seed in self._seeds and again.state.is_finished and again.failure not in FREE:
+                losses[confirms][seed] = again.value
+        compared = [
+            Candidate(trial.number, trial.number == self._defaults, trial.value, losses[trial.number])
+            for trial in self._candidates
+        ]
+        figures = history.baseline(self._study) or {}
+        return verdict(compared, self.spec.objective.direction, figures.get(self.spec.objective.metric))
+
+    @property
+    def _defaults(self) -> int | None:
+        """The number of the candidate that is the `auto` defaults from beginning to end."""
+        wanted = key(self.typical_params)
+        whole = (trial for trial in self._candidates if not trial.schedule)
+        return next((trial.number for trial in whole if key(trial.params) == wanted), None)
+
+
+class LinedUp:
+    """Trials that are lined up from the beginning: a `Strategy`, whose docstrings hold here."""
+
+    exhausted = "all were trained again"
+    exchanges_weights = False
+    next: int | None = None
+
+    def gather(self, trials: Sequence[Trial]) -> bool:  # noqa: ARG002
+        """Nothing."""
+        return False
+
+    def ready(self, trials: Sequence[Trial]) -> list[Trial]:
+        """All that wait."""
+        return suspects_first(trial for trial in trials if trial.state == TrialState.WAITING)
+
+    def draws(self, trials: Sequence[Trial]) -> bool:  # noqa: ARG002
+        """Never."""
+        return False
+
+    def is_over(self, trials: Sequence[Trial]) -> bool:
+        """When none waits."""
+        return not self.ready(trials)
+
+    def room(self, trials: Sequence[Trial]) -> int:
+        """As many as wait."""
+        return len(self.ready(trials))
+
+    def must_wait(self, trial: Trial) -> bool:  # noqa: ARG002
+        """Never."""
+        return False
+
+    def needs_from(self, trials: Sequence[Trial]) -> float | None:  # noqa: ARG002
+        """No trial goes on from another."""
+        return None
+
+
+def candidates(searched: Search, top: int) -> list[Trial]:
+    """The best trials of a search, best first, and the trial of its defaults, if that can be trained again.
+
+    Of several trials with the same config, one: a trial that was tried again stands for itself.
+    """
+    trials, spec = searched.trials(), searched.spec
+    ranked = rank(spec.name, "", spec.objective, searched.baseline, trials).trials
+    tried = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    defaults = [trial for trial in tried if key(trial.params) == key(searched.typical_params)]
+    chosen: dict[str, Trial] = {}
+    for place, trial in enumerate([*ranked, *defaults]):
+        if trial.config is not None and (place >= len(ranked) or len(chosen) < top):
+            config = {name: trial.config.get(name) for name in ("hyperparameters", "earlier")}
+            chosen.setdefault(json.dumps(config, sort_keys=True), trial)
+    return list(chosen.values())
+
+
+def fresh_seeds(seed: int, count: int) -> list[int]:
+    """Seeds that the search has not seen, the same whenever they are asked for."""
+    digests = [hashlib.sha256(f"{seed}/confirmation/{each}".encode()).digest() for each in range(count)]
+    return [int.from_bytes(digest[:4], "big") >> 1 for digest in digests]
+
+
+def _place(attributes: dict[str, Any]) -> tuple[int, int]:
+    """Which trial is trained again, and under which seed."""
+    return attributes[history.CONFIRMS], attributes[history.TRAINS]["seed"]

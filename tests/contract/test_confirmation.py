@@ -1,0 +1,236 @@
+"""The best trials again under fresh seeds: each once, whatever happens, and nothing of it in the ranking."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import optuna
+import pytest
+
+from hpsearch.results import Failure, TrialState, rank
+from hpsearch.search import Asked, Confirmation, Decision, history
+from hpsearch.search.confirmation import candidates, fresh_seeds
+from hpsearch.spec.defaults import default_params
+from hpsearch.storage import optuna_storage
+from tests.builders import a_report
+from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, InMemory, spec_of
+
+TOP, SEEDS = 2, 3
+BEFORE = a_report(0, 3.0)
+
+
+@pytest.fixture
+def storage() -> optuna.storages.BaseStorage:
+    return InMemory()
+
+
+def searched(storage: optuna.storages.BaseStorage, trials: int = 6, **changes: Any) -> Driven:
+    driven = Driven(storage, spec_of(trials, confirm={"top": TOP, "seeds": SEEDS}, **changes))
+    driven.run_all()
+    return driven
+
+
+class Again:
+    """A confirmation, and what Ray does with it."""
+
+    def __init__(self, driven: Driven) -> None:
+        self.driven = driven
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.search = Confirmation(
+            driven.search,
+            driven.storage,
+            examples=EXAMPLES,
+            default_params=default_params(driven.spec, EXAMPLES),
+            resumed_at=0.0,
+            fence=lambda: None,
+            event=lambda kind, details: self.events.append((kind, details)),
+        )
+
+    def ask(self) -> Asked | None:
+        asked = self.search.ask()
+        if asked is not None:
+            assert asked.config is not None
+            self.search.start(asked.number, asked.config)
+        return asked
+
+    def begin(self) -> Asked:
+        """One that stays on its way."""
+        asked = self.ask() or pytest.fail("nothing was lined up")
+        self.search.report(asked.number, BEFORE, CONTRACT)
+        return asked
+
+    def run(self, asked: Asked, loss: float) -> None:
+        reports = [BEFORE, a_report(EXAMPLES // 2, loss + 0.5), a_report(EXAMPLES, loss)]
+        for report in reports:
+            decision = self.search.report(asked.number, report, CONTRACT)
+            assert decision is Decision.GO_ON
+        self.search.complete(asked.number, reports[-1], CONTRACT, f"artifacts/{asked.number}")
+
+    def run_all(self, losses: dict[int, float] | None = None) -> None:
+        """Losses by trial; a seed adds the same to all, and a little to each."""
+        while (asked := self.ask()) is not None:
+            number, seed = self.place(asked)
+            self.run(asked, (losses or {}).get(number, 2.0) + seed % 7 / 10 + (number * seed) % 5 / 1000)
+
+    def place(self, asked: Asked) -> tuple[int, int]:
+        """The searched trial that is trained again, and the seed."""
+        attributes = self.search.frozen()[asked.number].user_attrs
+        config = asked.config or pytest.fail("it has no config")
+        assert attributes[history.TRAINS]["seed"] == config.seed
+        return attributes[history.CONFIRMS], config.seed
+
+    def trained(self) -> Counter[tuple[int, int]]:
+        """How often each trial came to its end under each seed."""
+        return Counter(
+            (frozen.user_attrs[history.CONFIRMS], frozen.user_attrs["config"]["seed"])
+            for frozen in self.search.frozen()
+            if frozen.state == optuna.trial.TrialState.COMPLETE
+        )
+
+
+def test_the_best_and_the_defaults_are_trained_again_under_the_same_fresh_seeds(
+    storage: optuna.storages.BaseStorage,
+) -> None:
+    driven = searched(storage)
+    before = [(trial.number, trial.state, trial.value) for trial in driven.trials()]
+    again = Again(driven)
+    again.run_all()
+    ranked = rank("tickets", "", driven.spec.objective, None, driven.trials()).trials
+    expected = {ranked[0].number, ranked[1].number, 0}
+    seeds = fresh_seeds(driven.spec.seed, SEEDS)
+    assert again.trained() == {(number, seed): 1 for number in expected for seed in seeds}
+    assert driven.spec.seed not in seeds
+    for frozen in again.search.frozen():
+        original = driven.trial(frozen.user_attrs[history.CONFIRMS])
+        assert {**frozen.user_attrs["config"], "seed": driven.spec.seed} == original.config
+        assert frozen.params == original.params
+    assert [(trial.number, trial.state, trial.value) for trial in driven.trials()] == before
+    assert again.search.ending()[0]
+
+
+def test_what_is_told_names_the_searched_trial_and_the_seed(storage: optuna.storages.BaseStorage) -> None:
+    again = Again(searched(storage))
+    again.run_all()
+    first, *rest = again.events
+    assert first[0] == "study.confirming"
+    assert first[1]["trainings"] == len(again.search.frozen())
+    assert {kind for kind, _ in rest} == {"confirmation.started", "confirmation.completed"}
+    told = {(details["number"], details["seed"]) for kind, details in rest if kind == "confirmation.completed"}
+    assert told == set(again.trained())
+
+
+def test_a_process_that_dies_in_the_middle_is_followed_by_one_that_trains_nothing_twice(
+    storage: optuna.storages.BaseStorage,
+) -> None:
+    driven = searched(storage)
+    for ended in (0, 2, 1):
+        again = Again(driven)
+        for _ in range(ended):
+            again.run(again.ask() or pytest.fail("nothing was lined up"), 2.0)
+        again.begin()  # and it dies
+    last = Again(driven)
+    last.run_all()
+    assert set(last.trained().values()) == {1}
+    assert len(last.trained()) == len(candidates(driven.search, TOP)) * SEEDS
+    assert all(frozen.state.is_finished() for frozen in last.search.frozen())
+
+
+def test_a_lost_workers_training_is_tried_again_under_its_seed(storage: optuna.storages.BaseStorage) -> None:
+    again = Again(searched(storage))
+    lost = again.begin()
+    again.search.fail(lost.number, Failure.OUTDATED_CHECKPOINT, "of another version")
+    again.run_all()
+    assert set(again.trained().values()) == {1}
+    assert again.place(lost) in again.trained()
+    assert len(again.search.frozen()) == len(again.trained()) + 1
+
+
+def test_a_new_best_trial_is_all_that_is_trained_after_an_extension(storage: optuna.storages.BaseStorage) -> None:
+    driven = searched(storage, trials=3)
+    Again(driven).run_all()
+    was = {trial.number for trial in candidates(driven.search, TOP)}
+    longer = searched(storage, trials=12)
+    now = {trial.number for trial in candidates(longer.search, TOP)}
+    assert now - was
+    again = Again(longer)
+    assert again.events[0][1]["trainings"] == len(now - was) * SEEDS
+    again.run_all()
+    assert set(again.trained().values()) == {1}
+    Again(longer).run_all()
+    assert len(again.search.frozen()) == len(was | now) * SEEDS
+
+
+def test_trials_of_one_config_are_one_candidate(storage: optuna.storages.BaseStorage) -> None:
+    """Where the defaults are best they are compared with others, not with themselves."""
+    driven = Driven(storage, spec_of(1, search_space={"epochs": {"low": 1, "high": 4}}))
+    driven.run_all()
+    assert [trial.number for trial in candidates(driven.search, 3)] == [0]
+
+
+def test_a_better_trial_is_told_from_a_lucky_one(storage: optuna.storages.BaseStorage) -> None:
+    driven = searched(storage)
+    best, second, *_ = (trial.number for trial in candidates(driven.search, TOP))
+    better = Again(driven)
+    better.run_all({best: 1.5})
+    found = better.search.verdict().as_json()
+    assert (found["outcome"], found["recommended"]) == ("better", best)
+    assert {each["number"] for each in found["candidates"]} == {best, second, 0}
+    lucky = searched(InMemory())
+    again = Again(lucky)
+    again.run_all()
+    assert again.search.verdict().outcome != "better"
+
+
+def test_a_training_that_fails_under_a_fresh_seed_counts_against_its_trial(
+    storage: optuna.storages.BaseStorage,
+) -> None:
+    driven = searched(storage)
+    best = candidates(driven.search, TOP)[0].number
+    again = Again(driven)
+    failed = 0
+    while (asked := again.ask()) is not None:
+        if again.place(asked)[0] == best and not failed:
+            again.search.report(asked.number, BEFORE, CONTRACT)
+            again.search.fail(asked.number, Failure.DIVERGED, "not finite")
+            failed += 1
+        else:
+            again.run(asked, 2.0)
+    assert failed
+    assert again.search.verdict().recommended != best
+    assert ("confirmation.failed", "diverged") in [(kind, details.get("failure")) for kind, details in again.events]
+
+
+def test_the_verdict_stands_in_the_ranking_until_another_trial_is_best(storage: optuna.storages.BaseStorage) -> None:
+    driven = searched(storage, trials=3)
+    again = Again(driven)
+    again.run_all()
+    judged = again.search.verdict().as_json()
+    driven.search.judged(judged)
+    driven.search.judged(judged)
+    assert [kind for kind, _ in driven.events].count("study.verdict") == 1
+    assert history.verdict(history.load(storage, "tickets")) == judged
+
+    def ranking(of: Driven) -> dict[str, Any]:
+        ranked = rank("tickets", "finished", of.spec.objective, None, of.trials())
+        told: dict[str, Any] = ranked.judged(history.verdict(history.load(storage, "tickets"))).as_json()["verdict"]
+        return told
+
+    assert ranking(driven) == {**judged, "outdated": False}
+    longer = searched(storage, trials=12)
+    assert ranking(longer)["outdated"]
+
+
+def test_it_is_closed_and_forgotten_with_its_study(migrated_url: str) -> None:
+    storage = optuna_storage(migrated_url)
+    again = Again(searched(storage))
+    again.begin()
+    history.interrupt_running(storage, "tickets")
+    assert {frozen.state for frozen in again.search.frozen()} == {optuna.trial.TrialState.WAITING}
+    assert history.close_open(storage, "tickets", "cancelled") == []
+    confirmation = history.load(storage, history.confirmation_of("tickets"))
+    assert {trial.state for trial in history.trials(confirmation)} == {TrialState.FAIL}
+    history.delete(storage, "tickets")
+    assert optuna.get_all_study_names(storage) == []
+    storage.remove_session()
+    storage.engine.dispose()
