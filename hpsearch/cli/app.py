@@ -234,7 +234,9 @@ app.command("continue")(acts.go_on)
 @app.command()
 def export(
     name: Name,
-    trial: Annotated[str, typer.Option(help="A trial's number, or `best`.")] = "best",
+    trial: Annotated[
+        str, typer.Option(help="A trial's number, or `best`: the verdict's, or the first of the ranking.")
+    ] = "best",
     output: Annotated[Path | None, typer.Option(help="Folder to write; left out, NAME-NUMBER here.")] = None,
     to: Annotated[
         Literal["trained", "model"],

@@ -18,7 +18,7 @@ TRIAL = "hpsearch_trial.json"
 
 
 def export(client: Client, name: str, trial: str, output: Path | None, *, to: Format, base: str | None) -> Path:
-    """Fetch the weights of a trial (a number, or `best`); the answer is the new folder.
+    """Fetch the weights of a trial (a number, or `best`: what the verdict recommends); the answer is the new folder.
 
     Args:
         client: The service's.
@@ -39,7 +39,7 @@ def export(client: Client, name: str, trial: str, output: Path | None, *, to: Fo
                 raise HpsearchError(f"--to model needs {package}, which is not here: pip install 'hpsearch[worker]'")
     elif base is not None:
         raise InvalidInput("--base goes with --to model only")
-    number = _number(client, name, trial)
+    number = chosen(client, name, trial)
     target = (output or Path(f"{name}-{number}")).absolute()
     if target.exists():
         raise InvalidInput(f"{target} exists already; name another folder with --output")
@@ -71,12 +71,22 @@ def _as_asked(trained: Path, to: Format, base: str | None) -> Path:
     return merged
 
 
-def _number(client: Client, name: str, trial: str) -> int:
+def chosen(client: Client, name: str, trial: str) -> int:
     if trial.isdigit():
         return int(trial)
     if trial != "best":
         raise InvalidInput(f"--trial is a number or 'best', not '{trial}'")
-    best = client.study(name)["best"]
-    if best is None:
-        raise AdapterNotFound(f"study '{name}' has no completed trial yet")
-    return int(best["number"])
+    ranking = client.ranking(name)
+    ranked = [int(entry["number"]) for entry in ranking["ranking"]]
+    verdict = ranking["verdict"]
+    if verdict is None or verdict["outdated"] or verdict["recommended"] is None:
+        if not ranked:
+            raise AdapterNotFound(f"study '{name}' has no completed trial yet")
+        return ranked[0]
+    number = int(verdict["recommended"])
+    if number not in ranked:  # the defaults, which may have been stopped
+        raise AdapterNotFound(
+            f"the verdict is to use trial {number}, which was pruned and has no weights: `hpsearch continue {name} "
+            f"{number}` trains it to its end; or name another one with --trial"
+        )
+    return number

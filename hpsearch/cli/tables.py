@@ -78,7 +78,7 @@ def verdict_lines(ranking: dict[str, Any]) -> Iterator[RenderableType]:
             yield f"one seed each: is the best better, or lucky? `hpsearch confirm {ranking['study']}` finds out"
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("trial", "searched", f"mean of {verdict['seeds']} seeds", "gain", "95 %", "better"):
+    for column in ("trial", "searched", f"mean of {verdict['seeds']} seeds", "gain", "95 % of it", "P(better)"):
         table.add_column(column, justify="right", no_wrap=True)
     for each in verdict["candidates"]:
         who = f"{each['number']}{' (defaults)' if each['is_defaults'] else ''}"

@@ -36,6 +36,8 @@ class Compared:
     number: int
     is_defaults: bool
     searched: float | None
+    losses: dict[str, float | None]
+    """The objective by fresh seed, as far as it was trained; None: it failed."""
     mean: float | None
     """Over the seeds that count, as measured: the best one's is optimistic."""
     gain: float | None
@@ -128,7 +130,8 @@ def _compared(one: Candidate, layout: Layout, gains: tuple[float, float, float, 
     mean = sign * layout.means[one.number] if one.number in layout.means else None
     searched = one.searched if one.searched is not None and math.isfinite(one.searched) else None
     gain, low, high, probability = gains or (None, None, None, None)
-    return Compared(one.number, one.is_defaults, searched, mean, gain, low, high, probability, tied=False)
+    losses = {str(seed): loss if is_usable(loss) else None for seed, loss in sorted(one.losses.items())}
+    return Compared(one.number, one.is_defaults, searched, losses, mean, gain, low, high, probability, tied=False)
 
 
 def _place(one: Compared, sign: float) -> tuple[float, ...]:

@@ -126,7 +126,9 @@ def test_the_searchs_best_that_fails_under_a_fresh_seed_is_unstable() -> None:
     ruling = judged([2.0, 2.2, 2.1], [1.0, None, 1.1], [2.0, 2.3, 2.1], searched=[2.0, 0.5, 1.0])
     assert (ruling.outcome, ruling.recommended) == ("unstable", DEFAULTS)
     assert ruling.text.startswith("Trial 1, the best of the search, failed under seed 101: do not use it.")
-    assert ruling.candidates[-1] == Compared(1, False, 0.5, None, None, None, None, None, False)
+    assert ruling.candidates[-1] == Compared(
+        1, False, 0.5, {"100": 1.0, "101": None, "102": 1.1}, None, None, None, None, None, False
+    )
 
 
 def test_a_stable_trial_that_is_better_makes_up_for_the_searchs_best() -> None:
