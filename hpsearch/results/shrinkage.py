@@ -12,7 +12,7 @@ mean and of the control are flat, that of the variance is 1 / variance. Given B 
 number. Bayes estimates need no further correction for the choice where the prior holds (Efron 2011, "Tweedie's formula
 and selection bias", JASA 106). Where all are exactly equal, about a third of the optimism is left, hence `dunnett`;
 where one alone stands out of four by two standard errors, its gain is understated, and its 95 % interval holds it in
-91 % of simulated studies (93 to 97 % otherwise).
+91 % of simulated studies (92 to 98 % otherwise).
 """
 
 from __future__ import annotations
