@@ -72,6 +72,7 @@ def _as_asked(trained: Path, to: Format, base: str | None) -> Path:
 
 
 def chosen(client: Client, name: str, trial: str) -> int:
+    """The number of the trial that is meant: a number, or `best`."""
     if trial.isdigit():
         return int(trial)
     if trial != "best":
