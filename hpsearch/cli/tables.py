@@ -83,7 +83,7 @@ def verdict_lines(ranking: dict[str, Any]) -> Iterator[RenderableType]:
     for each in verdict["candidates"]:
         who = f"{each['number']}{' (defaults)' if each['is_defaults'] else ''}"
         interval = "" if each["low"] is None else f"{each['low']:.4f} to {each['high']:.4f}"
-        probability = "" if each["probability"] is None else f"{each['probability']:.1%}"
+        probability = "" if each["probability"] is None else f"{min(each['probability'], 0.999):.1%}"
         figures = ("" if each[name] is None else f"{each[name]:.4f}" for name in ("searched", "mean", "gain"))
         style = "green" if each["number"] == verdict["recommended"] else ""
         table.add_row(who, *figures, interval, probability, style=style)
