@@ -42,7 +42,13 @@ class Webhook(Closed):
 
     url: str = Field(pattern=r"^https?://[^\s@]+$", max_length=2000)
     """Called as it stands: redirects are not followed. A private address is fine, for the operator wrote it."""
-    events: tuple[str, ...] = ("study.finished", "study.failed", "study.cancelled", "study.paused")
+    events: tuple[str, ...] = (
+        "study.verdict",
+        "study.finished",
+        "study.failed",
+        "study.cancelled",
+        "study.paused",
+    )
     """Kinds of events."""
     studies: Literal["named", "all"] = "named"
     """`named`: those whose spec names this webhook under `notify`."""

@@ -153,7 +153,7 @@ class Driving:
         if model is None:
             return StudyState.QUEUED, "it was stopped while it waited for the model hub", None
         examples, lineage = _learns_from(spec, model)
-        defaults, resumed_at = default_params(spec, examples), study.resumed_at or 0.0
+        defaults = default_params(spec, examples)
         search = Search(
             spec,
             self._storage,
@@ -161,7 +161,7 @@ class Driving:
             default_params=defaults,
             lineage=lineage,
             elapsed=lambda: heartbeat.orders.driven_seconds,
-            resumed_at=resumed_at,
+            resumed_at=study.resumed_at or 0.0,
             fence=lambda: self._studies.check(lease),
             event=event,
             orders=lambda: heartbeat.orders,
@@ -193,7 +193,6 @@ class Driving:
                 self._storage,
                 examples=examples,
                 default_params=defaults,
-                resumed_at=resumed_at,
                 fence=lambda: self._studies.check(lease),
                 event=event,
             )
@@ -201,6 +200,7 @@ class Driving:
             if left is not None:
                 return left
             confirmation.close(Failure.ERROR, "the confirmation ended while the trial was running")
+            confirmation.close_waiting("the confirmation is over")
             search.judged(confirmation.verdict().as_json())
             shutil.rmtree(place.artifacts / "confirmation", ignore_errors=True)  # nobody is handed these weights
         return (StudyState.FINISHED if ended_well else StudyState.FAILED), reason, search.heeded

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
 
 from hpsearch.results import Trial, TrialState, rank
-from hpsearch.results.budget import FREE
 from hpsearch.results.verdict import Candidate, Verdict, verdict
 from hpsearch.search import history
 from hpsearch.search.losses import suspects_first
 from hpsearch.search.record import Event
 from hpsearch.search.search import Search
+from hpsearch.search.taught import TEACHES
 from hpsearch.spec.budget import BudgetSpec
 from hpsearch.spec.confirm import ConfirmSpec
 from hpsearch.spec.points import key
@@ -48,7 +49,6 @@ class Confirmation(Search):
         storage: Where Optuna keeps the trials.
         examples: Size of the training set.
         default_params: The `auto` defaults.
-        resumed_at: When a person had the ended study go on.
         fence: Raises LeaseLost when this process must not write any more.
         event: Told what happened.
     """
@@ -60,7 +60,6 @@ class Confirmation(Search):
         *,
         examples: int,
         default_params: Params,
-        resumed_at: float,
         fence: Callable[[], None],
         event: Event,
     ) -> None:
@@ -87,7 +86,7 @@ class Confirmation(Search):
             storage,
             examples=examples,
             default_params=default_params,
-            resumed_at=resumed_at,
+            resumed_at=time.time(),  # what failed when it was tried before says nothing now
             fence=fence,
             event=self._told,
         )
@@ -98,8 +97,9 @@ class Confirmation(Search):
         return []
 
     def _line_up(self) -> None:
-        """Every candidate under every seed that it has not been lined up under yet."""
-        known = {_place(frozen.user_attrs) for frozen in self.frozen()}
+        """Every candidate under every seed, but where that is lined up or has told something already."""
+        told = (frozen for frozen in self.frozen() if not _says_nothing(history.as_trial(frozen, curve=False)))
+        known = {_place(frozen.user_attrs) for frozen in told}
         lined_up = 0
         for seed in self._seeds:
             for trial in self._candidates:
@@ -128,7 +128,8 @@ class Confirmation(Search):
         for frozen in self.frozen():
             confirms, seed = _place(frozen.user_attrs)
             again = history.as_trial(frozen, curve=False)
-            if confirms in losses and seed in self._seeds and again.state.is_finished and again.failure not in FREE:
+            is_asked = confirms in losses and seed in self._seeds
+            if is_asked and again.state.is_finished and not _says_nothing(again):
                 losses[confirms][seed] = again.value
         compared = [
             Candidate(trial.number, trial.number == self._defaults, trial.value, losses[trial.number])
@@ -202,6 +203,11 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
     """Seeds that the search has not seen, the same whenever they are asked for."""
     digests = [hashlib.sha256(f"{seed}/confirmation/{each}".encode()).digest() for each in range(count)]
     return [int.from_bytes(digest[:4], "big") >> 1 for digest in digests]
+
+
+def _says_nothing(trial: Trial) -> bool:
+    """Whether a training ended by something else than its params: its worker was lost, its driver failed, a person."""
+    return trial.state == TrialState.FAIL and trial.failure not in TEACHES
 
 
 def _place(attributes: dict[str, Any]) -> tuple[int, int]:

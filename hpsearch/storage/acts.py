@@ -91,7 +91,8 @@ class Acts:
         """
         with self._act(name, Act.CONFIRM, acting, wanted.model_dump_json()) as act:
             if act.is_new:
-                values = _kept(act.study.spec, {"confirm": wanted})
+                # The search itself does not go on: what ended it, such as its patience, is not forgiven.
+                values = {**_kept(act.study.spec, {"confirm": wanted}), "resumed_at": act.study.resumed_at}
                 act.change("study.confirmation_requested", values, **wanted.model_dump())
         return self._get(name)
 
@@ -228,7 +229,7 @@ class _Act:
                 "finished_at": self.now if over else None,
             }
             if self.study.state.is_over:
-                values["resumed_at"] = self.now
+                values.setdefault("resumed_at", self.now)
         self._write(event, {**details, "state": str(values.get("state", self.study.state))}, values)
 
     def ask(self, event: str, wanted: StudyState) -> None:

@@ -42,7 +42,6 @@ class Again:
             driven.storage,
             examples=EXAMPLES,
             default_params=default_params(driven.spec, EXAMPLES),
-            resumed_at=0.0,
             fence=lambda: None,
             event=lambda kind, details: self.events.append((kind, details)),
         )
@@ -199,6 +198,26 @@ def test_a_training_that_fails_under_a_fresh_seed_counts_against_its_trial(
     assert failed
     assert again.search.verdict().recommended != best
     assert ("confirmation.failed", "diverged") in [(kind, details.get("failure")) for kind, details in again.events]
+
+
+@pytest.mark.parametrize("failure", [Failure.ERROR, Failure.WORKER_LOST, Failure.CANCELLED])
+def test_what_ends_by_no_fault_of_its_params_is_trained_when_it_is_asked_for_again(
+    storage: optuna.storages.BaseStorage, failure: Failure
+) -> None:
+    """A driver or a device that broke does not make a trial an unstable one."""
+    driven = searched(storage)
+    again = Again(driven)
+    for _ in range(4):
+        again.begin()
+    again.search.close(failure, "something broke")
+    again.search.close_waiting("the confirmation is over")
+    assert again.search.verdict().outcome == "incomplete"
+    assert again.ask() is None
+    last = Again(driven)
+    last.run_all()
+    assert set(last.trained().values()) == {1}
+    assert len(last.trained()) == len(candidates(driven.search, TOP)) * SEEDS
+    assert last.search.verdict().outcome not in ("incomplete", "unstable")
 
 
 def test_the_verdict_stands_in_the_ranking_until_another_trial_is_best(storage: optuna.storages.BaseStorage) -> None:

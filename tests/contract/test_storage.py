@@ -19,6 +19,8 @@ import sqlalchemy as sa
 from hpsearch.errors import IdempotencyMismatch, IllegalMove, LeaseLost, NameTaken, StudyNotFound, UnknownDataset
 from hpsearch.lifecycle import StudyState
 from hpsearch.settings import Settings
+from hpsearch.spec.budget import BudgetExtension
+from hpsearch.spec.confirm import ConfirmSpec
 from hpsearch.storage import (
     DATABASE_AWAY,
     Acting,
@@ -398,6 +400,22 @@ class TestCancelling:
         assert studies.end(lease, StudyState.CANCELLED, "cancelled") == StudyState.CANCELLED
         assert studies.get("tickets").state == "cancelled"
         assert studies.claim("other", LONG) is None
+
+
+def test_to_confirm_does_not_let_the_search_go_on(studies: Studies, database: Database) -> None:
+    """What had ended it (its patience, say) counts on, unlike when a person extends it."""
+    create(studies, "tickets")
+    _, lease = studies.claim("runner", LONG) or pytest.fail("nothing claimed")
+    studies.end(lease, StudyState.FINISHED, "10 trials in a row were no better")
+    confirmed = Acts(database).confirm("tickets", ConfirmSpec(top=1, seeds=2), Acting("alice"))
+    assert (confirmed.state, confirmed.resumed_at, confirmed.spec.confirm) == (
+        "queued",
+        None,
+        ConfirmSpec(top=1, seeds=2),
+    )
+    extended = Acts(database).extend("tickets", BudgetExtension(trials=1), Acting("alice"))
+    assert extended.spec.confirm == ConfirmSpec(top=1, seeds=2)
+    assert kinds(database, "tickets")[-2:] == ["study.confirmation_requested", "study.extended"]
 
 
 class TestDeleting:

@@ -40,7 +40,6 @@ def test_what_confirms_is_trained_like_any_trial_and_goes_on_with_another_driver
             storage,
             examples=study.examples,
             default_params=default_params(spec, study.examples),
-            resumed_at=0.0,
             fence=lambda: None,
             event=lambda kind, _: told.append(kind),
         )

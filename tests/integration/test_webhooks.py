@@ -153,4 +153,4 @@ def test_a_wrong_file_is_refused_at_the_start(home_with_tables: Settings, wrong:
 
 def test_by_default_a_webhook_is_told_how_studies_end() -> None:
     told = set(Webhook(url="https://host/").events)
-    assert told == {f"study.{state}" for state in StudyState if state.is_over} | {"study.paused"}
+    assert told == {f"study.{state}" for state in StudyState if state.is_over} | {"study.paused", "study.verdict"}
