@@ -6,7 +6,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ class Client:
         except httpx.TransportError as error:
             raise errors.ServiceUnavailable(self._unreachable(error)) from error
 
-    def events(self, name: str, after: int = 0) -> Iterator[dict[str, Any]]:
+    def events(self, name: str, after: int = 0) -> Generator[dict[str, Any]]:
         """What happens to a study, live, until it is over; goes on by itself when the connection breaks."""
         failures = 0
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -58,7 +59,8 @@ def see_through(client: Client, study: dict[str, Any], *, as_json: bool, quiet: 
 def look_on(client: Client, study: dict[str, Any], *, quiet: bool = False, hint: str = "") -> None:
     """Show its events to the end; Ctrl-C ends that, with a hint of what becomes of the study."""
     try:
-        follow(client.events(study["name"]), Progress(study), quiet)
+        with contextlib.closing(client.events(study["name"])) as events:  # at once: a service that stops waits for it
+            follow(events, Progress(study), quiet)
     except KeyboardInterrupt:
         goes_on = f"the study goes on; `hpsearch watch {study['name']}` looks again, `hpsearch cancel` ends it"
         print(hint or goes_on, file=sys.stderr)  # noqa: T201

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Generator, Iterable
+from typing import Any, cast
 
 import pytest
+import typer
 from rich.console import Console
 
+from hpsearch.cli.following import look_on
 from hpsearch.cli.progress import Progress, follow
 from hpsearch.cli.tables import ranking_table, trials_table
+from hpsearch.client import Client
 from tests.builders import spec_fields
 
 PARAMS = {"epochs": 2, "learning_rate_multiplier": 0.123456}
@@ -189,3 +193,29 @@ def test_all_trials_are_listed_with_what_became_of_them() -> None:
         ["2", "FAIL", "diverged:", "the", "loss", "is", "[nan]"],
         ["3", "WAITING", *params],
     ]
+
+
+def test_ctrl_c_lets_go_of_the_stream_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that is told to stop waits for those who listen."""
+    closed: list[str] = []
+
+    class Service:
+        def events(self, name: str) -> Generator[dict[str, Any]]:
+            try:
+                yield started(0)
+                yield started(1)
+            finally:
+                closed.append(name)
+
+    def interrupted(events: Iterable[dict[str, Any]], progress: Progress, quiet: bool) -> None:
+        for event in events:
+            progress.take(event)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("hpsearch.cli.following.follow", interrupted)
+    study = {"name": "tickets", "state": "running", "reason": "", "spec": spec_fields(budget={"trials": 4})}
+    study["spec"] |= {"objective": {"metric": "validation_loss"}}  # type: ignore[operator]
+    with pytest.raises(typer.Exit) as left:
+        look_on(cast(Client, Service()), study)
+    assert closed == ["tickets"]
+    assert left.value.exit_code == 130
