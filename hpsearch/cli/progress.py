@@ -67,8 +67,9 @@ class Progress:
         self.maximize = self.metric == "validation_token_accuracy"
         self.state, self.reason = study["state"], study["reason"]
         self.baseline: float | None = None
-        self.confirming = self.confirmed = 0
-        """Trainings that confirm the best trials: all, and those that have ended."""
+        self.confirming = 0
+        """Trainings that confirm the best trials."""
+        self._confirmed: set[tuple[int, int]] = set()
         self.trials: dict[int, dict[str, Any]] = {}
         self.started = time.monotonic()
 
@@ -79,7 +80,8 @@ class Progress:
             self.baseline = event[self.metric]
             return f"baseline (the untouched base model): {self.metric} {self.baseline:.4f}"
         self.confirming += event["trainings"] if kind == "study.confirming" else 0
-        self.confirmed += kind in ("confirmation.completed", "confirmation.failed")
+        if kind in ("confirmation.completed", "confirmation.failed"):
+            self._confirmed.add((event["number"], event["seed"]))  # one that is lost is tried again
         if kind in SENTENCES:
             return SENTENCES[kind](event)
         if kind.startswith("study."):
@@ -166,8 +168,8 @@ class Progress:
         told = f"{self.ended}/{self.wanted or '?'} trials, {training} training"
         bar.add_row(ProgressBar(total, min(self.ended, total), width=40), told)
         if self.confirming:
-            again = f"{self.confirmed}/{self.confirming} trained again"
-            bar.add_row(ProgressBar(self.confirming, self.confirmed, width=40), again)
+            again = len(self._confirmed)
+            bar.add_row(ProgressBar(self.confirming, again, width=40), f"{again}/{self.confirming} trained again")
         return Group(head, bar, table)
 
 

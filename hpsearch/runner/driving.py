@@ -196,13 +196,15 @@ class Driving:
                 fence=lambda: self._studies.check(lease),
                 event=event,
             )
-            left = driven(confirmation, replace(place, artifacts=place.artifacts / "confirmation"))
+            beside = replace(place, artifacts=place.artifacts / "confirmation")
+            left = driven(confirmation, beside)
+            if left is None or left[0] == StudyState.CANCELLED:
+                shutil.rmtree(beside.artifacts, ignore_errors=True)  # nobody is handed these weights
             if left is not None:
                 return left
             confirmation.close(Failure.ERROR, "the confirmation ended while the trial was running")
             confirmation.close_waiting("the confirmation is over")
             search.judged(confirmation.verdict().as_json())
-            shutil.rmtree(place.artifacts / "confirmation", ignore_errors=True)  # nobody is handed these weights
         return (StudyState.FINISHED if ended_well else StudyState.FAILED), reason, search.heeded
 
     def _driven(

@@ -19,12 +19,11 @@ import optuna
 from hpsearch.results import Trial, TrialState, rank
 from hpsearch.results.verdict import Candidate, Verdict, verdict
 from hpsearch.search import history
-from hpsearch.search.losses import suspects_first
-from hpsearch.search.record import Event
 from hpsearch.search.search import Search
+from hpsearch.search.strategy import Independent
 from hpsearch.search.taught import TEACHES
+from hpsearch.search.whole import Event
 from hpsearch.spec.budget import BudgetSpec
-from hpsearch.spec.confirm import ConfirmSpec
 from hpsearch.spec.points import key
 from hpsearch.spec.pruner import NoPrunerSpec
 from hpsearch.spec.sampler import RandomSpec
@@ -63,7 +62,8 @@ class Confirmation(Search):
         fence: Callable[[], None],
         event: Event,
     ) -> None:
-        asked = searched.spec.confirm or ConfirmSpec()
+        asked = searched.spec.confirm
+        assert asked is not None  # whoever drives the study has looked
         self._candidates = candidates(searched, asked.top)
         self._seeds = fresh_seeds(searched.spec.seed, asked.seeds)
         self._tell_study = event
@@ -90,7 +90,7 @@ class Confirmation(Search):
             fence=fence,
             event=self._told,
         )
-        self._strategy = LinedUp()
+        self._strategy = LinedUp(self, self._points)
         self._line_up()
 
     def _firsts(self) -> list[tuple[str, Params]]:
@@ -146,20 +146,10 @@ class Confirmation(Search):
         return next((trial.number for trial in whole if key(trial.params) == wanted), None)
 
 
-class LinedUp:
-    """Trials that are lined up from the beginning: a `Strategy`, whose docstrings hold here."""
+class LinedUp(Independent):
+    """Trials that are lined up from the beginning: none is drawn."""
 
     exhausted = "all were trained again"
-    exchanges_weights = False
-    next: int | None = None
-
-    def gather(self, trials: Sequence[Trial]) -> bool:  # noqa: ARG002
-        """Nothing."""
-        return False
-
-    def ready(self, trials: Sequence[Trial]) -> list[Trial]:
-        """All that wait."""
-        return suspects_first(trial for trial in trials if trial.state == TrialState.WAITING)
 
     def draws(self, trials: Sequence[Trial]) -> bool:  # noqa: ARG002
         """Never."""
@@ -172,14 +162,6 @@ class LinedUp:
     def room(self, trials: Sequence[Trial]) -> int:
         """As many as wait."""
         return len(self.ready(trials))
-
-    def must_wait(self, trial: Trial) -> bool:  # noqa: ARG002
-        """Never."""
-        return False
-
-    def needs_from(self, trials: Sequence[Trial]) -> float | None:  # noqa: ARG002
-        """No trial goes on from another."""
-        return None
 
 
 def candidates(searched: Search, top: int) -> list[Trial]:

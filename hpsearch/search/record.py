@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -13,9 +13,10 @@ from optuna.trial import TrialState as OptunaState
 from hpsearch.crash import crash_point
 from hpsearch.results import Failure, Report, Trial, TrialState
 from hpsearch.results.trial import first_of, gone_on
-from hpsearch.search import history, note
+from hpsearch.search import history
 from hpsearch.search.losses import RETRIES, Loss, Losses
 from hpsearch.search.taught import RETRY_OF, TEACHES
+from hpsearch.search.whole import Event, Whole
 from hpsearch.spec.space import Params
 from hpsearch.spec.study import StudySpec
 
@@ -29,10 +30,8 @@ On a CPU nothing does but by the order of sums, in float32. On a GPU they are su
 company (eight steps of tiny models, emulated: 1e-3), and what differs grows with every step of its training.
 """
 
-Event = Callable[[str, dict[str, Any]], None]
 
-
-class Record:
+class Record(Whole):
     """The trials of one study in Optuna's tables.
 
     Args:
@@ -51,13 +50,11 @@ class Record:
         fence: Callable[[], None],
         event: Event,
     ) -> None:
-        self.spec = spec
-        self._study, self._storage = study, storage
-        self._fence, self._event = fence, event
+        super().__init__(spec, study, fence, event)
+        self._storage = storage
         self._metric = spec.objective.metric
         self._live: dict[int, optuna.Trial] = {}
         self._ended: dict[int, Trial] = {}
-        self._aside: dict[str, dict[str, Any]] | None = None
 
     def trials(self) -> list[Trial]:
         """All trials so far. Every report looks at them, so those that have ended, and change no more, are kept."""
@@ -77,61 +74,6 @@ class Record:
         """Line up a trial behind those that wait; what the params leave out is drawn."""
         self._fence()
         self._study.enqueue_trial(params, user_attrs=attributes)
-
-    def _keep_baseline(self, report: Report, contract: str, warnings: Sequence[str]) -> None:
-        if history.baseline(self._study) is None:
-            figures = {name: value for name, value in report.as_json().items() if name.startswith("validation_")}
-            self._study.set_user_attr(history.BASELINE, {**figures, "evaluation_contract": contract})
-            self._event("study.baseline", figures)
-            for text in warnings:
-                self._event("study.warning", {"text": text})
-
-    @property
-    def baseline(self) -> dict[str, Any] | None:
-        """What the untouched base model scored; None until a worker has evaluated it."""
-        return history.baseline(self._study)
-
-    @property
-    def per_device(self) -> int | None:
-        """How many trials shared each device when it was last decided; None before."""
-        found: int | None = self._study.user_attrs.get("parallelism", {}).get("trials_per_device")
-        return found
-
-    def judged(self, verdict: dict[str, Any]) -> None:
-        """What training the best trials again has said."""
-        self._fence()
-        if verdict != history.verdict(self._study):
-            self._study.set_user_attr(history.VERDICT, verdict)
-            self._event("study.verdict", {name: verdict[name] for name in ("outcome", "recommended", "text")})
-            self.note()
-
-    def placed_before(self, circumstances: dict[str, Any]) -> int | None:
-        """How many trials shared each device when it was last decided, if the circumstances were the same."""
-        known = self._study.user_attrs.get("parallelism", {})
-        found: int | None = known.get("trials_per_device")
-        return found if known.get("circumstances") == circumstances else None
-
-    def placed(self, per_device: int, devices: int, reason: str, circumstances: dict[str, Any] | None = None) -> None:
-        """So many trials share each device; under the same circumstances, that need not be found out again."""
-        self._fence()
-        decided = {"trials_per_device": per_device, "reason": reason, "circumstances": circumstances}
-        self._study.set_user_attr("parallelism", decided)
-        text = f"{per_device} at once on each of {devices} devices: {reason}"
-        self._event("study.parallelism", {"trials_per_device": per_device, "devices": devices, "reason": text})
-
-    def set_aside(self, devices: dict[str, dict[str, Any]]) -> None:
-        """The devices that get no trials of this study for a while: by name, `until` when and for what `reason`."""
-        known = history.aside(self._study) if self._aside is None else self._aside
-        self._aside = known
-        if devices == known:
-            return
-        self._fence()
-        self._study.set_user_attr(history.ASIDE, devices)
-        self._aside = devices
-        for device in devices.keys() - known.keys():
-            self._event("study.device_set_aside", {"device": device, **devices[device]})
-        for device in known.keys() - devices.keys():
-            self._event("study.device_back", {"device": device})
 
     def add(self) -> optuna.Trial:
         """A new trial, running from now on; Optuna's `ask` would hand out one that waits."""
@@ -192,14 +134,6 @@ class Record:
         self._fence()
         self._trial(number).set_user_attr(history.REPLACED, text)
         self.prune(number)
-
-    def decided(self, name: str, exchanges: Sequence[dict[str, Any]]) -> None:
-        """Keep on the study what was decided at all exchanges of its population; the last one is new."""
-        self._fence()
-        self._study.set_user_attr(name, list(exchanges))
-        last = exchanges[-1]
-        details = {"exposure": last["exposure"], "ranked": last["ranked"], "heirs": last["heirs"]}
-        self._event("study.exchanged", details)
 
     def prune(self, number: int) -> None:
         """The trial was stopped after its last report."""
@@ -273,11 +207,6 @@ class Record:
         self._tell(trial, state=OptunaState.FAIL)
         self._live.pop(number, None)
         self._event("trial.failed", {"number": number, "failure": str(failure), "text": text[:2000]})
-
-    def note(self) -> None:
-        """Say on the study's page of the dashboard what its trials have taught so far."""
-        self._fence()
-        note.write(self._study, self.spec)
 
     def _tell(self, trial: optuna.Trial, value: float | None = None, state: OptunaState | None = None) -> None:
         crash_point("before_tell")

@@ -25,8 +25,9 @@ from hpsearch.search.losses import Loss
 from hpsearch.search.memory import Lineage, Memory, lessons
 from hpsearch.search.population import Population
 from hpsearch.search.pruners import most_epochs, pruner
-from hpsearch.search.record import Event, Record, outline
+from hpsearch.search.record import Record, outline
 from hpsearch.search.strategy import Independent, Strategy, tried
+from hpsearch.search.whole import Event
 from hpsearch.search.wishes import Wishes
 from hpsearch.spec.auto import with_search_resolved
 from hpsearch.spec.finetune import FinetuneConfig

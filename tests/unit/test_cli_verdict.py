@@ -116,6 +116,7 @@ def test_who_follows_a_study_hears_of_its_confirmation() -> None:
         "trial 0 under seed 101 failed (diverged): not finite",
         "verdict: Use trial 4.",
     ]
+    progress.take({"kind": "confirmation.completed", "number": 0, "seed": 101, "value": 0.25})  # it was tried again
     assert progress.trials == {}
     console = Console(file=io.StringIO(), width=120)
     console.print(progress.picture())
