@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hpsearch.dataset.lint import LintReport
 
-MOST = 4
+MOST = 6
 """Reports that are kept; one of a hundred thousand examples takes 15 MB."""
 
 

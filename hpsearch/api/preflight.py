@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -32,6 +33,10 @@ from hpsearch.spec.study import StudySpec
 from hpsearch.storage import Datasets
 
 DATASET_PREFIX = "dataset:"
+NOT_TESTED = (
+    "data.test: it is read when the best trials are confirmed, and `confirm` is not in the spec; add it, or ask for it "
+    "afterwards (`hpsearch confirm`)"
+)
 
 
 class Preflight:
@@ -84,8 +89,12 @@ class Preflight:
             self.examples = {"train": train.examples - held, "validation": held}
         else:
             validation = self._lint(self.spec.data.validation, "validation")
-            self.warnings += lint_overlap(train, validation)
             self.examples = {"train": train.examples, "validation": validation.examples}
+        if self.spec.data.test is not None:
+            self.examples["test"] = self._lint(self.spec.data.test, "test").examples
+            if self.spec.confirm is None:
+                self.warnings.append(NOT_TESTED)
+        self.warnings += lint_overlap(self.reports)
         self.defaults = default_hyperparameters(self.examples["train"], self.spec.model.method)
         self._check_population()
 
@@ -116,8 +125,7 @@ class Preflight:
             )
         changes: dict[str, dict[str, Any]] = {
             "data": {
-                "train": self._data_path(spec.data.train, "data.train"),
-                "validation": self._data_path(spec.data.validation, "data.validation"),
+                **{role: self._data_path(named, f"data.{role}") for role, named in spec.data.files.items()},
                 "origins": _origins(spec.data, origins),
             },
             "model": {"base": str(base) if base else spec.model.base},
@@ -129,8 +137,8 @@ class Preflight:
         if not Path(self.model.path).is_absolute():
             self.spec = _changed(self.spec, {"model": {"revision": self.model.fingerprint}})
 
-    def _data_path(self, named: str | None, field: str) -> str | None:
-        if named is None or named.startswith(HUB_PREFIX):
+    def _data_path(self, named: str, field: str) -> str:
+        if named.startswith(HUB_PREFIX):
             return named
         if named.startswith(DATASET_PREFIX):
             upload = self._datasets.path(self._datasets.get(named.removeprefix(DATASET_PREFIX)).id)
@@ -148,8 +156,7 @@ class Preflight:
     @contextmanager
     def _fetched_from_hub(self, keep: bool) -> Iterator[None]:
         """Hub datasets are files while they are checked; after it they are uploads, or gone."""
-        named = {"train": self.spec.data.train, "validation": self.spec.data.validation}
-        asked = {role: HubDataset.parse(named[role] or "", role) for role in get_args(SplitRole)}
+        asked = {role: HubDataset.parse(named, role) for role, named in self.spec.data.files.items()}
         hub: dict[SplitRole, HubDataset] = {role: dataset for role, dataset in asked.items() if dataset}
         if not hub:
             yield
@@ -163,8 +170,9 @@ class Preflight:
                 )
                 for role, dataset in hub.items()
             }
-            if len({rows.sha256 for rows in fetched.values()}) < len(fetched):
-                raise InvalidSpec("data.train and data.validation hold the same rows", "data.validation")
+            for (one, rows), (other, its) in itertools.combinations(fetched.items(), 2):
+                if rows.sha256 == its.sha256:
+                    raise InvalidSpec(f"data.{one} and data.{other} hold the same rows", f"data.{other}")
             written: dict[str, Any] = {role: str(file) for role, file in files.items()}
             self.spec = _changed(self.spec, {"data": written})
             yield
@@ -231,10 +239,9 @@ def _tokenizer_of(model: BaseModel) -> tuple[int, int] | None:
 
 def _origins(named: DataSpec, stored: DataSpec | None) -> dict[str, str]:
     """Only the service says where data comes from: what a client claims is dropped."""
-    files = {"train": named.train, "validation": named.validation}
-    known = {} if stored is None else {"train": stored.train, "validation": stored.validation}
+    known = {} if stored is None else stored.files
     origins = {} if stored is None else dict(stored.origins)
-    return {role: origin for role, origin in origins.items() if files[role] == known[role]}
+    return {role: origin for role, origin in origins.items() if named.files.get(role) == known.get(role)}
 
 
 def _note(asked: HubDataset, fetched: Fetched) -> str:

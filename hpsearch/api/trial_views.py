@@ -191,6 +191,21 @@ class ComparedView(View):
     """Whether it can't be told from the recommended one."""
 
 
+class OnTestView(View):
+    """What the recommended trial scores on the test split, which nothing was chosen by; means over the fresh seeds."""
+
+    examples: int
+    value: float
+    """The objective there."""
+    defaults: float | None
+    """That of the defaults; null where they are recommended, or failed."""
+    gain: float | None
+    """How much better than the defaults it is there."""
+    low: float | None
+    """Of the 95 % interval of the gain, over other examples like these and other seeds."""
+    high: float | None
+
+
 class VerdictView(View):
     """Whether the best trials are better than the defaults, or were lucky."""
 
@@ -204,6 +219,8 @@ class VerdictView(View):
     """By how much a value differs from one seed to the next, beside what a seed does to all: standard deviation."""
     candidates: list[ComparedView]
     """Best first."""
+    test: OnTestView | None = None
+    """Where the study has a test split (`data.test`)."""
     outdated: bool
     """Whether another trial has become the best one since."""
 

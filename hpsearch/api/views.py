@@ -109,7 +109,7 @@ class CheckView(View):
     search: dict[str, dict[str, Any]]
     """The sampler and the pruner, named where they are `auto`."""
     lint: dict[str, dict[str, Any]]
-    """What was found in `train` and, with a file of its own, `validation`."""
+    """What was found in `train` and, with files of their own, `validation` and `test`."""
 
 
 class DatasetView(View):

@@ -204,7 +204,7 @@ def list_studies(as_json: Json = False, limit: Annotated[int, typer.Option(min=1
 @app.command()
 def check(
     spec: Annotated[Path, typer.Argument(help="Study spec, or a data file (.jsonl).", show_default=False)],
-    role: Annotated[Literal["train", "validation"], typer.Option(help="What a data file is for.")] = "train",
+    role: Annotated[Literal["train", "validation", "test"], typer.Option(help="What a data file is for.")] = "train",
     as_json: Json = False,
 ) -> None:
     """Check a spec and its data without queueing anything, and show what `auto` means for it.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hpsearch.errors import HpsearchError, InvalidDataset
+from hpsearch.spec.data import SplitRole
 
 DATA_SUFFIXES = {".jsonl", ".ndjson"}
 
 
-def check_file(path: Path, role: Literal["train", "validation"]) -> dict[str, Any]:
+def check_file(path: Path, role: SplitRole) -> dict[str, Any]:
     """The lint report of a data file on this machine.
 
     Raises:
@@ -52,7 +53,9 @@ def told_of_spec(found: dict[str, Any]) -> Iterator[str]:
     """What the service says of a spec, line by line."""
     model, examples = found["model"], found["examples"]
     yield f"model: {model['type']}, {model['parameters']:,} parameters, {model['layers']} layers"
-    yield f"data: {examples['train']} training and {examples['validation']} validation examples"
+    test = f" and {examples['test']} sealed test" if "test" in examples else ""
+    between = "," if test else " and"
+    yield f"data: {examples['train']} training{between} {examples['validation']} validation{test} examples"
     yield from (f"warning: {warning}" for warning in found["warnings"])
     yield "auto: " + ", ".join(f"{key} {value}" for key, value in found["defaults"].items())
     for part, chosen in found["search"].items():

@@ -80,15 +80,17 @@ def finetune(path: Path, output: Path, device: str) -> dict[str, Any]:
         "baseline": outcome.reports[0].as_json(),
         "reports": [report.as_json() for report in outcome.reports],
         "evaluation_contract": outcome.evaluation_contract,
+        "test_loss": None if outcome.sealed is None else outcome.sealed.value,
     }
 
 
 def summary(outcome: dict[str, Any]) -> str:
     """What came out, as a sentence."""
-    best, baseline = outcome["best"], outcome["baseline"]
+    best, baseline, test = outcome["best"], outcome["baseline"], outcome["test_loss"]
     return (
         f"best validation loss {best['validation_loss']:.5f} at epoch {best['epoch']:.2f} "
-        f"(base model {baseline['validation_loss']:.5f}); weights in {outcome['weights']}"
+        f"(base model {baseline['validation_loss']:.5f}){'' if test is None else f', test loss {test:.5f}'}; "
+        f"weights in {outcome['weights']}"
     )
 
 
@@ -115,10 +117,8 @@ def read_config(path: Path) -> FinetuneConfig:
     base = config.model.base
     if base.startswith(("./", "../")) or (beside / base).is_dir():  # else a hub id
         base = os.path.normpath(beside / base)
-    files = {
-        split: _data_file(file, beside, f"data.{split}")
-        for split, file in (("train", config.data.train), ("validation", config.data.validation))
-        if file is not None
+    files: dict[str, Any] = {
+        split: _data_file(file, beside, f"data.{split}") for split, file in config.data.files.items()
     }
     return config.model_copy(
         update={

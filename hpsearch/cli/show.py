@@ -45,6 +45,7 @@ def _of_study(study: dict[str, Any]) -> Iterator[Line]:
     origins = data.get("origins", {})
     yield "training", origins.get("train", data["train"])
     yield "validation", origins.get("validation", data["validation"]) or f"{data['validation_fraction']:g} of training"
+    yield "sealed test", origins.get("test", data.get("test", ""))
     yield "search", f"sampler {spec['sampler']['type']}, pruner {spec['pruner']['type']}, seed {spec['seed']}"
     yield "budget", _limits(spec["budget"])
     counts = ", ".join(f"{count} {state}" for state, count in study["trials"].items())

@@ -118,7 +118,7 @@ def upload_data(spec: dict[str, Any], beside: Path, client: Client, *, quiet: bo
     spec = json.loads(json.dumps(spec, default=str))
     data, model = spec.get("data"), spec.get("model")
     if isinstance(data, dict):
-        for split in ("train", "validation"):
+        for split in ("train", "validation", "test"):
             named = data.get(split)
             if not isinstance(named, str) or named.startswith(("dataset:", "hub:")) or Path(named).is_absolute():
                 continue

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ from hpsearch.dataset.examples import AskedFormat, Format
 from hpsearch.dataset.formats import MOST_FAULTS, Fault, parse_examples
 from hpsearch.dataset.lengths import Lengths, named
 from hpsearch.dataset.load import FEWEST_EXAMPLES, too_few_text
+from hpsearch.spec.data import SplitRole
 
 if TYPE_CHECKING:
     from hpsearch.dataset.duplicates import Pairs, Sketches
@@ -66,7 +68,7 @@ class LintReport:
 def lint(
     path: Path,
     format: AskedFormat = "auto",  # noqa: A002
-    role: Literal["train", "validation", "either"] = "train",
+    role: SplitRole | Literal["either"] = "train",
     max_length: int | None = None,
     count_tokens: Callable[[str], int | None] | None = None,
 ) -> LintReport:
@@ -75,7 +77,7 @@ def lint(
     Args:
         path: The file.
         format: As in the spec.
-        role: What it is for: the number of examples matters for training only, the prompts' share not for validation.
+        role: What it is for: only training needs many examples, and only there the prompts' share matters.
         max_length: Tokens that are read of an example.
         count_tokens: Of a text, as the base model's tokenizer has it; it may answer None when it can't tell. Left
             out, or without `max_length`, nothing is said of long examples.
@@ -106,7 +108,7 @@ def lint(
     warnings = (
         *(_few_warning(count) if role == "train" else ()),
         *_repeats_warnings(exact, near),
-        *(lengths.ratio_warning() if role != "validation" else ()),
+        *(lengths.ratio_warning() if role in ("train", "either") else ()),
         *lengths.cut_off_warning(count),
     )
     return LintReport(
@@ -115,22 +117,32 @@ def lint(
     )  # fmt: skip
 
 
-def lint_overlap(train: LintReport, validation: LintReport) -> tuple[str, ...]:
-    """Warn of validation examples that are also trained on, or nearly: they make the validation loss too good."""
+_ADJECTIVES: dict[SplitRole, str] = {"train": "training", "validation": "validation", "test": "test"}
+
+
+def lint_overlap(reports: Mapping[SplitRole, LintReport]) -> tuple[str, ...]:
+    """Warn of validation examples that are also trained on, or nearly: they make the validation loss too good.
+
+    The same of test examples that are trained on or that the best trials are chosen by.
+
+    Args:
+        reports: Of the files of a study, by what each is for: training first, test last.
+    """
+    pairs = itertools.combinations(reports.items(), 2)
+    return tuple(text for seen, judged in pairs for text in _overlap(*seen, *judged))
+
+
+def _overlap(seen_as: SplitRole, seen: LintReport, judged_as: SplitRole, judged: LintReport) -> Iterator[str]:
     from hpsearch.dataset.duplicates import repeats_across
 
-    exact, near = repeats_across(train.sketches, validation.sketches)
-    warnings = []
+    exact, near = repeats_across(seen.sketches, judged.sketches)
+    one, other = _ADJECTIVES[judged_as], _ADJECTIVES[seen_as]
     if len(exact):
-        lines = f"validation lines {named(exact)}"
-        warnings.append(f"{len(exact)} validation examples are also training examples ({lines})")
+        yield f"{len(exact)} {one} examples are also {other} examples ({one} lines {named(exact)})"
     if len(near[0]):
-        lines = named(
-            f"validation line {line} is like training line {first}" for line, first in zip(*near, strict=True)
-        )
-        text = "take them out of one of the files, or the validation loss is too good"
-        warnings.append(f"{len(near[0])} validation examples are near-duplicates of training examples: {lines}; {text}")
-    return tuple(warnings)
+        lines = named(f"{one} line {line} is like {other} line {first}" for line, first in zip(*near, strict=True))
+        text = f"take them out of one of the files, or the {one} loss is too good"
+        yield f"{len(near[0])} {one} examples are near-duplicates of {other} examples: {lines}; {text}"
 
 
 def _few_warning(count: int) -> Iterator[str]:

@@ -9,7 +9,7 @@ from hpsearch.dataset.examples import Example
 from hpsearch.dataset.formats import read_examples
 from hpsearch.dataset.split import split
 from hpsearch.errors import InvalidDataset, TooFewExamples
-from hpsearch.spec.data import DataSpec
+from hpsearch.spec.data import DataSpec, SplitRole
 
 FEWEST_EXAMPLES = 10
 """In the training file."""
@@ -18,10 +18,12 @@ ALL_THE_SAME = "all training examples are the same: give a validation file"
 
 @dataclass(frozen=True)
 class Split:
-    """The examples of a study; never empty on either side."""
+    """The examples of a study; no part of it is empty."""
 
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
+    test: tuple[Example, ...] | None = None
+    """None without a test file."""
 
 
 def load(data: DataSpec) -> Split:
@@ -30,9 +32,9 @@ def load(data: DataSpec) -> Split:
     `hpsearch.dataset.lint` finds the same without holding the examples.
 
     Raises:
-        UnknownDataset: A file can't be read; `field` is `data.train` or `data.validation`.
+        UnknownDataset: A file can't be read; `field` is `data.train`, `data.validation` or `data.test`.
         InvalidDataset: Lines can't be used, or there is nothing to validate on.
-        TooFewExamples: The training file has fewer than 10.
+        TooFewExamples: The training file has fewer than 10, or another one none.
     """
     examples = read_examples(Path(data.train), data.format, "data.train")
     if len(examples) < FEWEST_EXAMPLES:
@@ -41,11 +43,16 @@ def load(data: DataSpec) -> Split:
         train, validation = split(examples, data.validation_fraction)
         if not validation:
             raise InvalidDataset(ALL_THE_SAME, "data.train")
-        return Split(train, validation)
-    validation = tuple(read_examples(Path(data.validation), data.format, "data.validation"))
-    if not validation:
-        raise TooFewExamples(f"{Path(data.validation).name} has no examples; validation needs some", "data.validation")
-    return Split(tuple(examples), validation)
+    else:
+        train, validation = tuple(examples), _some(data.validation, data, "validation")
+    return Split(train, validation, None if data.test is None else _some(data.test, data, "test"))
+
+
+def _some(file: str, data: DataSpec, role: SplitRole) -> tuple[Example, ...]:
+    examples = tuple(read_examples(Path(file), data.format, f"data.{role}"))
+    if not examples:
+        raise TooFewExamples(f"{Path(file).name} has no examples; {role} needs some", f"data.{role}")
+    return examples
 
 
 def too_few_text(path: str, count: int) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 from hpsearch.finetune import memory, snapshot
 from hpsearch.finetune.member import Member
 from hpsearch.finetune.prepare import Prepared, prepare
+from hpsearch.finetune.sealed import score_sealed
 from hpsearch.results import Report
+from hpsearch.results.sealed import SealedScore
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.objective import Metric
 
@@ -23,6 +25,8 @@ class Outcome:
     """The baseline first."""
     evaluation_contract: str
     member: Member
+    sealed: SealedScore | None
+    """Of the best weights, where the config names a test split."""
 
 
 def finetune(
@@ -74,4 +78,4 @@ def finetune(
     assert member.best is not None  # the last example of an epoch is always a report
     if save_to is not None:
         member.save_best(save_to)
-    return Outcome(member.best, tuple(member.reports), prepared.evaluation_contract, member)
+    return Outcome(member.best, tuple(member.reports), prepared.evaluation_contract, member, score_sealed(member))

@@ -33,7 +33,7 @@ class Abandoned(Exception):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass over the validation split found."""
+    """What one pass over a split found."""
 
     loss: float
     """Nats per completion token."""
@@ -42,6 +42,10 @@ class Evaluation:
     token_accuracy: float
     prompt_loss: float | None
     """Nats per prompt token; None when there are none."""
+    tokens: int
+    """Completion tokens."""
+    text_bytes: int
+    """Bytes of completion text."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def evaluate(
     Args:
         reader: The model, and whose adapters.
         anatomy: The model's.
-        examples: Of the validation split, each with at least one completion token.
+        examples: Of a split, each with at least one completion token.
         token_budget: Tokens of a micro-batch, padding included.
         goes_on: Whether somebody still waits for it, asked at every micro-batch.
 
@@ -121,6 +125,8 @@ def _evaluation(sums: Sequence[float], text_bytes: int) -> Evaluation:
         nll / math.log(2) / max(text_bytes, 1),
         hits / tokens,
         prompt_nll / prompt_tokens if prompt_tokens else None,
+        round(tokens),
+        text_bytes,
     )
 
 

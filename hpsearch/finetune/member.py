@@ -184,6 +184,12 @@ class Member:
         self._has_turned = self._turned()
         return report
 
+    def return_to_best(self) -> None:
+        """Its weights are those of its best report from here on; AdamW's averages are not."""
+        with torch.no_grad():
+            for name, tensor in self._best_state.items():
+                self.weights.named[name].copy_(tensor)
+
     def save_best(self, folder: Path) -> None:
         """Write the weights of the best report; `folder` is replaced whole."""
         if self.best is None:

@@ -86,13 +86,15 @@ class Prepared:
     evaluation_budget: int
     warnings: tuple[str, ...] = ()
     """What a person should know of the data: examples that were cut or left out."""
+    test: TokenisedSplit | None = None
+    """None without a test split."""
 
 
 def prepared_key(config: FinetuneConfig) -> str:
     """Equal keys can share one `Prepared`: same base model, method and data files (by path, size and time)."""
     terms: list[object] = [config.model.base, config.model.revision, config.model.method, config.data.model_dump()]
-    for path in (config.data.train, config.data.validation):
-        if path is not None and Path(path).is_file():
+    for path in config.data.files.values():
+        if Path(path).is_file():
             stat = Path(path).stat()
             terms.append([stat.st_size, stat.st_mtime_ns])
     return hashlib.sha256(json.dumps(terms).encode()).hexdigest()
@@ -133,7 +135,9 @@ def prepare(
 
     tokens = make() if cache is None else TokenCache(cache).get(key, make)
     train, validation = tokens.train, tokens.validation
-    for split, name in ((train, "training"), (validation, "validation")):
+    for split, name in ((train, "training"), (validation, "validation"), (tokens.test, "test")):
+        if split is None:
+            continue
         if not split.examples:
             text = f"no {name} example has any completion left within {max_length} tokens: raise data.max_length"
             raise InvalidDataset(text, "data.max_length")
@@ -163,6 +167,7 @@ def prepare(
         TOKEN_BUDGETS.get(kind, TOKEN_BUDGETS["cpu"]),
         budget,
         _losses(config, tokens, max_length),
+        tokens.test,
     )
 
 
@@ -206,11 +211,12 @@ def _tokenised(examples: Split, tokenizer: Any, max_length: int, mode: TemplateM
         tokenise(examples.train, tokenizer, max_length, mode, "data.train"),
         tokenise(examples.validation, tokenizer, max_length, mode, "data.validation"),
         fingerprint(examples.validation),
+        None if examples.test is None else tokenise(examples.test, tokenizer, max_length, mode, "data.test"),
     )
 
 
 def _losses(config: FinetuneConfig, tokens: TokenisedData, max_length: int) -> tuple[str, ...]:
-    """What is not learned from or not evaluated on, a sentence for each split."""
+    """What is not learned from or not evaluated on, a sentence for each split of a search."""
     hint = "raise data.max_length" if max_length == config.data.max_length else f"{config.model.base} reads no more"
     sentences = []
     for field, split in (("data.train", tokens.train), ("data.validation", tokens.validation)):

@@ -133,9 +133,11 @@ class TokenisedSplit:
 
 @dataclass(frozen=True)
 class TokenisedData:
-    """Both splits of a study."""
+    """The splits of a study."""
 
     train: TokenisedSplit
     validation: TokenisedSplit
     validation_fingerprint: str
     """Of the validation examples, before they were tokenised."""
+    test: TokenisedSplit | None = None
+    """None without a test split."""

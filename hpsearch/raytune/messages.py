@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from hpsearch.errors import HpsearchError, InvalidInput, OutdatedCheckpoint, TrialFailure
 from hpsearch.results import Failure, Report
+from hpsearch.results.sealed import SealedScore
 from hpsearch.spec.objective import Metric
 
 KEY = "message"
@@ -125,6 +126,8 @@ class Finished:
     best: Report
     contract: str
     adapter: str
+    sealed: SealedScore | None = None
+    """Of these weights, where the trial's config names a test split."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,8 @@ _KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Mes
 def encode(message: Message) -> str:
     """As JSON."""
     fields: dict[str, Any] = {
-        name: value.as_json() if isinstance(value, Report) else value for name, value in vars(message).items()
+        name: value.as_json() if isinstance(value, Report | SealedScore) else value
+        for name, value in vars(message).items()
     }
     return json.dumps({"kind": type(message).__name__, **fields})
 
@@ -180,6 +184,8 @@ def decode(text: str) -> Message:
     for name in ("warnings", "devices"):
         if name in fields:
             fields[name] = tuple(fields[name])
+    if fields.get("sealed") is not None:
+        fields["sealed"] = SealedScore.of_json(fields["sealed"])
     if "failure" in fields:
         fields["failure"] = Failure(fields["failure"])
     return kind(**fields)

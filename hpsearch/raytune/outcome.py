@@ -107,7 +107,7 @@ class Outcome:
         died = self._how_its_device_died(number, message.text) if isinstance(message, Lost) and message.died else None
         self._health.left(number)
         if isinstance(message, Finished):
-            self._search.complete(number, message.best, message.contract, message.adapter)
+            self._search.complete(number, message.best, message.contract, message.adapter, message.sealed)
         elif isinstance(message, Released):
             gives = self._holding.is_giving(number)
             self._search.interrupt(number, "another study has its place" if gives else message.text, Loss.NONE)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hpsearch.finetune.cohort import Event
     from hpsearch.finetune.member import Member
     from hpsearch.finetune.prepare import Prepared
+    from hpsearch.results.sealed import SealedScore
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +263,7 @@ class Training:
         except Exception as error:  # the disk's fault: the trial goes on from its snapshot, and ends once more
             log.warning("best weights not written", exc_info=True, extra=fields_of(key))
             return Lost(f"the best weights could not be written: {error}"[:500], died=False)
-        return Finished(event.best, self._contracts[key], slot.adapter)
+        return Finished(event.best, self._contracts[key], slot.adapter, _sealed(key, event.member))
 
     def _send(self, key: str, message: Message) -> None:
         if isinstance(message, Failed):
@@ -277,6 +278,17 @@ class Training:
 def _hands_over(slot: Slot, member: Member) -> bool:
     """Whether the member's last report is one from which other trials may begin."""
     return slot.hands_over_at is not None and member.reports[-1].exposure >= slot.hands_over_at
+
+
+def _sealed(key: str, member: Member) -> SealedScore | None:
+    """What its weights score on the test split, if it is to be read; its result does not hang on it."""
+    from hpsearch.finetune.sealed import score_sealed
+
+    try:
+        return score_sealed(member)
+    except Exception:  # too long an example for the memory, say
+        log.warning("test split not read", exc_info=True, extra=fields_of(key))
+        return None
 
 
 def _check_shared(artifacts: Path) -> None:

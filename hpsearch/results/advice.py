@@ -7,6 +7,7 @@ from statistics import NormalDist
 from typing import Literal
 
 from hpsearch.results.layout import is_usable
+from hpsearch.results.on_test import OnTest
 from hpsearch.results.standing import Compared, Standing
 
 Outcome = Literal["better", "unclear", "defaults", "unstable", "incomplete"]
@@ -19,7 +20,9 @@ MOST_MORE_SEEDS = 20
 """More are not advised: what is that hard to measure is not worth it."""
 
 
-def advice(known: Standing, outcome: Outcome, recommended: int | None, baseline: float | None) -> str:
+def advice(
+    known: Standing, outcome: Outcome, recommended: int | None, baseline: float | None, test: OnTest | None
+) -> str:
     """The sentences of a verdict.
 
     Args:
@@ -27,9 +30,12 @@ def advice(known: Standing, outcome: Outcome, recommended: int | None, baseline:
         outcome: What was made of it.
         recommended: The trial to use.
         baseline: The untouched base model's value, if known.
+        test: What the recommended trial scores on the test split.
     """
     said, failures = [_what_to_do(known, outcome, recommended)], _failures(known)
     said = [*failures, *said] if outcome == "unstable" else [*said, *failures]
+    if test is not None:
+        said.append(_on_test(test, they=recommended == known.defaults))
     means = [known.sign * one.mean for one in known.candidates if one.mean is not None]
     helps = recommended is None or not is_usable(baseline) or min(means) < known.sign * (baseline or 0.0)
     if not helps:
@@ -58,6 +64,22 @@ def _what_to_do(known: Standing, outcome: Outcome, recommended: int | None) -> s
         hopeless = "" if more else "; a sensible number of seeds would not tell"
         reason = f"{known.name(leader.number)} is ahead by {_gain(leader)}, not surely{hopeless}"
     return f"{use}: {over} {reason}."
+
+
+def _on_test(test: OnTest, *, they: bool) -> str:
+    """What examples say that nothing was chosen by."""
+    on = f"n {test.examples} sealed test example{'s' * (test.examples > 1)}"
+    if test.gain is None or test.low is None or test.high is None:
+        return f"O{on} {'they score' if they else 'it scores'} {test.value:.4g}."
+    interval = f"(95 % interval {test.low:.2g} to {test.high:.2g})"
+    if test.low > 0:
+        return f"O{on} it is better by {test.gain:.2g} {interval}."
+    if test.high < 0:
+        return (
+            f"But o{on} it is not better, its gain is {test.gain:.2g} {interval}: see whether the validation examples "
+            "are like those that it is for."
+        )
+    return f"O{on} the gain does not show: {test.gain:.2g} {interval}."
 
 
 def _missing(known: Standing) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from hpsearch.results.layout import FEWEST_SEEDS, Layout, is_usable, two_way
+from hpsearch.results.sealed import SealedScore
 from hpsearch.results.shrinkage import Shrunk, dunnett, shrink
 
 TAIL = 0.025
@@ -27,6 +28,8 @@ class Candidate:
     losses: Mapping[int, float | None]
     """The objective by fresh seed. None or not finite: it failed (diverged, out of memory) under that one. A seed
     that is absent was not trained, or has not ended yet."""
+    sealed: Mapping[int, SealedScore] = field(default_factory=dict)
+    """What it scores on the test split, by fresh seed; empty without one. Nothing is decided by it."""
 
 
 @dataclass(frozen=True)

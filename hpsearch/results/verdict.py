@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hpsearch.results.advice import SURE, Outcome, advice
+from hpsearch.results.on_test import OnTest, on_test
 from hpsearch.results.standing import Candidate, Compared, Standing, standing
 from hpsearch.spec.objective import Direction
 
@@ -40,6 +41,8 @@ class Verdict:
     """Standard deviation of one loss between seeds, after what a seed does to all alike; None if unknown."""
     candidates: tuple[Compared, ...]
     """Best first; those that could not be compared are last."""
+    test: OnTest | None = None
+    """What the recommended trial scores on examples that nothing was chosen by; None without a test split."""
 
     def as_json(self) -> dict[str, Any]:
         """Its fields; every number is finite or null."""
@@ -66,10 +69,11 @@ def verdict(candidates: Sequence[Candidate], direction: Direction, baseline: flo
     sign = 1.0 if direction == "minimize" else -1.0
     known = standing(candidates, sign)
     outcome, recommended = _decide(known)
-    text = advice(known, outcome, recommended, baseline)
+    test = _on_test(candidates, known, recommended)
+    text = advice(known, outcome, recommended, baseline, test)
     tied = _tied(known, recommended)
     compared = tuple(replace(one, tied=one.number in tied) for one in known.candidates)
-    return Verdict(outcome, text, recommended, known.layout.seeds, known.layout.noise, compared)
+    return Verdict(outcome, text, recommended, known.layout.seeds, known.layout.noise, compared, test)
 
 
 def _decide(known: Standing) -> tuple[Outcome, int | None]:
@@ -85,6 +89,14 @@ def _decide(known: Standing) -> tuple[Outcome, int | None]:
     if known.shrunk is None or to_use is None:
         return "incomplete", None
     return "defaults" if leader and leader.is_defaults else "unclear", to_use
+
+
+def _on_test(candidates: Sequence[Candidate], known: Standing, recommended: int | None) -> OnTest | None:
+    """Of the recommended trial, beside the defaults unless it is them or they failed."""
+    sealed = {one.number: one.sealed for one in candidates}
+    defaults = known.defaults if known.defaults not in (recommended, *known.failed) else None
+    beside = {} if defaults is None else sealed[defaults]
+    return None if recommended is None else on_test(sealed[recommended], beside, known.layout, known.sign)
 
 
 def _tied(known: Standing, recommended: int | None) -> set[int]:

@@ -285,6 +285,6 @@ def _described(
 
 def _learns_from(spec: StudySpec, model: BaseModel) -> tuple[int, Lineage]:
     """How many examples it trains on, and which. They are not kept: the devices read them for themselves."""
-    split = load(spec.data)
+    split = load(spec.data.unsealed(None))
     prints = fingerprint(split.train), fingerprint(split.validation)
     return len(split.train), Lineage(model.model_type, spec.model.method, *prints)

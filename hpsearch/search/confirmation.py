@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 
 from hpsearch.results import Trial, TrialState, rank
+from hpsearch.results.sealed import SealedScore
 from hpsearch.results.verdict import Candidate, Verdict, verdict
 from hpsearch.search import history
 from hpsearch.search.search import Search
@@ -103,7 +104,7 @@ class Confirmation(Search):
         lined_up = 0
         for seed in self._seeds:
             for trial in self._candidates:
-                config = {**(trial.config or {}), "seed": seed}
+                config = {**(trial.config or {}), "seed": seed, **self._unsealed(trial)}
                 attributes = {"origin": "confirmation", history.CONFIRMS: trial.number, history.TRAINS: config}
                 if _place(attributes) not in known:
                     self.enqueue(trial.params, attributes)
@@ -111,6 +112,11 @@ class Confirmation(Search):
         if lined_up:
             numbers = [trial.number for trial in self._candidates]
             self._tell_study("study.confirming", {"trials": numbers, "seeds": len(self._seeds), "trainings": lined_up})
+
+    def _unsealed(self, trial: Trial) -> dict[str, Any]:
+        """The data section of its config with the test split, which it was searched without; nothing without one."""
+        test = self.spec.data.test
+        return {} if test is None else {"data": {**(trial.config or {})["data"], "test": test}}
 
     def _told(self, kind: str, details: dict[str, Any]) -> None:
         """As an event of the study: of which trial, under which seed."""
@@ -125,15 +131,19 @@ class Confirmation(Search):
     def verdict(self) -> Verdict:
         """What the trainings so far say."""
         losses: dict[int, dict[int, float | None]] = {trial.number: {} for trial in self._candidates}
+        sealed: dict[int, dict[int, SealedScore]] = {trial.number: {} for trial in self._candidates}
         for frozen in self.frozen():
             confirms, seed = _place(frozen.user_attrs)
             again = history.as_trial(frozen, curve=False)
             is_asked = confirms in losses and seed in self._seeds
             if is_asked and again.state.is_finished and not _says_nothing(again):
                 losses[confirms][seed] = again.value
+                if history.SEALED in frozen.user_attrs:
+                    sealed[confirms][seed] = SealedScore.of_json(frozen.user_attrs[history.SEALED])
         compared = [
-            Candidate(trial.number, trial.number == self._defaults, trial.value, losses[trial.number])
+            Candidate(number, number == self._defaults, trial.value, losses[number], sealed[number])
             for trial in self._candidates
+            for number in [trial.number]
         ]
         figures = history.baseline(self._study) or {}
         return verdict(compared, self.spec.objective.direction, figures.get(self.spec.objective.metric))

@@ -28,6 +28,8 @@ CONFIRMS = "confirms"
 """Trial attribute: the number of the searched trial that it trains again under another seed."""
 CARRIED = (TRAINS, CONFIRMS)
 """What a trial that is tried again hands on."""
+SEALED = "sealed"
+"""Trial attribute: what the weights that it keeps score on the test split (`results.sealed`)."""
 WISH = "wish"
 """Trial attribute: the id of the person's wish that it was added for."""
 SPARED = "spared"

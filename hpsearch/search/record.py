@@ -12,6 +12,7 @@ from optuna.trial import TrialState as OptunaState
 
 from hpsearch.crash import crash_point
 from hpsearch.results import Failure, Report, Trial, TrialState
+from hpsearch.results.sealed import SealedScore
 from hpsearch.results.trial import first_of, gone_on
 from hpsearch.search import history
 from hpsearch.search.losses import RETRIES, Loss, Losses
@@ -105,8 +106,13 @@ class Record(Whole):
             text = f"trial {number} trains differently in company: its first losses alone are {deviation:.1e} apart"
             self._event("study.warning", {"text": text})
 
-    def complete(self, number: int, best: Report, contract: str, adapter: str) -> None:
-        """The trial ran to its end: its value is its best report's, whose weights lie in `adapter`."""
+    def complete(
+        self, number: int, best: Report, contract: str, adapter: str, sealed: SealedScore | None = None
+    ) -> None:
+        """The trial ran to its end: its value is its best report's, whose weights lie in `adapter`.
+
+        What they score on the test split is kept beside it.
+        """
         self._fence()
         trial = self._live[number]
         for name, attribute in (
@@ -115,6 +121,8 @@ class Record(Whole):
             ("evaluation_contract", contract),
         ):
             trial.set_user_attr(name, attribute)
+        if sealed is not None:
+            trial.set_user_attr(history.SEALED, sealed.as_json())
         self._keep_cost(number)
         value = float(getattr(best, self._metric))
         self._tell(trial, value)

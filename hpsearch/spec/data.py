@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hpsearch.spec.closed import Closed
 
-SplitRole = Literal["train", "validation"]
+SplitRole = Literal["train", "validation", "test"]
 
 HUB_PREFIX = "hub:"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)  # never a path: no leading dot or slash
@@ -87,6 +88,10 @@ class DataSpec(Closed):
     `validation` unless another is named."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """The part that is held back, chosen by content hash, when there is no validation file."""
+    test: str | None = Field(None, min_length=1, max_length=1024, exclude_if=lambda test: test is None)
+    """Sealed examples: no trial of the search sees them, nothing is chosen by them. What is trained again to confirm
+    the best (`confirm`) is evaluated on them once, at its end, and the verdict says what the recommended trial gains
+    there. Of a hub dataset, its split `test` unless another is named."""
     format: Literal["auto", "chat", "prompt_completion", "alpaca"] = "auto"
     """`chat` is `{"messages": [...]}`, `prompt_completion` is `{"prompt": ..., "completion": ...}`, `alpaca` is
     `{"instruction": ..., "input": ..., "output": ...}`; `auto` looks at the first line."""
@@ -97,18 +102,27 @@ class DataSpec(Closed):
     origins: dict[SplitRole, str] = Field(default_factory=dict, exclude_if=lambda origins: not origins)
     """Written by the service: the hub dataset and its commit that a file was written from."""
 
-    @field_validator("train", "validation")
+    @field_validator("train", "validation", "test")
     @classmethod
     def _check_hub_dataset(cls, named: str | None, info: ValidationInfo) -> str | None:
         if named is not None:
-            HubDataset.parse(named, "train" if info.field_name == "train" else "validation")
+            HubDataset.parse(named, cast(SplitRole, info.field_name))
         return named
 
     @model_validator(mode="after")
     def _check_files_differ(self) -> Self:
-        if self.validation is None:
-            return self
-        train, validation = HubDataset.parse(self.train, "train"), HubDataset.parse(self.validation, "validation")
-        if train == validation and (train is not None or self.train == self.validation):
-            raise ValueError(f"train and validation are the same file ({self.train}): the loss would say nothing")
+        for (role, named), (other, its) in itertools.combinations(self.files.items(), 2):
+            one, another = HubDataset.parse(named, role), HubDataset.parse(its, other)
+            if one == another and (one is not None or named == its):
+                raise ValueError(f"{role} and {other} are the same file ({named}): the loss would say nothing")
         return self
+
+    @property
+    def files(self) -> dict[SplitRole, str]:
+        """What is named, by what it is for."""
+        named: dict[SplitRole, str | None] = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {role: file for role, file in named.items() if file is not None}
+
+    def unsealed(self, test: str | None) -> DataSpec:
+        """The same with these test examples, or with none."""
+        return self.model_copy(update={"test": test})

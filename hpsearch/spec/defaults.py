@@ -147,7 +147,7 @@ def resolve(spec: StudySpec, params: Params, examples: int, model_type: str, par
     base_rate = spec.model.base_learning_rate or base_learning_rate(model_type, parameters)
     return FinetuneConfig(
         model=spec.model,
-        data=spec.data,
+        data=spec.data.unsealed(None),
         hyperparameters=chosen,
         learning_rate=base_rate * chosen.learning_rate_multiplier,
         base_learning_rate=base_rate,

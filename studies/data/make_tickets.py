@@ -12,6 +12,7 @@ Run from anywhere:
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -24,6 +25,7 @@ OUTPUT_DIR = Path(__file__).resolve().parent / "tickets"
 SEED = 7411
 TRAIN_EXAMPLES = 400
 VALIDATION_EXAMPLES = 100
+TEST_EXAMPLES = 100
 # Two tickets that share more than this fraction of their words (order numbers aside) are near duplicates.
 MAX_WORD_OVERLAP = 0.5
 
@@ -330,11 +332,12 @@ def write(path: Path, tickets: Sequence[Ticket]) -> None:
 
 
 def main() -> None:
-    """Write both parts."""
-    tickets = make_distinct(TRAIN_EXAMPLES + VALIDATION_EXAMPLES, random.Random(SEED))
+    """Write all parts."""
+    parts = {"train": TRAIN_EXAMPLES, "validation": VALIDATION_EXAMPLES, "test": TEST_EXAMPLES}
+    tickets = iter(make_distinct(sum(parts.values()), random.Random(SEED)))
     OUTPUT_DIR.mkdir(exist_ok=True)
-    write(OUTPUT_DIR / "train.jsonl", tickets[:TRAIN_EXAMPLES])
-    write(OUTPUT_DIR / "validation.jsonl", tickets[TRAIN_EXAMPLES:])
+    for part, count in parts.items():
+        write(OUTPUT_DIR / f"{part}.jsonl", list(itertools.islice(tickets, count)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from typing import Any
 import optuna
 import pytest
 
+from hpsearch.api.trial_views import VerdictView
 from hpsearch.results import Failure, TrialState, rank
+from hpsearch.results.sealed import SealedScore
 from hpsearch.search import Asked, Confirmation, Decision, history
 from hpsearch.search.confirmation import candidates, fresh_seeds
 from hpsearch.spec.defaults import default_params
@@ -59,12 +61,12 @@ class Again:
         self.search.report(asked.number, BEFORE, CONTRACT)
         return asked
 
-    def run(self, asked: Asked, loss: float) -> None:
+    def run(self, asked: Asked, loss: float, sealed: SealedScore | None = None) -> None:
         reports = [BEFORE, a_report(EXAMPLES // 2, loss + 0.5), a_report(EXAMPLES, loss)]
         for report in reports:
             decision = self.search.report(asked.number, report, CONTRACT)
             assert decision is Decision.GO_ON
-        self.search.complete(asked.number, reports[-1], CONTRACT, f"artifacts/{asked.number}")
+        self.search.complete(asked.number, reports[-1], CONTRACT, f"artifacts/{asked.number}", sealed)
 
     def run_all(self, losses: dict[int, float] | None = None) -> None:
         """Losses by trial; a seed adds the same to all, and a little to each."""
@@ -106,6 +108,30 @@ def test_the_best_and_the_defaults_are_trained_again_under_the_same_fresh_seeds(
         assert frozen.params == original.params
     assert [(trial.number, trial.state, trial.value) for trial in driven.trials()] == before
     assert again.search.ending()[0]
+
+
+def test_only_what_confirms_is_tested_and_the_verdict_tells_of_whom_it_recommends(
+    storage: optuna.storages.BaseStorage,
+) -> None:
+    files = {"train": "/data/train.jsonl", "validation": "/data/validation.jsonl"}
+    driven = searched(storage, data={**files, "test": "/data/test.jsonl"})
+    again = Again(driven)
+    best = candidates(driven.search, TOP)[0].number
+    assert all("test" not in (trial.config or {})["data"] for trial in driven.trials())
+    while (asked := again.ask()) is not None:
+        number, seed = again.place(asked)
+        assert asked.config is not None
+        assert asked.config.data.test == "/data/test.jsonl"
+        loss = 1.0 if number == best else 2.0
+        sealed = SealedScore(50, (loss, loss + seed % 3 / 100), (1.0, 1.0))
+        again.run(asked, loss + seed % 7 / 10, sealed)
+    verdict = again.search.verdict()
+    assert (verdict.outcome, verdict.recommended) == ("better", best)
+    assert verdict.test is not None
+    assert verdict.test.examples == 50
+    assert verdict.test.gain == pytest.approx(1.0)
+    assert "On 50 sealed test examples it is better by 1 " in verdict.text
+    assert VerdictView(**verdict.as_json(), outdated=False).test is not None
 
 
 def test_what_is_told_names_the_searched_trial_and_the_seed(storage: optuna.storages.BaseStorage) -> None:

@@ -231,6 +231,10 @@ class TestRefusals:
             ({"train": "good.jsonl", "format": "chat"}, "invalid_dataset", "data.train", "lines 1"),
             ({"train": "good.jsonl", "validation": "./good.jsonl"}, "invalid_spec", None, "same file"),
             ({"train": "good.jsonl", "validation": "again.jsonl"}, "invalid_spec", None, "same file"),
+            ({"train": "good.jsonl", "test": "again.jsonl"}, "invalid_spec", None, "same file"),
+            ({"train": "good.jsonl", "test": "missing.jsonl"}, "unknown_dataset", "data.test", "missing.jsonl"),
+            ({"train": "good.jsonl", "test": "broken.jsonl"}, "invalid_dataset", "data.test", "line 14"),
+            ({"train": "good.jsonl", "test": "empty.jsonl"}, "too_few_examples", "data.test", "no examples"),
         ],
         ids=[
             "broken-line",
@@ -246,6 +250,10 @@ class TestRefusals:
             "wrong-format",
             "same-file-twice",
             "same-file-by-a-link",
+            "test-same-as-train",
+            "missing-test",
+            "broken-test",
+            "empty-test",
         ],
     )
     def test_data_that_can_not_be_used_is_refused_with_its_line(  # noqa: PLR0917
@@ -527,6 +535,18 @@ class TestSubmitting:
     def test_a_check_warns_of_what_can_be_trained_on_but_should_not(self, door: TestClient) -> None:
         check = door.post("/v1/studies:check", json=good_data()).json()
         assert any("only 20 examples" in warning for warning in check["warnings"])
+
+    def test_a_check_says_what_a_test_split_has_and_that_nothing_reads_it(self, api: TestClient) -> None:
+        data = {**spec_fields()["data"], "test": "data/tickets/test.jsonl"}
+        check = api.post("/v1/studies:check", json=spec_fields(data=data)).json()
+        assert check["examples"] == {"train": 400, "validation": 100, "test": 100}
+        assert set(check["lint"]) == {"train", "validation", "test"}
+        assert [warning for warning in check["warnings"] if "data.test" in warning] == [preflight.NOT_TESTED]
+        confirmed = api.post("/v1/studies:check", json=spec_fields(data=data, confirm={})).json()
+        assert not any("test" in warning for warning in confirmed["warnings"])
+        shared = {"train": "data/tickets/train.jsonl", "test": "data/tickets/validation.jsonl"}
+        held_back = api.post("/v1/studies:check", json=spec_fields(data=shared, confirm={})).json()
+        assert set(held_back["examples"]) == {"train", "validation", "test"}
 
 
 class TestUploading:

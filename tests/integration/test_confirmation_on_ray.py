@@ -11,11 +11,12 @@ from hpsearch.raytune.driver import drive
 from hpsearch.raytune.place import Place
 from hpsearch.raytune.stopping import ShouldStop, Stop
 from hpsearch.results import TrialState
-from hpsearch.search import Confirmation
+from hpsearch.results.sealed import SealedScore
+from hpsearch.search import Confirmation, history
 from hpsearch.search.confirmation import candidates, fresh_seeds
 from hpsearch.spec.defaults import default_params
 from hpsearch.spec.finetune import FinetuneConfig
-from tests.integration.test_raytune import Study, data, spec_of, storage
+from tests.integration.test_raytune import STUDIES, Study, data, spec_of, storage
 
 __all__ = ["data", "storage"]
 
@@ -27,7 +28,10 @@ def test_what_confirms_is_trained_like_any_trial_and_goes_on_with_another_driver
 ) -> None:
     from hpsearch.finetune import finetune, prepare
 
-    spec = spec_of(data, "confirmed", confirm={"top": 1, "seeds": 2}, budget={"trials": 2})
+    sealed = tmp_path / "test.jsonl"
+    sealed.write_text("".join((STUDIES / "data/tickets/test.jsonl").read_text().splitlines(keepends=True)[:25]))
+    files = {**data, "test": str(sealed)}
+    spec = spec_of(files, "confirmed", confirm={"top": 1, "seeds": 2}, budget={"trials": 2})
     study = Study(spec, storage, tmp_path)
     study.drive()
     trials = study.search.trials()
@@ -59,12 +63,19 @@ def test_what_confirms_is_trained_like_any_trial_and_goes_on_with_another_driver
         config = FinetuneConfig.model_validate(trial.config)
         assert config.seed in fresh_seeds(spec.seed, 2)
         prepared = prepared or prepare(config)
-        alone = [report.validation_loss for report in finetune(config, prepared=prepared).reports]
-        assert [report.validation_loss for report in trial.reports] == pytest.approx(alone, rel=1e-5)
-    losses = {trial.value for trial in trained}
-    assert len(losses) == len(trained)
-    assert not losses & {trial.value for trial in trials}
+        alone = finetune(config, prepared=prepared)
+        losses = [report.validation_loss for report in alone.reports]
+        assert [report.validation_loss for report in trial.reports] == pytest.approx(losses, rel=1e-5)
+        stored = SealedScore.of_json(last.frozen()[trial.number].user_attrs[history.SEALED])
+        assert alone.sealed is not None
+        assert stored.values == pytest.approx(alone.sealed.values, rel=1e-5)
+        assert (stored.examples, stored.weights) == (25, alone.sealed.weights)
+    values = {trial.value for trial in trained}
+    assert len(values) == len(trained)
+    assert not values & {trial.value for trial in trials}
+    assert all(history.SEALED not in frozen.user_attrs for frozen in study.search.frozen())
     found = last.verdict().as_json()
     assert found["seeds"] == 2
+    assert found["test"]["examples"] == 25
     assert {each["number"] for each in found["candidates"]} == {trial.number for trial in again}
     assert study.search.trials() == trials

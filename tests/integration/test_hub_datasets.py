@@ -247,6 +247,15 @@ class TestStudies:
         assert upload["examples"] == 40
         assert upload["warnings"][0] == f"hub:org/sums?split=train&revision={commit}, 40 rows"
 
+    def test_a_sealed_test_split_is_read_from_the_hub_too(self, api: TestClient, hub: Hub) -> None:
+        commit = hub.repositories["datasets/org/sums"].revisions["main"]
+        asked = a_study("hub:org/sums")
+        answer = api.post("/v1/studies", json={**asked, "data": {**asked["data"], "test": "hub:org/sums"}})
+        assert answer.status_code == 201, answer.text
+        data = api.get("/v1/studies/tickets").json()["spec"]["data"]
+        assert rows_of(data["test"]) == examples(9, 100)
+        assert data["origins"]["test"] == f"hub:org/sums?split=test&revision={commit}"
+
     def test_a_check_names_the_commit_and_keeps_nothing(
         self, api: TestClient, hub: Hub, home_with_tables: Settings
     ) -> None:

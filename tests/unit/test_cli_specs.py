@@ -160,7 +160,7 @@ class TestAgainstTheService:
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("uploading and checking files/tickets/train.jsonl, about 400 examples")
 
-    @pytest.mark.parametrize("split", ["train", "validation"])
+    @pytest.mark.parametrize("split", ["train", "validation", "test"])
     def test_an_upload_that_is_refused_is_told_with_its_field_and_its_file(
         self, beside: Path, service_url: str, split: str
     ) -> None:

@@ -262,9 +262,25 @@ def test_a_tokenizer_that_can_not_be_loaded_counts_nothing(tmp_path, content):
 def test_lint_counts_the_overlap_of_two_files(tmp_path):
     train = lint(a_file(tmp_path, "t.jsonl", map(str, range(30))))
     validation = of_validation(a_file(tmp_path, "v.jsonl", ["x", "7", "y", "3"]))
-    (warning,) = lint_overlap(train, validation)
+    (warning,) = lint_overlap({"train": train, "validation": validation})
     assert warning == "2 validation examples are also training examples (validation lines 2, 4)"
-    assert lint_overlap(train, of_validation(a_file(tmp_path, "w.jsonl", ["x"]))) == ()
+    other = of_validation(a_file(tmp_path, "w.jsonl", ["x"]))
+    assert lint_overlap({"train": train, "validation": other}) == ()
+
+
+def test_test_examples_that_were_seen_before_are_told_with_where(tmp_path):
+    train = lint(a_file(tmp_path, "t.jsonl", map(str, range(30))))
+    validation = of_validation(a_file(tmp_path, "v.jsonl", ["x", "y"]))
+    test = lint(a_file(tmp_path, "s.jsonl", ["z", "y", "12"]), role="test")
+    assert test.is_usable
+    assert test.warnings == ()
+    assert lint_overlap({"train": train, "validation": validation, "test": test}) == (
+        "1 test examples are also training examples (test lines 3)",
+        "1 test examples are also validation examples (test lines 2)",
+    )
+    assert lint_overlap({"train": train, "test": test}) == (
+        "1 test examples are also training examples (test lines 3)",
+    ), "where the validation examples are held back from the training file"
 
 
 def test_lint_counts_the_near_overlap_apart(tmp_path):
@@ -272,7 +288,7 @@ def test_lint_counts_the_near_overlap_apart(tmp_path):
     texts = [a_text(dice, 300) for _ in range(30)]
     train = lint(a_file(tmp_path, "t.jsonl", texts))
     validation = of_validation(a_file(tmp_path, "v.jsonl", [texts[3], edited(texts[5], dice), a_text(dice, 300)]))
-    exact, near = lint_overlap(train, validation)
+    exact, near = lint_overlap({"train": train, "validation": validation})
     assert exact == "1 validation examples are also training examples (validation lines 1)"
     assert near.startswith(
         "1 validation examples are near-duplicates of training examples: validation line 2 is like training line 6; "

@@ -235,6 +235,19 @@ def test_a_plain_name_is_taken(name: str) -> None:
     [
         pytest.param({"data": {"train": "a.jsonl", "validation": "a.jsonl"}}, "data", "same file", id="same-file"),
         pytest.param(
+            {"data": {"train": "a.jsonl", "test": "a.jsonl"}}, "data", "train and test are the", id="test-train"
+        ),
+        pytest.param(
+            {"data": {"train": "a.jsonl", "validation": "v.jsonl", "test": "v.jsonl"}},
+            "data",
+            "validation and test are the same file (v.jsonl)",
+            id="test-validation",
+        ),
+        pytest.param(
+            {"data": {"train": "hub:a/b", "test": "hub:a/b?split=train"}}, "data", "same file", id="test-train-of-hub"
+        ),
+        pytest.param({"data": {"train": "a.jsonl", "test": "hub:/b"}}, "data.test", "id on the hub", id="hub-test"),
+        pytest.param(
             {"data": {"train": "hub:a/b?split=x", "validation": "hub:a/b?split=x"}},
             "data",
             "same file",
@@ -561,8 +574,16 @@ def test_a_hub_dataset_is_read_from_its_name(named: str, meant: HubDataset | Non
     assert found is None or HubDataset.parse(str(found), "validation") == found
 
 
-def test_both_splits_may_be_of_one_hub_dataset() -> None:
-    data = a_spec(data={"train": "hub:a/b", "validation": "hub:a/b"}).data
+def test_a_study_without_a_test_split_is_the_one_it_was_before_there_were_any() -> None:
+    data = {"train": "a.jsonl", "validation": "v.jsonl"}
+    assert "test" not in a_spec(data=data).model_dump()["data"]
+    assert a_spec(data={**data, "test": None}).fingerprint() == a_spec(data=data).fingerprint()
+    assert a_spec(data={**data, "test": "t.jsonl"}).fingerprint() != a_spec(data=data).fingerprint()
+
+
+def test_all_splits_may_be_of_one_hub_dataset() -> None:
+    data = a_spec(data={"train": "hub:a/b", "validation": "hub:a/b", "test": "hub:a/b"}).data
+    assert HubDataset.parse(str(data.test), "test") == HubDataset("a/b", "test")
     assert HubDataset.parse(str(data.validation), "validation") == HubDataset("a/b", "validation")
 
 
