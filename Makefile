@@ -18,8 +18,8 @@ demo: $(INSTALLED)  ## Run a real search on this machine and show its ranking
 serve: $(INSTALLED)  ## Keep the service up
 	$(BIN)/hpsearch serve --port $(PORT)
 
-test: $(INSTALLED)  ## All tests, in two processes
-	$(BIN)/pytest -n 2 --no-loadscope-reorder
+test: $(INSTALLED)  ## All tests, in three processes: they often wait
+	$(BIN)/pytest -n 3 --no-loadscope-reorder
 
 check: $(INSTALLED)  ## Style, types, and who may import whom
 	$(BIN)/ruff check .

@@ -33,6 +33,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TZ"] = "UTC"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# At Ray's 15, its workers wait for all tests that run beside them; at 0, trials that train until something happens take
+# the time of those tests.
+os.environ["RAY_worker_niceness"] = "5"  # noqa: SIM112 - Ray spells it so
 for colours in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):  # with any, Rich and Typer take a pipe for a terminal
     os.environ.pop(colours, None)
 
@@ -46,12 +49,15 @@ hypothesis.settings.load_profile("hpsearch")
 STUDIES = Path(__file__).parent.parent / "studies"
 
 
-class OneRay(LoadFileScheduling):
-    """In several processes (`-n`), a file's tests stay together, and all files that need Ray: one cluster is enough."""
+class FewRays(LoadFileScheduling):
+    """In several processes (`-n`), a file's tests stay together, and those files of a folder that need Ray.
+
+    Each process in which they come starts a cluster of its own.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "ray" if _needs_ray(self.config.rootpath / file) else file
+        file = Path(nodeid.partition("::")[0])
+        return f"{file.parent} on Ray" if _needs_ray(self.config.rootpath / file) else str(file)
 
 
 @functools.cache
@@ -59,8 +65,13 @@ def _needs_ray(file: Path) -> bool:
     return "ray_address" in file.read_text()
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay:
-    return OneRay(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FewRays:
+    return FewRays(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first: when it ends, there are short files left for everybody."""
+    items.sort(key=lambda item: not _needs_ray(item.path))
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from tests.conftest import STUDIES
 from tests.integration.test_webhooks import receiver, wait_for
 from tests.ports import free_port
 
-WANTED, CLIENTS, KILLS = 200, 8, 3
+WANTED, CLIENTS, KILLS = 80, 8, 3
 
 
 class Api:
