@@ -87,6 +87,10 @@ class Settings(BaseSettings):
         """Where trained weights are kept: `<study>/<trial number>/`."""
         return self.home / "artifacts"
 
+    def confirmation_folder(self, study: str) -> Path:
+        """Where the weights of what confirms a study's best are kept while that is trained."""
+        return self.artifacts_folder / study / "confirmation"
+
     @property
     def token_cache_folder(self) -> Path:
         """Where tokenised data is kept for the next worker that needs it; made by the workers."""

@@ -127,6 +127,7 @@ class Service:
         row = self.acts.cancel(study, acting)
         if row.state == StudyState.CANCELLED:
             text = "the study was cancelled"
+            remove(self.settings.confirmation_folder(study))
             for number in history.close_open(self.optuna_storage, study, text):
                 self.acts.tell(study, "trial.failed", {"number": number, "failure": "cancelled", "text": text})
         return row

@@ -9,13 +9,16 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from hpsearch.api.auth import Require, Role, Who
 from hpsearch.api.preflight import Preflight
 from hpsearch.api.state import Door
+from hpsearch.api.study_views import DeviceAsideView, StudyDetailView
 from hpsearch.api.trial_views import RankingView
-from hpsearch.api.views import CheckView, DeviceAsideView, StudyDetailView, StudyListView, StudyView, utc
+from hpsearch.api.verdict_views import VerdictView
+from hpsearch.api.views import CheckView, StudyListView, StudyView, utc
 from hpsearch.errors import InvalidSpec, StudyNotFound, StudyUnreadable
 from hpsearch.lifecycle import StudyState
 from hpsearch.spec.auto import resolved_pruner, resolved_sampler
 from hpsearch.spec.study import NAME_PATTERN, StudySpec
 from hpsearch.storage import StudyRow
+from hpsearch.storage.events import last_events
 from hpsearch.storage.figures import set_aside
 
 router = APIRouter(prefix="/v1", tags=["studies"])
@@ -120,6 +123,7 @@ def get_study(name: Name, service: Door, response: Response) -> StudyDetailView:
     response.headers["ETag"] = f'"{row.tag}"'
     ranking = service.ranking(row)
     best = ranking.trials[0] if ranking.trials else None
+    verdict = ranking.verdict_as_json()
     return StudyDetailView(
         **StudyView.of(row).model_dump(),
         trials=ranking.counts,
@@ -129,6 +133,8 @@ def get_study(name: Name, service: Door, response: Response) -> StudyDetailView:
             DeviceAsideView(device=device, until=utc(each["until"]), reason=each["reason"])
             for device, each in set_aside(service.database, name).items()
         ],
+        verdict=None if verdict is None else VerdictView(**verdict),
+        warnings=[str(event.details["text"]) for event in last_events(service.database, name, "study.warning")],
     )
 
 

@@ -65,28 +65,6 @@ class StudyView(View):
         )
 
 
-class DeviceAsideView(View):
-    """A device that failed several trials in a row while others trained well."""
-
-    device: str
-    """Host, node and GPU or core."""
-    until: dt.datetime
-    reason: str
-
-
-class StudyDetailView(StudyView):
-    """One study with its progress."""
-
-    trials: dict[str, int]
-    """Trials by state."""
-    baseline: dict[str, float | None] | None
-    """The untouched base model's figures, once a worker has evaluated it."""
-    best: dict[str, Any] | None
-    """Number, value and params of the best completed trial."""
-    set_aside: list[DeviceAsideView]
-    """Devices that get none of its trials for a while."""
-
-
 class StudyListView(View):
     """Studies, newest first."""
 

@@ -53,6 +53,9 @@ def _of_study(study: dict[str, Any]) -> Iterator[Line]:
     yield "baseline", f"{metric} {study['baseline'][metric]:.4f}" if study["baseline"] else "not evaluated yet"
     best = study["best"]
     yield "best", f"trial {best['number']}, {metric} {best['value']:.4f}: {outline(best['params'])}" if best else ""
+    verdict = study["verdict"]
+    yield "verdict", "" if verdict is None else f"{verdict['text']}{' (outdated)' if verdict['outdated'] else ''}"
+    yield from (("warning", warning) for warning in study["warnings"])
     share = "" if study["share"] is None else f", and may hold {study['share']}"
     yield "at once", f"{at_once} trials; {study['held']} train now{share}"
     yield "priority", f"{spec['priority']}" if spec["priority"] else ""

@@ -36,6 +36,10 @@ class Ranking:
         """The same with a verdict."""
         return replace(self, verdict=verdict)
 
+    def verdict_as_json(self) -> dict[str, Any] | None:
+        """The verdict, and whether it is outdated."""
+        return None if self.verdict is None else {**self.verdict, "outdated": self.is_outdated}
+
     def as_json(self, top: int | None = None) -> dict[str, Any]:
         """`{"study", "state", "objective", "baseline", "counts", "verdict", "ranking": [...]}`; `top` cuts the last."""
         return {
@@ -44,7 +48,7 @@ class Ranking:
             "objective": {"metric": self.objective.metric, "direction": self.objective.direction},
             "baseline": self.baseline,
             "counts": self.counts,
-            "verdict": None if self.verdict is None else {**self.verdict, "outdated": self.is_outdated},
+            "verdict": self.verdict_as_json(),
             "ranking": [
                 {
                     "rank": place,

@@ -121,6 +121,7 @@ class Driving:
         if left == StudyState.CANCELLED != state:
             with fenced(lambda connection: self._studies.check_within(connection, lease)):
                 history.close_open(self._storage, lease.study, "the study was cancelled")
+            shutil.rmtree(self._settings.confirmation_folder(lease.study), ignore_errors=True)
             self._studies.end(lease, left, "cancelled")
         return left
 
@@ -171,13 +172,10 @@ class Driving:
         turn.begin(holding, lambda: heartbeat.orders)
 
         def driven(each: Search, place: Place) -> Left | None:
-            return self._driven(
-                each,
-                lambda: drive(each, model, examples, place, should_stop, holding=holding),
-                place,
-                is_cancelled=lambda: heartbeat.orders.requested == StudyState.CANCELLED,
-                gives_way=lambda: turn.gives_way,
-            )
+            def drive_it() -> bool:
+                return drive(each, model, examples, place, should_stop, holding=holding)
+
+            return self._driven(each, place, drive_it, heartbeat, turn)
 
         place = place_of(self._settings, spec.name)
         left = driven(search, place)
@@ -196,7 +194,7 @@ class Driving:
                 fence=lambda: self._studies.check(lease),
                 event=event,
             )
-            beside = replace(place, artifacts=place.artifacts / "confirmation")
+            beside = replace(place, artifacts=self._settings.confirmation_folder(spec.name))
             left = driven(confirmation, beside)
             if left is None or left[0] == StudyState.CANCELLED:
                 shutil.rmtree(beside.artifacts, ignore_errors=True)  # nobody is handed these weights
@@ -208,13 +206,7 @@ class Driving:
         return (StudyState.FINISHED if ended_well else StudyState.FAILED), reason, search.heeded
 
     def _driven(
-        self,
-        search: Search,
-        drive_it: Callable[[], bool],
-        place: Place,
-        *,
-        is_cancelled: Callable[[], bool],
-        gives_way: Callable[[], bool],
+        self, search: Search, place: Place, drive_it: Callable[[], bool], heartbeat: Heartbeat, turn: Turn
     ) -> Left | None:
         """Drive a search; None once its trials have come to their ends, else how the study is left."""
         try:
@@ -231,14 +223,14 @@ class Driving:
             search.close(Failure.ERROR, "the study's driver failed")
             search.close_waiting("the study failed")
             raise
-        if is_cancelled():
+        if heartbeat.orders.requested == StudyState.CANCELLED:
             search.close(Failure.CANCELLED, "the study was cancelled")
             search.close_waiting("the study was cancelled")
             place.tidy(search.idle_snapshots(parked=0), search.needed_from())
             return StudyState.CANCELLED, "cancelled", None
         if stopped:
             reason = "its runner was stopped; the next one goes on"
-            if gives_way():
+            if turn.gives_way:
                 reason = "another study that waited has its place; it goes on at its next turn"
             return StudyState.QUEUED, reason, None
         return None

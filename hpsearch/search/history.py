@@ -22,6 +22,9 @@ ASIDE = "set_aside"
 VERDICT = "verdict"
 """Study attribute: what training the best trials again under fresh seeds has said (`results.verdict`)."""
 
+VERDICT_TOLD = "verdict_told"
+"""Study attribute: the last verdict whose event was told; a process may die between keeping and telling one."""
+
 TRAINS = "trains"
 """Trial attribute: the config that it trains, instead of what its params come to."""
 CONFIRMS = "confirms"

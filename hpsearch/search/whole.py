@@ -53,8 +53,11 @@ class Whole:
         self._fence()
         if verdict != history.verdict(self._study):
             self._study.set_user_attr(history.VERDICT, verdict)
-            self._event("study.verdict", {name: verdict[name] for name in ("outcome", "recommended", "text")})
+        told = {name: verdict[name] for name in ("outcome", "recommended", "text")}
+        if told != self._study.user_attrs.get(history.VERDICT_TOLD):
             self.note()
+            self._event("study.verdict", told)
+            self._study.set_user_attr(history.VERDICT_TOLD, told)
 
     def placed_before(self, circumstances: dict[str, Any]) -> int | None:
         """How many trials shared each device when it was last decided, if the circumstances were the same."""

@@ -47,6 +47,16 @@ def events_after(database: Database, study: str, last_id: int, limit: int = 500)
     """The study's events behind `last_id`, oldest first. That a namesake was deleted is not among them."""
     of_study = sa.and_(events.c.study == study, events.c.kind != DELETED)
     query = sa.select(events).where(of_study, events.c.id > last_id).order_by(events.c.id).limit(limit)
+    return _read(database, query)
+
+
+def last_events(database: Database, study: str, kind: str, limit: int = 20) -> list[Event]:
+    """The study's newest events of one kind, oldest first."""
+    of_kind = sa.and_(events.c.study == study, events.c.kind == kind)
+    return _read(database, sa.select(events).where(of_kind).order_by(events.c.id.desc()).limit(limit))[::-1]
+
+
+def _read(database: Database, query: sa.Select[Any]) -> list[Event]:
     with database.read() as connection:
         rows = connection.execute(query).mappings().all()
     return [Event(row["id"], row["study"], row["kind"], row["at"], json.loads(row["details"])) for row in rows]

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
-from hpsearch.api.trial_views import VerdictView
+from hpsearch.api.verdict_views import VerdictView
 from hpsearch.results import Failure, TrialState, rank
 from hpsearch.results.sealed import SealedScore
 from hpsearch.search import Asked, Confirmation, Decision, history
@@ -264,6 +264,29 @@ def test_the_verdict_stands_in_the_ranking_until_another_trial_is_best(storage: 
     assert ranking(driven) == {**judged, "outdated": False}
     longer = searched(storage, trials=12)
     assert ranking(longer)["outdated"]
+
+
+def test_a_verdict_that_was_kept_and_not_told_is_told_by_the_next_process(
+    storage: optuna.storages.BaseStorage,
+) -> None:
+    driven = searched(storage, trials=3)
+    again = Again(driven)
+    again.run_all()
+    judged = again.search.verdict().as_json()
+    dying, following = (Driven(storage, driven.spec) for _ in range(2))
+    dying.events = Dying()
+    with pytest.raises(KeyboardInterrupt):
+        dying.search.judged(judged)
+    for _ in range(2):
+        following.search.judged(judged)
+    assert [kind for kind, _ in following.events].count("study.verdict") == 1
+
+
+class Dying(list[Any]):
+    """Nothing is told any more."""
+
+    def append(self, _: Any) -> None:
+        raise KeyboardInterrupt
 
 
 def test_it_is_closed_and_forgotten_with_its_study(migrated_url: str) -> None:

@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 from hpsearch.cli import app
 from hpsearch.results import Failure
-from hpsearch.search import Search
+from hpsearch.results.verdict import Candidate, verdict
+from hpsearch.search import Search, history
 from hpsearch.spec import StudySpec
 from hpsearch.spec.defaults import default_params, resolve
+from hpsearch.storage.events import append
 from tests.builders import a_report, spec_fields
 
 CONTRACT = "contract"
@@ -71,6 +73,27 @@ def test_a_study_is_shown_as_a_page(searched: str) -> None:
     assert said["created"].endswith(" UTC by local")
     assert said["version"]
     assert "started" not in said
+
+
+def test_a_study_is_shown_with_its_verdict_and_its_warnings(searched: str, api: TestClient) -> None:
+    service: Any = api.app.state.service  # type: ignore[attr-defined]
+    assert not {"verdict", "warning"} & lines_of(shown(searched, "tickets")).keys()
+    candidates = [
+        Candidate(3, is_defaults=True, searched=2.0, losses={1: 2.0, 2: 2.1}),
+        Candidate(4, is_defaults=False, searched=1.0, losses={1: 1.0, 2: 1.1}),
+    ]
+    found = verdict(candidates, "minimize", 4.0)
+    history.load(service.optuna_storage, "tickets").set_user_attr(history.VERDICT, found.as_json())
+    with service.database.write() as connection:
+        for text in ("data.train: 3 of 400 examples had more than 64 tokens", "another"):
+            append(connection, "tickets", "study.warning", 1.0, {"text": text})
+    page = shown(searched, "tickets")
+    assert lines_of(page)["verdict"] == f"{found.text} (outdated)", "trial 0 is the best by now"
+    assert "3 of 400 examples had more than 64 tokens" in page
+    assert lines_of(page)["warning"] == "another"
+    answer = api.get("/v1/studies/tickets").json()
+    assert answer["verdict"]["recommended"] == found.recommended
+    assert answer["warnings"] == ["data.train: 3 of 400 examples had more than 64 tokens", "another"]
 
 
 def test_a_study_without_trials_is_a_page_too(api: TestClient, service_url: str) -> None:
