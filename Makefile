@@ -8,6 +8,7 @@ INSTALLED := $(VENV)/.installed
 export HPSEARCH_HOME ?= $(CURDIR)/.hpsearch
 export HPSEARCH_ALLOWED_ROOTS ?= $(CURDIR)/studies
 export HPSEARCH_URL ?= http://127.0.0.1:$(PORT)
+unexport PYTHONDONTWRITEBYTECODE  # some images set it: each of many processes would compile all of it anew
 
 .PHONY: demo serve test check format schema clean
 

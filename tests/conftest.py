@@ -47,6 +47,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("hpsearch")
 
 STUDIES = Path(__file__).parent.parent / "studies"
+FOLDERS = ("acceptance", "integration", "contract", "unit")
 
 
 class FewRays(LoadFileScheduling):
@@ -70,8 +71,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FewRays:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first: when it ends, there are short files left for everybody."""
-    items.sort(key=lambda item: not _needs_ray(item.path))
+    """What waits for processes first, Ray's before all; what computes fills the cores to the end."""
+    items.sort(key=lambda item: (not _needs_ray(item.path), FOLDERS.index(item.path.parent.name)))
 
 
 @pytest.fixture(autouse=True)
