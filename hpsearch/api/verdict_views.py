@@ -30,18 +30,22 @@ class ComparedView(View):
 
 
 class OnTestView(View):
-    """What the recommended trial scores on the test split, which nothing was chosen by; means over the fresh seeds."""
+    """What the recommended trial scores on the test split, which nothing was chosen by."""
 
     examples: int
-    value: float
-    """The objective there."""
+    seeds: int
+    """Fresh seeds that the figures are means over."""
+    value: float | None
+    """The objective there; null: it is not finite, or the split could not be read."""
     defaults: float | None
-    """That of the defaults; null where they are recommended, or failed."""
+    """That of the defaults; null where they are recommended, or have none."""
     gain: float | None
-    """How much better than the defaults it is there."""
+    """How much better than the defaults it is there, after allowing for its having been chosen."""
     low: float | None
     """Of the 95 % interval of the gain, over other examples like these and other seeds."""
     high: float | None
+    unread: str | None
+    """Why the split could not be read."""
 
 
 class VerdictView(View):

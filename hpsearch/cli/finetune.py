@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -71,6 +72,7 @@ def finetune(path: Path, output: Path, device: str) -> dict[str, Any]:
         with contextlib.suppress(OSError):  # not empty: there is something to go on from
             checkpoint.rmdir()
             output.rmdir()
+    sealed = outcome.sealed
     _move_in(weights, output)
     snapshot.remove(checkpoint)  # first: while it is there, all this can be repeated
     shutil.rmtree(checkpoint, ignore_errors=True)
@@ -80,16 +82,19 @@ def finetune(path: Path, output: Path, device: str) -> dict[str, Any]:
         "baseline": outcome.reports[0].as_json(),
         "reports": [report.as_json() for report in outcome.reports],
         "evaluation_contract": outcome.evaluation_contract,
-        "test_loss": None if outcome.sealed is None else outcome.sealed.value,
+        "test": None if sealed is None else sealed.as_json(),
+        "test_loss": None if sealed is None or not math.isfinite(sealed.value) else sealed.value,
     }
 
 
 def summary(outcome: dict[str, Any]) -> str:
     """What came out, as a sentence."""
     best, baseline, test = outcome["best"], outcome["baseline"], outcome["test_loss"]
+    sealed = outcome["test"] or {}
+    said = f", test split not read: {sealed['unread']}" if sealed.get("unread") else ""
     return (
         f"best validation loss {best['validation_loss']:.5f} at epoch {best['epoch']:.2f} "
-        f"(base model {baseline['validation_loss']:.5f}){'' if test is None else f', test loss {test:.5f}'}; "
+        f"(base model {baseline['validation_loss']:.5f}){said if test is None else f', test loss {test:.5f}'}; "
         f"weights in {outcome['weights']}"
     )
 
@@ -120,6 +125,8 @@ def read_config(path: Path) -> FinetuneConfig:
     files: dict[str, Any] = {
         split: _data_file(file, beside, f"data.{split}") for split, file in config.data.files.items()
     }
+    if "test" in files and not Path(files["test"]).is_file():  # it is read last: say so first
+        raise UnknownDataset(f"there is no file {files['test']}", "data.test")
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"base": base}),

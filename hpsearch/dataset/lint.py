@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FEW_EXAMPLES = 50
 """Below this, training works but seldom helps."""
+FEW_TO_TEST = 40
+"""Below this, an interval over other examples is wide."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def lint(
         faults.append((0, too_few_text(str(path), count) if role == "train" else f"{named} has no examples"))
     exact, near = exact_repeats(sketches), near_repeats(sketches)
     warnings = (
-        *(_few_warning(count) if role == "train" else ()),
+        *_few_warning(count, role),
         *_repeats_warnings(exact, near),
         *(lengths.ratio_warning() if role in ("train", "either") else ()),
         *lengths.cut_off_warning(count),
@@ -145,8 +147,10 @@ def _overlap(seen_as: SplitRole, seen: LintReport, judged_as: SplitRole, judged:
         yield f"{len(near[0])} {one} examples are near-duplicates of {other} examples: {lines}; {text}"
 
 
-def _few_warning(count: int) -> Iterator[str]:
-    if FEWEST_EXAMPLES <= count < FEW_EXAMPLES:
+def _few_warning(count: int, role: SplitRole | Literal["either"]) -> Iterator[str]:
+    if role == "test" and 0 < count < FEW_TO_TEST:
+        yield f"only {count} examples: what a trial gains on so few is known within wide limits only"
+    if role == "train" and FEWEST_EXAMPLES <= count < FEW_EXAMPLES:
         yield f"only {count} examples: fine-tuning usually needs {FEW_EXAMPLES} or more to show"
 
 

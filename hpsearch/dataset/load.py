@@ -18,12 +18,10 @@ ALL_THE_SAME = "all training examples are the same: give a validation file"
 
 @dataclass(frozen=True)
 class Split:
-    """The examples of a study; no part of it is empty."""
+    """The examples that a study is searched with; never empty on either side."""
 
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
-    test: tuple[Example, ...] | None = None
-    """None without a test file."""
 
 
 def load(data: DataSpec) -> Split:
@@ -32,7 +30,7 @@ def load(data: DataSpec) -> Split:
     `hpsearch.dataset.lint` finds the same without holding the examples.
 
     Raises:
-        UnknownDataset: A file can't be read; `field` is `data.train`, `data.validation` or `data.test`.
+        UnknownDataset: A file can't be read; `field` is `data.train` or `data.validation`.
         InvalidDataset: Lines can't be used, or there is nothing to validate on.
         TooFewExamples: The training file has fewer than 10, or another one none.
     """
@@ -44,11 +42,18 @@ def load(data: DataSpec) -> Split:
         if not validation:
             raise InvalidDataset(ALL_THE_SAME, "data.train")
     else:
-        train, validation = tuple(examples), _some(data.validation, data, "validation")
-    return Split(train, validation, None if data.test is None else _some(data.test, data, "test"))
+        train, validation = tuple(examples), read_some(data.validation, data, "validation")
+    return Split(train, validation)
 
 
-def _some(file: str, data: DataSpec, role: SplitRole) -> tuple[Example, ...]:
+def read_some(file: str, data: DataSpec, role: SplitRole) -> tuple[Example, ...]:
+    """The examples of a file, at least one.
+
+    Raises:
+        UnknownDataset: It can't be read; `field` is that of the role.
+        InvalidDataset: Lines can't be used.
+        TooFewExamples: There are none.
+    """
     examples = tuple(read_examples(Path(file), data.format, f"data.{role}"))
     if not examples:
         raise TooFewExamples(f"{Path(file).name} has no examples; {role} needs some", f"data.{role}")

@@ -86,14 +86,13 @@ class Prepared:
     evaluation_budget: int
     warnings: tuple[str, ...] = ()
     """What a person should know of the data: examples that were cut or left out."""
-    test: TokenisedSplit | None = None
-    """None without a test split."""
 
 
 def prepared_key(config: FinetuneConfig) -> str:
     """Equal keys can share one `Prepared`: same base model, method and data files (by path, size and time)."""
-    terms: list[object] = [config.model.base, config.model.revision, config.model.method, config.data.model_dump()]
-    for path in config.data.files.values():
+    data = config.data.unsealed(None)  # what is tested in the end is read then
+    terms: list[object] = [config.model.base, config.model.revision, config.model.method, data.model_dump()]
+    for path in data.files.values():
         if Path(path).is_file():
             stat = Path(path).stat()
             terms.append([stat.st_size, stat.st_mtime_ns])
@@ -119,29 +118,28 @@ def prepare(
         OutOfMemory: Not even a single sequence of the validation split can be evaluated.
         Abandoned: Nobody waits for it any more.
     """
-    examples = load(config.data) if cache is None else None  # what is wrong with them is found before the model loads
+    data = config.data.unsealed(None)
+    examples = load(data) if cache is None else None  # what is wrong with them is found before the model loads
     base = load_base(config.model, device)
     loaded = base.loaded
-    max_length = min(config.data.max_length, loaded.facts.max_positions or config.data.max_length)
+    max_length = longest(config, loaded)
     _check_positions(loaded, max_length)
     packs = loaded.anatomy.packs and max_length <= longest_packed(loaded.model)
     loaded = dataclasses.replace(loaded, anatomy=dataclasses.replace(loaded.anatomy, packs=packs))
 
     def make() -> TokenisedData:
-        return _tokenised(examples or load(config.data), loaded.tokenizer, max_length, config.data.chat_template)
+        return _tokenised(examples or load(data), loaded.tokenizer, max_length, config.data.chat_template)
 
     def key() -> str | None:
-        return token_key(config.data, loaded.tokenizer, max_length)
+        return token_key(data, loaded.tokenizer, max_length)
 
     tokens = make() if cache is None else TokenCache(cache).get(key, make)
     train, validation = tokens.train, tokens.validation
-    for split, name in ((train, "training"), (validation, "validation"), (tokens.test, "test")):
-        if split is None:
-            continue
+    for split, name in ((train, "training"), (validation, "validation")):
         if not split.examples:
             text = f"no {name} example has any completion left within {max_length} tokens: raise data.max_length"
             raise InvalidDataset(text, "data.max_length")
-        _check_vocabulary(loaded, split)
+        check_vocabulary(loaded, split)
     contract = evaluation_contract(
         validation=tokens.validation_fingerprint,
         model=loaded.facts.fingerprint,
@@ -167,8 +165,12 @@ def prepare(
         TOKEN_BUDGETS.get(kind, TOKEN_BUDGETS["cpu"]),
         budget,
         _losses(config, tokens, max_length),
-        tokens.test,
     )
+
+
+def longest(config: FinetuneConfig, loaded: LoadedModel) -> int:
+    """Tokens that are read of an example."""
+    return min(config.data.max_length, loaded.facts.max_positions or config.data.max_length)
 
 
 def _check_positions(loaded: LoadedModel, max_length: int) -> None:
@@ -191,7 +193,7 @@ def _check_positions(loaded: LoadedModel, max_length: int) -> None:
             )
 
 
-def _check_vocabulary(loaded: LoadedModel, split: TokenisedSplit) -> None:
+def check_vocabulary(loaded: LoadedModel, split: TokenisedSplit) -> None:
     """Raise UnsupportedModel for a token that the model has no embedding of.
 
     On a GPU the look-up would not fail as such: it leaves a process in which every later call fails.
@@ -211,12 +213,11 @@ def _tokenised(examples: Split, tokenizer: Any, max_length: int, mode: TemplateM
         tokenise(examples.train, tokenizer, max_length, mode, "data.train"),
         tokenise(examples.validation, tokenizer, max_length, mode, "data.validation"),
         fingerprint(examples.validation),
-        None if examples.test is None else tokenise(examples.test, tokenizer, max_length, mode, "data.test"),
     )
 
 
 def _losses(config: FinetuneConfig, tokens: TokenisedData, max_length: int) -> tuple[str, ...]:
-    """What is not learned from or not evaluated on, a sentence for each split of a search."""
+    """What is not learned from or not evaluated on, a sentence for each split."""
     hint = "raise data.max_length" if max_length == config.data.max_length else f"{config.model.base} reads no more"
     sentences = []
     for field, split in (("data.train", tokens.train), ("data.validation", tokens.validation)):

@@ -54,8 +54,7 @@ STALE_SECONDS = 24 * 60 * 60
 
 _ARRAYS = ("ids", "completion", "offsets", "completion_tokens", "completion_bytes", "cut")
 _COUNTS = ("truncated", "left_out", "tokens_lost")
-_SPLITS = ("train", "validation", "test")
-"""The last one is not in every file."""
+_SPLITS = ("train", "validation")
 _CONTENT, _CHECKSUM, _VERSION = "hpsearch", "hpsearch.crc32", "hpsearch.version"
 _SUFFIX, _ASIDE = ".safetensors", "unfinished-"
 _NO_FOLDER = (OSError, NotImplementedError, SafetensorError)
@@ -71,7 +70,7 @@ def token_key(data: DataSpec, tokenizer: Any, max_length: int) -> str | None:
         max_length: Tokens, after what the model can read.
     """
     try:
-        files = {role: _digest(Path(path)) for role, path in data.files.items()}
+        files = [None if path is None else _digest(Path(path)) for path in (data.train, data.validation)]
     except OSError:
         return None
     terms = {
@@ -174,21 +173,18 @@ class TokenCache:
                 log.warning("tokens made anew: their file is damaged", extra={"path": str(path)})
                 return None
             known = json.loads(content)
-            splits = {name: _split(name, tensors, known[name]) for name in _SPLITS if name in known}
-            tokens = TokenisedData(**splits, validation_fingerprint=known["validation_fingerprint"])
+            train, validation = (_split(name, tensors, known[name]) for name in _SPLITS)
         except FileNotFoundError:
             return None
-        except (*_NO_FOLDER, RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (*_NO_FOLDER, RuntimeError, ValueError, KeyError) as error:
             log.warning("tokens made anew", extra={"path": str(path), "reason": str(error)})
             return None
         with contextlib.suppress(OSError):  # so that it is the last to go; a read-only folder keeps its own time
             os.utime(path)
-        return tokens
+        return TokenisedData(train, validation, known["validation_fingerprint"])
 
     def _write(self, key: str, tokens: TokenisedData) -> None:
-        splits: dict[str, TokenisedSplit] = {
-            name: split for name in _SPLITS if (split := getattr(tokens, name)) is not None
-        }
+        splits = {name: getattr(tokens, name) for name in _SPLITS}
         tensors = {
             f"{name}.{array}": from_numpy(getattr(split, array)) for name, split in splits.items() for array in _ARRAYS
         }

@@ -133,11 +133,9 @@ class TokenisedSplit:
 
 @dataclass(frozen=True)
 class TokenisedData:
-    """The splits of a study."""
+    """Both splits of a study."""
 
     train: TokenisedSplit
     validation: TokenisedSplit
     validation_fingerprint: str
     """Of the validation examples, before they were tokenised."""
-    test: TokenisedSplit | None = None
-    """None without a test split."""

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from hpsearch.finetune.cohort import Event
     from hpsearch.finetune.member import Member
     from hpsearch.finetune.prepare import Prepared
-    from hpsearch.results.sealed import SealedScore
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +107,8 @@ class Training:
             self._send(key, Released(work.leaving[key]))
         for key in work.finishing & slots.keys():
             self._finish(key, slots[key])
-        for key, event in self._cohort.tick(work.waiting | work.leaving.keys()):
+        happened = self._cohort.tick(work.waiting | work.leaving.keys())
+        for key, event in sorted(happened, key=lambda each: _takes_long(each[1])):
             self._send(key, self._message(key, slots[key], event))
         return bool(slots or work.errands)
 
@@ -255,6 +255,8 @@ class Training:
 
     def _end_of(self, key: str, slot: Slot, event: cohort.Finished) -> Message:
         """Its best weights are on the disk before anybody knows of it."""
+        from hpsearch.finetune.sealed import score_sealed
+
         try:
             with lengthy("writing the best weights"):
                 self._attempts[key].keep_best(event.member, Path(slot.adapter))
@@ -263,7 +265,8 @@ class Training:
         except Exception as error:  # the disk's fault: the trial goes on from its snapshot, and ends once more
             log.warning("best weights not written", exc_info=True, extra=fields_of(key))
             return Lost(f"the best weights could not be written: {error}"[:500], died=False)
-        return Finished(event.best, self._contracts[key], slot.adapter, _sealed(key, event.member))
+        sealed = score_sealed(event.member, lambda: self._roster.wants(key))
+        return Finished(event.best, self._contracts[key], slot.adapter, sealed)
 
     def _send(self, key: str, message: Message) -> None:
         if isinstance(message, Failed):
@@ -280,15 +283,11 @@ def _hands_over(slot: Slot, member: Member) -> bool:
     return slot.hands_over_at is not None and member.reports[-1].exposure >= slot.hands_over_at
 
 
-def _sealed(key: str, member: Member) -> SealedScore | None:
-    """What its weights score on the test split, if it is to be read; its result does not hang on it."""
-    from hpsearch.finetune.sealed import score_sealed
+def _takes_long(event: Event) -> bool:
+    """Ends, where weights are written and test examples read: what the others wait for is told before."""
+    from hpsearch.finetune.cohort import Finished as Done
 
-    try:
-        return score_sealed(member)
-    except Exception:  # too long an example for the memory, say
-        log.warning("test split not read", exc_info=True, extra=fields_of(key))
-        return None
+    return isinstance(event, Done)
 
 
 def _check_shared(artifacts: Path) -> None:

@@ -33,9 +33,9 @@ def advice(
         test: What the recommended trial scores on the test split.
     """
     said, failures = [_what_to_do(known, outcome, recommended)], _failures(known)
-    said = [*failures, *said] if outcome == "unstable" else [*said, *failures]
     if test is not None:
-        said.append(_on_test(test, they=recommended == known.defaults))
+        said.append(_on_test(test, known.layout.seeds, they=recommended == known.defaults))
+    said = [*failures, *said] if outcome == "unstable" else [*said, *failures]
     means = [known.sign * one.mean for one in known.candidates if one.mean is not None]
     helps = recommended is None or not is_usable(baseline) or min(means) < known.sign * (baseline or 0.0)
     if not helps:
@@ -66,20 +66,31 @@ def _what_to_do(known: Standing, outcome: Outcome, recommended: int | None) -> s
     return f"{use}: {over} {reason}."
 
 
-def _on_test(test: OnTest, *, they: bool) -> str:
+def _on_test(test: OnTest, seeds: int, *, they: bool) -> str:
     """What examples say that nothing was chosen by."""
+    if test.unread is not None:
+        return f"The test split could not be read: {test.unread}."
     on = f"n {test.examples} sealed test example{'s' * (test.examples > 1)}"
-    if test.gain is None or test.low is None or test.high is None:
+    on += f" (under {test.seeds} of the seeds)" if test.seeds < seeds else ""
+    if test.value is None:
+        return f"But o{on} {'their' if they else 'its'} loss is not finite: do not use {'them' if they else 'it'}."
+    if test.gain is None:
         return f"O{on} {'they score' if they else 'it scores'} {test.value:.4g}."
+    return _gain_on(on, test.gain, test)
+
+
+def _gain_on(on: str, gain: float, test: OnTest) -> str:
+    if test.low is None or test.high is None:
+        return f"O{on}, too few for an interval, it gains {gain:.2g}."
     interval = f"(95 % interval {test.low:.2g} to {test.high:.2g})"
     if test.low > 0:
-        return f"O{on} it is better by {test.gain:.2g} {interval}."
+        return f"O{on} it is better by {gain:.2g} {interval}."
     if test.high < 0:
         return (
-            f"But o{on} it is not better, its gain is {test.gain:.2g} {interval}: see whether the validation examples "
+            f"But o{on} it is not better, its gain is {gain:.2g} {interval}: see whether the validation examples "
             "are like those that it is for."
         )
-    return f"O{on} the gain does not show: {test.gain:.2g} {interval}."
+    return f"O{on} the gain does not show: {gain:.2g} {interval}."
 
 
 def _missing(known: Standing) -> str:

@@ -1,93 +1,132 @@
 """How much better a trial is on examples that nothing was chosen by.
 
-Its losses and the defaults' are compared block by block of the test split, which has the same blocks for both, and seed
-by seed. The difference of two ratios of sums over blocks has the linearised variance of Cochran 1977, "Sampling
-techniques", section 6.4; what the seeds add to it is known from the validation losses (`layout.py`). The degrees of
-freedom of the sum are Satterthwaite's (1946, "An approximate distribution of estimates of variance components").
+The same weights are evaluated on the validation and on the test split, so what a seed did for a trial on one it did,
+for the most part, on the other. The mean of the test losses is therefore about as optimistic, for a trial that was
+recommended for its validation losses, as those are. What is believed of the gain (`shrinkage.py`, which allows for the
+choice) is moved by how much more the trial gains on the test examples than on the validation examples with the same
+weights; luck that is shared is not in that difference. Were none of it shared, the gain would be understated.
+
+How far the test examples might have been others is told from blocks of them, which have both trials' losses. The
+difference of two ratios of sums over blocks has the linearised variance of Cochran 1977, "Sampling techniques",
+section 6.4, here with each block's residual divided by 1 - its share (a jackknife's: MacKinnon and White 1985, "Some
+heteroskedasticity-consistent covariance matrix estimators", J. Econometrics 29), since a block with most of the tokens
+is what the whole is; the degrees of freedom are those of as many equal blocks as would weigh the same (Kish 1965).
+The degrees of freedom of sums of variances are Satterthwaite's (1946, "An approximate distribution of estimates of
+variance components").
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hpsearch.results.layout import Layout
+from hpsearch.results.layout import is_usable
 from hpsearch.results.sealed import SealedScore
-from hpsearch.results.shrinkage import Spread
-from hpsearch.results.standing import TAIL
+from hpsearch.results.shrinkage import Array, Spread
+from hpsearch.results.standing import TAIL, Candidate, Standing
 
-FEWEST_BLOCKS = 2
+LARGEST_SHARE = 0.5
+"""Of the tokens: where one block has more, how the others differ says nothing of it."""
 
 
 @dataclass(frozen=True)
 class OnTest:
-    """What the recommended trial scores there: means over the fresh seeds, in the objective's unit."""
+    """What the recommended trial scores there, in the objective's unit."""
 
     examples: int
-    value: float
+    seeds: int
+    """Fresh seeds that the figures are means over."""
+    value: float | None
+    """None: it is not finite, or the split could not be read."""
     defaults: float | None
-    """None where the defaults are recommended, or failed."""
+    """None where the defaults are recommended, or have no figures."""
     gain: float | None
-    """Over the defaults, positive is better in either direction."""
+    """Over the defaults, positive is better in either direction; corrected for the trial's having been chosen, so it is
+    not the difference of the two."""
     low: float | None
     high: float | None
     """The 95 % interval of the gain, over other examples like these and other seeds."""
+    unread: str | None
+    """Why the split could not be read."""
 
 
-def on_test(
-    own: Mapping[int, SealedScore], defaults: Mapping[int, SealedScore], layout: Layout, sign: float
-) -> OnTest | None:
-    """Compare a trial with the defaults on the test split; None without any usable figure.
+def on_test(candidates: Mapping[int, Candidate], known: Standing, recommended: int) -> OnTest | None:
+    """What the test split says of the recommended trial; None where there is none.
 
     Args:
-        own: By seed, of the trial.
-        defaults: The same of the defaults; empty where there is nothing to compare with.
-        layout: Of the validation losses.
-        sign: 1 where smaller is better, else -1.
+        candidates: By number.
+        known: How they stand on the validation split.
+        recommended: The number of the one to use.
     """
-    usable = {seed: sealed for seed, sealed in own.items() if math.isfinite(sealed.value)}
-    if not usable:
-        return None
-    last = list(usable.values())[-1]
-    usable = {seed: sealed for seed, sealed in usable.items() if _is_alike(sealed, last)}
-    pairs = [
-        (sealed, defaults[seed])
-        for seed, sealed in usable.items()
-        if seed in defaults and _is_alike(defaults[seed], last) and math.isfinite(defaults[seed].value)
-    ]
-    value = math.fsum(sealed.value for sealed in usable.values()) / len(usable)
-    if not pairs:
-        return OnTest(last.examples, value, None, None, None, None)
-    theirs = math.fsum(other.value for _, other in pairs) / len(pairs)
-    differences = np.mean([sign * (np.array(other.values) - np.array(one.values)) for one, other in pairs], axis=0)
-    shares = np.array(last.weights) / math.fsum(last.weights)
-    gain = float(shares @ differences)
-    if differences.size < FEWEST_BLOCKS:
-        return OnTest(last.examples, value, theirs, gain, None, None)
-    parts = [_of_examples(differences, shares, gain), _of_seeds(layout, len(pairs))]
-    variance = sum(part for part, _ in parts)
-    freedom = 1.0
-    if variance:
-        freedom = variance**2 / sum(part**2 / own_freedom for part, own_freedom in parts if own_freedom)
-    spread = Spread(np.ones(1), np.array([[gain]]), np.array([math.sqrt(variance)]), max(1, math.floor(freedom)))
+    own, defaults = candidates[recommended], candidates.get(known.defaults or 0) if known.defaults is not None else None
+    read = {seed: score for seed, score in own.sealed.items() if score.unread is None}
+    if not read:
+        unread = next((score.unread for score in own.sealed.values()), None)
+        return None if unread is None else OnTest(0, 0, None, None, None, None, None, unread)
+    last = list(read.values())[-1]
+    read = {seed: score for seed, score in read.items() if _is_alike(score, last)}
+    told = OnTest(last.examples, len(read), None, None, None, None, None, None)
+    if not all(is_usable(score.value) for score in read.values()):
+        return told
+    theirs = {} if defaults is None or defaults is own or defaults.number in known.failed else defaults.sealed
+    both = {
+        seed: (score, theirs[seed])
+        for seed, score in read.items()
+        if seed in theirs and _is_alike(theirs[seed], last) and is_usable(theirs[seed].value)
+    }
+    if not both or defaults is None:
+        return replace(told, value=_mean([score.value for score in read.values()]))
+    told = replace(
+        told,
+        seeds=len(both),
+        value=_mean([score.value for score, _ in both.values()]),
+        defaults=_mean([other.value for _, other in both.values()]),
+    )
+    believed = known.believed(recommended)
+    if believed is None:
+        return told
+    # By how much the trial gains more on these examples than on those of the validation split, with the same weights.
+    more = _mean(
+        [
+            known.sign * ((other.value - score.value) - (_loss(defaults, seed) - _loss(own, seed)))
+            for seed, (score, other) in both.items()
+        ]
+    )
+    blocks = [known.sign * (np.array(other.values) - np.array(score.values)) for score, other in both.values()]
+    return _with_gain(told, believed, more, np.mean(blocks, axis=0), np.array(last.weights))
+
+
+def _with_gain(told: OnTest, believed: Spread, more: float, differences: Array, weights: Array) -> OnTest:
+    shares = weights / weights.sum()
+    gain = float(believed.mean()[0]) + more
+    if shares.max() > LARGEST_SHARE:
+        return replace(told, gain=gain)
+    residuals = differences - shares @ differences
+    of_examples = float(((shares / (1 - shares)) ** 2) @ residuals**2)
+    freedom = max(1, math.floor(1 / float(shares @ shares)) - 1)
+    of_seeds = float(believed.weights @ believed.scale**2)
+    total = of_examples + of_seeds
+    if total:
+        freedom = max(1, math.floor(total**2 / (of_examples**2 / freedom + of_seeds**2 / believed.freedom)))
+    spread = Spread(believed.weights, believed.at + more, np.sqrt(believed.scale**2 + of_examples), freedom)
     low, high = (float(end[0]) for end in spread.interval(TAIL))
-    return OnTest(last.examples, value, theirs, gain, low, high)
+    return replace(told, gain=gain, low=low, high=high)
 
 
-def _is_alike(sealed: SealedScore, other: SealedScore) -> bool:
+def _is_alike(score: SealedScore, other: SealedScore) -> bool:
     """Whether both are of the same examples: a file may have been changed between two trainings."""
-    return (sealed.examples, sealed.weights) == (other.examples, other.weights)
+    return score.fingerprint == other.fingerprint and score.unread is None
 
 
-def _of_examples(differences: np.ndarray, shares: np.ndarray, gain: float) -> tuple[float, int]:
-    """The variance that the examples give, and its degrees of freedom."""
-    blocks = differences.size
-    return float(blocks / (blocks - 1) * (shares**2 @ (differences - gain) ** 2)), blocks - 1
+def _loss(candidate: Candidate, seed: int) -> float:
+    """On the validation split; whoever asks knows that it is there."""
+    loss = candidate.losses[seed]
+    assert loss is not None
+    return loss
 
 
-def _of_seeds(layout: Layout, seeds: int) -> tuple[float, int]:
-    """The variance that the seeds give, and its degrees of freedom; 0 where it is not known."""
-    return 2 * (layout.noise or 0.0) ** 2 / seeds, layout.freedom
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -10,7 +10,7 @@ import numpy as np
 
 from hpsearch.results.layout import FEWEST_SEEDS, Layout, is_usable, two_way
 from hpsearch.results.sealed import SealedScore
-from hpsearch.results.shrinkage import Shrunk, dunnett, shrink
+from hpsearch.results.shrinkage import Shrunk, Spread, dunnett, shrink
 
 TAIL = 0.025
 
@@ -80,6 +80,14 @@ class Standing:
     def leader(self) -> Compared | None:
         """The best one that was trained often enough."""
         return self.candidates[0] if self.layout.means and self.layout.seeds >= FEWEST_SEEDS else None
+
+    def believed(self, number: int) -> Spread | None:
+        """Where the gain of a trial over the defaults is believed to be; None where it has none."""
+        if self.shrunk is None or self.defaults not in self.layout.means or number == self.defaults:
+            return None
+        place = [each for each in self.layout.means if each != self.defaults].index(number)
+        gains = self.shrunk.gains(self.layout.means[self.defaults])
+        return Spread(gains.weights, gains.at[place : place + 1], gains.scale, gains.freedom)
 
     def name(self, number: int) -> str:
         """What a person calls a candidate."""

@@ -69,7 +69,8 @@ def verdict(candidates: Sequence[Candidate], direction: Direction, baseline: flo
     sign = 1.0 if direction == "minimize" else -1.0
     known = standing(candidates, sign)
     outcome, recommended = _decide(known)
-    test = _on_test(candidates, known, recommended)
+    by_number = {candidate.number: candidate for candidate in candidates}
+    test = None if recommended is None else on_test(by_number, known, recommended)
     text = advice(known, outcome, recommended, baseline, test)
     tied = _tied(known, recommended)
     compared = tuple(replace(one, tied=one.number in tied) for one in known.candidates)
@@ -89,14 +90,6 @@ def _decide(known: Standing) -> tuple[Outcome, int | None]:
     if known.shrunk is None or to_use is None:
         return "incomplete", None
     return "defaults" if leader and leader.is_defaults else "unclear", to_use
-
-
-def _on_test(candidates: Sequence[Candidate], known: Standing, recommended: int | None) -> OnTest | None:
-    """Of the recommended trial, beside the defaults unless it is them or they failed."""
-    sealed = {one.number: one.sealed for one in candidates}
-    defaults = known.defaults if known.defaults not in (recommended, *known.failed) else None
-    beside = {} if defaults is None else sealed[defaults]
-    return None if recommended is None else on_test(sealed[recommended], beside, known.layout, known.sign)
 
 
 def _tied(known: Standing, recommended: int | None) -> set[int]:

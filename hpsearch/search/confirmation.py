@@ -120,6 +120,8 @@ class Confirmation(Search):
 
     def _told(self, kind: str, details: dict[str, Any]) -> None:
         """As an event of the study: of which trial, under which seed."""
+        if kind == "study.warning":
+            self._tell_study(kind, details)
         if kind in _TOLD:
             confirms, seed = _place(self.frozen()[details["number"]].user_attrs)
             about: dict[str, Any] = {name: details[name] for name in _ABOUT if name in details}

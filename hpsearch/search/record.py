@@ -123,6 +123,8 @@ class Record(Whole):
             trial.set_user_attr(name, attribute)
         if sealed is not None:
             trial.set_user_attr(history.SEALED, sealed.as_json())
+            if sealed.unread is not None:
+                self._event("study.warning", {"text": f"data.test could not be read: {sealed.unread}"})
         self._keep_cost(number)
         value = float(getattr(best, self._metric))
         self._tell(trial, value)

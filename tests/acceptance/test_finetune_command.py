@@ -172,6 +172,7 @@ def test_ctrl_c_a_changed_config_and_a_damaged_checkpoint(tmp_path: Path) -> Non
         pytest.param({"hyperparameters": {"epoch": 3}}, "did you mean 'epochs'", id="unknown-key"),
         pytest.param({"learning_rate": -1}, "learning_rate must be above 0", id="rate"),
         pytest.param({"data": {"train": "dataset:abc"}}, "is a dataset of a service", id="dataset"),
+        pytest.param({"data": {"test": "gone.jsonl"}}, "there is no file", id="test-file"),
     ],
 )
 def test_a_config_that_can_not_be_used_is_refused_before_anything_is_loaded(

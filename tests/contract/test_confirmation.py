@@ -123,7 +123,7 @@ def test_only_what_confirms_is_tested_and_the_verdict_tells_of_whom_it_recommend
         assert asked.config is not None
         assert asked.config.data.test == "/data/test.jsonl"
         loss = 1.0 if number == best else 2.0
-        sealed = SealedScore(50, (loss, loss + seed % 3 / 100), (1.0, 1.0))
+        sealed = SealedScore("these", 50, (loss, loss + seed % 3 / 100), (1.0, 1.0))
         again.run(asked, loss + seed % 7 / 10, sealed)
     verdict = again.search.verdict()
     assert (verdict.outcome, verdict.recommended) == ("better", best)

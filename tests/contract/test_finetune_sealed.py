@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,9 @@ from finetune_reference import (
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hpsearch.errors import InvalidDataset, TooFewExamples
 from hpsearch.finetune import finetune, prepare
 from hpsearch.finetune.prepare import prepared_key
-from hpsearch.finetune.sealed import MOST_BLOCKS
+from hpsearch.finetune.sealed import MOST_BLOCKS, score_sealed
 from hpsearch.results import Report
 from hpsearch.spec.finetune import FinetuneConfig
 
@@ -86,32 +86,50 @@ def test_it_is_of_the_metric_that_is_ranked_by(metric: Any, field: str) -> None:
     assert outcome.sealed.value == pytest.approx(getattr(same, field), rel=1e-6)
 
 
-def test_tokens_from_the_cache_are_the_same(tmp_path: Path) -> None:
-    config = with_files(a_config(), test=sealed_file(7))
-    without, cold, warm = prepare(config), prepare(config, cache=tmp_path), prepare(config, cache=tmp_path)
-    assert without.test is not None
-    for prepared in (cold, warm):
-        assert prepared.test is not None
-        assert prepared.test.fingerprint == without.test.fingerprint
-        assert prepared.validation.fingerprint == without.validation.fingerprint
-    assert len(list(tmp_path.glob("*.safetensors"))) == 1
-    assert prepare(a_config(), cache=tmp_path).test is None
-    assert len(list(tmp_path.glob("*.safetensors"))) == 2
-
-
-def test_what_is_tested_is_not_shared_with_what_is_not() -> None:
+def test_a_study_and_what_confirms_it_share_what_they_are_prepared_with() -> None:
     config = a_config()
-    assert len({prepared_key(each) for each in (config, with_files(config, test=sealed_file(7)))}) == 2
+    assert prepared_key(config) == prepared_key(with_files(config, test=sealed_file(7)))
 
 
-def test_a_test_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
-    empty = tmp_path / "empty.jsonl"
-    empty.write_text("")
-    with pytest.raises(TooFewExamples, match=r"empty\.jsonl has no examples; test needs some") as refused:
-        prepare(with_files(a_config(), test=str(empty)))
-    assert refused.value.field == "data.test"
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"messages": 1}\n')
-    with pytest.raises(InvalidDataset) as faulty:
-        prepare(with_files(a_config(), test=str(broken)))
-    assert (faulty.value.field, faulty.value.line) == ("data.test", 1)
+def test_a_file_that_is_changed_between_two_trainings_is_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "sealed.jsonl"
+    config = with_files(a_config(), test=str(path))
+    prepared, found = prepare(config), []
+    for start in (2000, 3000):
+        path.write_text("".join(json.dumps(conversation(number)) + "\n" for number in range(start, start + 9)))
+        found.append(finetune(config, prepared=prepared).sealed)
+    one, other = found
+    assert one is not None
+    assert other is not None
+    assert one.fingerprint != other.fingerprint
+    assert one.value != other.value
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "broken.jsonl"),
+        ("", "broken.jsonl has no examples; test needs some"),
+        ('{"messages": 1}\n', "broken.jsonl: line 1: "),
+        (json.dumps({"prompt": "long " * 400, "completion": "gone"}) + "\n", "raise data.max_length"),
+    ],
+    ids=["moved", "empty", "no example", "cut"],
+)
+def test_a_split_that_can_not_be_read_costs_nothing_but_itself(tmp_path: Path, content: str | None, said: str) -> None:
+    path = tmp_path / "broken.jsonl"
+    if content is not None:
+        path.write_text(content)
+    outcome = finetune(with_files(a_config(), test=str(path)), save_to=tmp_path / "best")
+    assert outcome.sealed is not None
+    assert said in (outcome.sealed.unread or "")
+    assert (outcome.sealed.values, (tmp_path / "best").is_dir()) == ((), True)
+    assert timeless(outcome.reports) == timeless(finetune(a_config()).reports)
+
+
+def test_nobody_waits_for_it_any_more() -> None:
+    outcome = finetune(a_config())
+    member = outcome.member
+    member.config = with_files(member.config, test=sealed_file(7))
+    found = score_sealed(member, goes_on=lambda: False)
+    assert found is not None
+    assert found.unread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def test_what_confirms_is_trained_like_any_trial_and_goes_on_with_another_driver
         stored = SealedScore.of_json(last.frozen()[trial.number].user_attrs[history.SEALED])
         assert alone.sealed is not None
         assert stored.values == pytest.approx(alone.sealed.values, rel=1e-5)
-        assert (stored.examples, stored.weights) == (25, alone.sealed.weights)
+        assert replace(stored, values=()) == replace(alone.sealed, values=())
+        assert stored.examples == 25
     values = {trial.value for trial in trained}
     assert len(values) == len(trained)
     assert not values & {trial.value for trial in trials}

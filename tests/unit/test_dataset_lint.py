@@ -273,7 +273,8 @@ def test_test_examples_that_were_seen_before_are_told_with_where(tmp_path):
     validation = of_validation(a_file(tmp_path, "v.jsonl", ["x", "y"]))
     test = lint(a_file(tmp_path, "s.jsonl", ["z", "y", "12"]), role="test")
     assert test.is_usable
-    assert test.warnings == ()
+    assert test.warnings == ("only 3 examples: what a trial gains on so few is known within wide limits only",)
+    assert lint(a_file(tmp_path, "many.jsonl", map(str, range(100, 140))), role="test").warnings == ()
     assert lint_overlap({"train": train, "validation": validation, "test": test}) == (
         "1 test examples are also training examples (test lines 3)",
         "1 test examples are also validation examples (test lines 2)",
