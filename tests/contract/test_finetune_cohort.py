@@ -73,7 +73,7 @@ def test_company_changes_nothing(architecture):
     @seed(architecture)  # each meets mixes of its own
     @settings(max_examples=5, deadline=None, derandomize=True)
     @given(
-        st.lists(a_guest, min_size=2, max_size=8),
+        st.lists(a_guest, min_size=2, max_size=12),
         st.sampled_from([10**6, 200]),
     )
     def agrees(mixes, token_budget):
