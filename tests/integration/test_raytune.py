@@ -313,7 +313,7 @@ def test_measuring_ends_when_the_node_of_the_driver_died(monkeypatch: pytest.Mon
         ray.util.remove_placement_group(group)
 
 
-@pytest.mark.timeout(900)  # three deaths of a device, each of which starts torch again
+@pytest.mark.timeout(900)  # several deaths of a device, each of which starts torch again
 def test_trials_go_on_exactly_whatever_happens_to_their_device(
     data: dict[str, str], storage: Any, tmp_path: Path, hang_file: Path
 ) -> None:
