@@ -72,7 +72,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FewRays:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What waits for processes first, Ray's before all; what computes fills the cores to the end."""
-    items.sort(key=lambda item: (not _needs_ray(item.path), FOLDERS.index(item.path.parent.name)))
+    places = {folder: place for place, folder in enumerate(FOLDERS)}
+    items.sort(key=lambda item: (not _needs_ray(item.path), places.get(item.path.parent.name, len(places))))
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ from hpsearch.cli.show import study_page, trial_page
 from hpsearch.cli.specs import read_spec, upload_data
 from hpsearch.cli.tables import outline, trials_table
 from hpsearch.client import Client
+from hpsearch.spec.data import SplitRole
 
 EXIT_CODES: tuple[tuple[type[errors.HpsearchError], int], ...] = (
     (errors.InvalidInput, 65),
@@ -204,7 +205,7 @@ def list_studies(as_json: Json = False, limit: Annotated[int, typer.Option(min=1
 @app.command()
 def check(
     spec: Annotated[Path, typer.Argument(help="Study spec, or a data file (.jsonl).", show_default=False)],
-    role: Annotated[Literal["train", "validation", "test"], typer.Option(help="What a data file is for.")] = "train",
+    role: Annotated[SplitRole, typer.Option(help="What a data file is for.")] = "train",
     as_json: Json = False,
 ) -> None:
     """Check a spec and its data without queueing anything, and show what `auto` means for it.

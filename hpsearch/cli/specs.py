@@ -8,12 +8,13 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from hpsearch.client import Client
 from hpsearch.errors import InvalidInput, InvalidSpec, TooLarge
+from hpsearch.spec.data import SplitRole
 
 LARGE_DATA = 4 * 2**20
 """Bytes; what is larger takes seconds to check."""
@@ -118,7 +119,7 @@ def upload_data(spec: dict[str, Any], beside: Path, client: Client, *, quiet: bo
     spec = json.loads(json.dumps(spec, default=str))
     data, model = spec.get("data"), spec.get("model")
     if isinstance(data, dict):
-        for split in ("train", "validation", "test"):
+        for split in get_args(SplitRole):
             named = data.get(split)
             if not isinstance(named, str) or named.startswith(("dataset:", "hub:")) or Path(named).is_absolute():
                 continue

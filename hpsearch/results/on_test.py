@@ -61,7 +61,7 @@ def on_test(candidates: Mapping[int, Candidate], known: Standing, recommended: i
         known: How they stand on the validation split.
         recommended: The number of the one to use.
     """
-    own, defaults = candidates[recommended], candidates.get(known.defaults or 0) if known.defaults is not None else None
+    own, defaults = candidates[recommended], None if known.defaults is None else candidates[known.defaults]
     read = {seed: score for seed, score in own.sealed.items() if score.unread is None}
     if not read:
         unread = next((score.unread for score in own.sealed.values()), None)

@@ -81,11 +81,16 @@ class Standing:
         """The best one that was trained often enough."""
         return self.candidates[0] if self.layout.means and self.layout.seeds >= FEWEST_SEEDS else None
 
+    @property
+    def chosen(self) -> list[int]:
+        """The trials of the search that are compared, in the order of what is believed of them."""
+        return [number for number in self.layout.means if number != self.defaults]
+
     def believed(self, number: int) -> Spread | None:
         """Where the gain of a trial over the defaults is believed to be; None where it has none."""
         if self.shrunk is None or self.defaults not in self.layout.means or number == self.defaults:
             return None
-        place = [each for each in self.layout.means if each != self.defaults].index(number)
+        place = self.chosen.index(number)
         gains = self.shrunk.gains(self.layout.means[self.defaults])
         return Spread(gains.weights, gains.at[place : place + 1], gains.scale, gains.freedom)
 

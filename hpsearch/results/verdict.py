@@ -99,6 +99,5 @@ def _tied(known: Standing, recommended: int | None) -> set[int]:
     if recommended == known.defaults:
         chances = {one.number: one.probability for one in known.candidates if one.probability is not None}
         return {number for number, probability in chances.items() if 1 - SURE < probability < SURE}
-    chosen = [number for number in known.layout.means if number != known.defaults]
-    ahead = known.shrunk.below(chosen.index(recommended)).tolist()
-    return {number for number, sure in zip(chosen, ahead, strict=True) if sure < SURE and number != recommended}
+    ahead = known.shrunk.below(known.chosen.index(recommended)).tolist()
+    return {number for number, sure in zip(known.chosen, ahead, strict=True) if sure < SURE and number != recommended}

@@ -260,12 +260,12 @@ def assert_the_documented_way_to_ask_them_works(exported: Path) -> None:
 
 
 def test_killing_the_api_in_the_middle_changes_nothing_for_the_study(service: Service, tmp_path: Path) -> None:
-    service.run("submit", str(a_spec_file(tmp_path, "survivor", epochs=6, trials=2)))
+    service.run("submit", str(a_spec_file(tmp_path, "survivor", epochs=6)))
     wait_for(lambda: service.trials_reported("survivor"), PATIENCE)
     os.kill(service.child("hpsearch.api"), signal.SIGKILL)
     wait_for(service.answers, PATIENCE)
     study = finished_trials(service, "survivor")
-    assert study["trials"] == {"COMPLETE": 2}
+    assert study["trials"] == {"COMPLETE": 3}
 
 
 def test_killing_the_runner_in_the_middle_repeats_nothing_and_every_trial_goes_on(
@@ -289,22 +289,22 @@ def test_killing_the_runner_in_the_middle_repeats_nothing_and_every_trial_goes_o
 def test_killing_the_whole_service_leaves_no_process_and_the_next_start_goes_on(
     service: Service, tmp_path: Path
 ) -> None:
-    service.run("submit", str(a_spec_file(tmp_path, "restarted", epochs=6, trials=2)))
+    service.run("submit", str(a_spec_file(tmp_path, "restarted", epochs=6)))
     wait_for(lambda: service.trials_reported("restarted"), PATIENCE)
     children = [service.child("hpsearch.api"), service.child("hpsearch.runner")]
     service.process.kill()
     service.process.wait()
     wait_for(lambda: not any(map(is_alive, children)), PATIENCE)
     service.start()
-    assert finished_trials(service, "restarted")["trials"]["COMPLETE"] == 2
+    assert finished_trials(service, "restarted")["trials"]["COMPLETE"] == 3
 
 
 def test_stopping_the_service_hands_the_study_over_to_the_next_start(service: Service, tmp_path: Path) -> None:
-    service.run("submit", str(a_spec_file(tmp_path, "handed-over", epochs=6, trials=2)))
+    service.run("submit", str(a_spec_file(tmp_path, "handed-over", epochs=6)))
     wait_for(lambda: service.trials_reported("handed-over"), PATIENCE)
     assert service.stop() == 0
     service.start()
-    assert finished_trials(service, "handed-over")["trials"]["COMPLETE"] == 2
+    assert finished_trials(service, "handed-over")["trials"]["COMPLETE"] == 3
 
 
 def test_a_running_study_can_be_cancelled_and_then_deleted(service: Service, tmp_path: Path) -> None:

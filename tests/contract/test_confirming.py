@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,19 +12,16 @@ from starlette.testclient import TestClient
 
 from hpsearch.basemodel import BaseModel
 from hpsearch.lifecycle import StudyState
-from hpsearch.raytune.holding import Holding
 from hpsearch.raytune.place import Place
 from hpsearch.raytune.stopping import ShouldStop
 from hpsearch.runner import driving, heartbeat
-from hpsearch.runner.runner import Runner
 from hpsearch.search import Search, history
 from hpsearch.settings import Settings
 from hpsearch.spec.defaults import resolve
 from hpsearch.storage import Acting, Acts, Database, Studies, events_after, optuna_storage
-from tests.builders import a_report, a_spec
-from tests.conftest import STUDIES
+from tests.builders import a_report
+from tests.contract.test_runner import readable, running, until
 
-PATIENCE = 60
 NAME, CONTRACT = "judged", "contract"
 SEEDS, TRAININGS = 2, 4
 """One trial of the search and the defaults, under two seeds."""
@@ -40,16 +36,8 @@ class Quick:
         """Called before each training with the number of those before it."""
 
     def drive(
-        self,
-        search: Search,
-        model: BaseModel,
-        examples: int,
-        place: Place,
-        should_stop: ShouldStop,
-        *,
-        holding: Holding,
+        self, search: Search, model: BaseModel, examples: int, place: Place, should_stop: ShouldStop, **_: object
     ) -> bool:
-        del holding
         while (asked := search.ask()) is not None:
             config = asked.config or resolve(search.spec, asked.params, examples, model.model_type, model.parameters)
             search.start(asked.number, config)
@@ -68,18 +56,15 @@ class Quick:
         return False
 
 
-class Running:
+class Study:
     """A runner in a thread, with one study that is to be confirmed."""
 
     def __init__(self, settings: Settings, quick: Quick) -> None:
         self.settings, self.quick, self.database = settings, quick, Database(settings.sql_url)
         self.studies = Studies(self.database)
-        tickets = STUDIES / "data" / "tickets"
         self.studies.create(
-            a_spec(
-                name=NAME,
-                model={"base": str(STUDIES / "models" / "pydoc-llama")},
-                data={split: str(tickets / f"{split}.jsonl") for split in ("train", "validation")},
+            readable(
+                NAME,
                 search_space={"learning_rate_multiplier": {"low": 0.01, "high": 10, "log": True}},
                 sampler={"type": "random"},
                 pruner={"type": "none"},
@@ -90,17 +75,8 @@ class Running:
 
     def run_until(self, *states: StudyState) -> None:
         """Take the study over, and lay it down when it is in one of these states."""
-        runner = Runner(self.settings, "none")
-        thread = threading.Thread(target=runner.run)
-        thread.start()
-        try:
-            deadline = time.monotonic() + PATIENCE
-            while self.state not in states:
-                assert time.monotonic() < deadline, f"{self.state}, not {states}"
-                time.sleep(0.02)
-        finally:
-            runner.stop.set()
-            thread.join(PATIENCE)
+        with running(self.settings):
+            until(lambda: self.state in states, f"one of {states}")
 
     @property
     def state(self) -> StudyState:
@@ -122,70 +98,68 @@ SEARCHED = [f"{number}/weights" for number in range(3)]
 
 
 @pytest.fixture
-def running(home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch) -> Running:
+def study(home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch) -> Study:
     quick = Quick()
     monkeypatch.setattr(driving, "drive", quick.drive)
     monkeypatch.setattr(heartbeat, "RENEW_SECONDS", 0.05)
-    return Running(home_with_tables, quick)
+    return Study(home_with_tables, quick)
 
 
 def in_confirmation(search: Search, count: int, at: int) -> bool:
     return search.spec.name != NAME and count == at
 
 
-def test_a_study_ends_with_its_verdict_and_the_weights_of_its_search_alone(running: Running) -> None:
-    running.run_until(StudyState.FINISHED)
-    assert running.quick.trained == {NAME: 3, history.confirmation_of(NAME): TRAININGS}
-    assert running.weights() == SEARCHED
-    kinds = running.kinds()
+def test_a_study_ends_with_its_verdict_and_the_weights_of_its_search_alone(study: Study) -> None:
+    study.run_until(StudyState.FINISHED)
+    assert study.quick.trained == {NAME: 3, history.confirmation_of(NAME): TRAININGS}
+    assert study.weights() == SEARCHED
+    kinds = study.kinds()
     assert kinds.index("study.confirming") < kinds.index("study.verdict") < kinds.index("study.finished")
     assert kinds.count("confirmation.completed") == TRAININGS
-    study = history.load(optuna_storage(running.settings.sql_url), NAME)
+    study = history.load(optuna_storage(study.settings.sql_url), NAME)
     verdict = history.verdict(study)
     assert verdict is not None
     assert verdict["seeds"] == SEEDS
 
 
-def test_a_study_that_is_cancelled_while_it_is_confirmed_leaves_nothing_of_that(running: Running) -> None:
+def test_a_study_that_is_cancelled_while_it_is_confirmed_leaves_nothing_of_that(study: Study) -> None:
     def cancel(search: Search, count: int) -> None:
         if in_confirmation(search, count, at=2):
-            Acts(running.database).cancel(NAME, Acting("alice"))
+            Acts(study.database).cancel(NAME, Acting("alice"))
             time.sleep(0.5)  # ten beats of the heart
 
-    running.quick.before = cancel
-    running.run_until(StudyState.CANCELLED)
-    assert running.weights() == SEARCHED
-    states = Counter(trial.state.name for trial in running.confirmation())
+    study.quick.before = cancel
+    study.run_until(StudyState.CANCELLED)
+    assert study.weights() == SEARCHED
+    states = Counter(trial.state.name for trial in study.confirmation())
     assert states == {"COMPLETE": 2, "FAIL": TRAININGS - 2}
-    assert "study.verdict" not in running.kinds()
+    assert "study.verdict" not in study.kinds()
 
 
-def paused_in_the_middle(running: Running) -> None:
+def paused_in_the_middle(study: Study) -> None:
     def pause(search: Search, count: int) -> None:
         if in_confirmation(search, count, at=2):
-            Acts(running.database).pause(NAME, Acting("alice"))
+            Acts(study.database).pause(NAME, Acting("alice"))
             time.sleep(0.5)
 
-    running.quick.before = pause
-    running.run_until(StudyState.PAUSED)
-    assert len(running.weights()) == len(SEARCHED) + 2
-    running.quick.before = lambda _search, _count: None
+    study.quick.before = pause
+    study.run_until(StudyState.PAUSED)
+    assert len(study.weights()) == len(SEARCHED) + 2
+    study.quick.before = lambda _search, _count: None
 
 
-def test_a_study_that_is_cancelled_while_nobody_drives_it_leaves_nothing_either(
-    running: Running, api: TestClient
-) -> None:
-    paused_in_the_middle(running)
+def test_a_study_that_is_cancelled_while_nobody_drives_it_leaves_nothing_either(study: Study, api: TestClient) -> None:
+    paused_in_the_middle(study)
     assert api.post(f"/v1/studies/{NAME}/cancel").json()["state"] == "cancelled"
-    assert running.weights() == SEARCHED
-    states = Counter(trial.state.name for trial in running.confirmation())
+    assert study.weights() == SEARCHED
+    states = Counter(trial.state.name for trial in study.confirmation())
     assert states == {"COMPLETE": 2, "FAIL": TRAININGS - 2}
 
 
-def test_a_study_that_was_paused_while_it_was_confirmed_goes_on_with_what_is_missing(running: Running) -> None:
-    paused_in_the_middle(running)
-    Acts(running.database).resume(NAME, Acting("alice"))
-    running.run_until(StudyState.FINISHED)
-    assert running.quick.trained == {NAME: 3, history.confirmation_of(NAME): TRAININGS}
-    assert running.weights() == SEARCHED
-    assert running.kinds().count("study.verdict") == 1
+def test_a_study_that_was_paused_while_it_was_confirmed_goes_on_with_what_is_missing(study: Study) -> None:
+    paused_in_the_middle(study)
+    Acts(study.database).resume(NAME, Acting("alice"))
+    study.run_until(StudyState.FINISHED)
+    assert study.quick.trained == {NAME: 3, history.confirmation_of(NAME): TRAININGS}
+    assert study.weights() == SEARCHED
+    assert study.kinds().count("study.verdict") == 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import optuna
 import pytest
@@ -56,11 +57,24 @@ def until(what: Callable[[], object], text: str) -> None:
         time.sleep(0.02)
 
 
-def readable(name: str) -> StudySpec:
+def readable(name: str, **changes: Any) -> StudySpec:
     """A study whose model and data are there."""
     tickets = STUDIES / "data" / "tickets"
     data = {split: str(tickets / f"{split}.jsonl") for split in ("train", "validation")}
-    return a_spec(name=name, model={"base": str(STUDIES / "models" / "pydoc-llama")}, data=data)
+    return a_spec(name=name, model={"base": str(STUDIES / "models" / "pydoc-llama")}, data=data, **changes)
+
+
+@contextlib.contextmanager
+def running(settings: Settings) -> Iterator[None]:
+    """A runner in a thread, which lays its studies down at the end."""
+    runner = Runner(settings, "none")
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        runner.stop.set()
+        thread.join(PATIENCE)
 
 
 class Driven:
@@ -112,15 +126,9 @@ def test_a_study_whose_spec_cannot_be_read_fails_and_those_behind_it_go_on(
     with database.write() as connection:
         connection.execute(unread.values(spec=text))
     optuna.create_study(study_name="unread", storage=trials).ask()
-    runner = Runner(home_with_tables, "none")
-    monkeypatch.setattr(runner._driving, "_search", lambda *_: (StudyState.FINISHED, "done", None))
-    thread = threading.Thread(target=runner.run)
-    thread.start()
-    try:
+    monkeypatch.setattr(driving.Driving, "_search", lambda *_: (StudyState.FINISHED, "done", None))
+    with running(home_with_tables):
         until(lambda: created.get("behind").state == StudyState.FINISHED, "the study behind it was driven")
-    finally:
-        runner.stop.set()
-        thread.join(PATIENCE)
     failed = created.get("unread")
     assert failed.state == StudyState.FAILED
     assert "can't be read" in failed.reason
@@ -222,14 +230,8 @@ def test_studies_for_which_a_runner_has_no_place_get_theirs_in_turn(
     names = [f"study-{number}" for number in range(5)]
     for name in names:
         Studies(database).create(readable(name))
-    runner = Runner(settings, "none")
-    thread = threading.Thread(target=runner.run)
-    thread.start()
-    try:
+    with running(settings):
         until(lambda: all(endless.turns[name] >= 2 for name in names), f"each has its turns: {endless.turns}")
-    finally:
-        runner.stop.set()
-        thread.join(PATIENCE)
     assert endless.most == 2
     assert {Studies(database).get(name).state for name in names} == {StudyState.QUEUED}
     events = [str(event.details) for event in events_after(database, names[0], 0) if event.kind == "study.queued"]

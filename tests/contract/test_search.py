@@ -54,17 +54,6 @@ def storage(migrated_url: str) -> Iterator[Storage]:
     opened.engine.dispose()  # type: ignore[attr-defined]
 
 
-def each_on_sqlite(name: str, values: list[Any]) -> pytest.MarkDecorator:
-    """Each value on SQLite, where each takes a fraction of the time, and the first one on PostgreSQL too."""
-    cases = [pytest.param("sqlite", value, id=f"sqlite-{_id(value)}") for value in values]
-    cases.append(pytest.param("postgres", values[0], id=f"postgres-{_id(values[0])}"))
-    return pytest.mark.parametrize(("migrated_url", name), cases, indirect=["migrated_url"])
-
-
-def _id(value: Any) -> str:
-    return str(value["type"] if isinstance(value, dict) else value)
-
-
 @pytest.fixture
 def sqlite(tmp_path: Path, sqlite_template: Path) -> Storage:
     """Where the database makes no difference, the faster one."""
@@ -146,7 +135,7 @@ def spec_of(trials: int = 6, **changes: Any) -> StudySpec:
 
 
 class TestTheWholeLoop:
-    @each_on_sqlite("sampler", SAMPLERS)
+    @pytest.mark.parametrize("sampler", SAMPLERS)
     def test_every_sampler_uses_the_budget_and_repeats_nothing(self, storage: Storage, sampler: str) -> None:
         driven = Driven(storage, spec_of(6, sampler={"type": sampler} | _startup(sampler)))
         driven.run_all()
@@ -157,7 +146,7 @@ class TestTheWholeLoop:
             assert list(driven.spec.search_space.faults(trial.params)) == []
             assert set(trial.params) == set(SPACE)
 
-    @each_on_sqlite("pruner", PRUNERS)
+    @pytest.mark.parametrize("pruner", PRUNERS, ids=lambda pruner: pruner["type"])
     def test_every_pruner_ends_every_trial(self, storage: Storage, pruner: dict[str, Any]) -> None:
         trials = 24 if pruner["type"] == "hyperband" else 8  # its brackets share them
         driven = Driven(storage, spec_of(trials, pruner=pruner))
@@ -510,7 +499,7 @@ class TestEnding:
 class TestAfterACrash:
     """A crash is a search that is dropped: the next one knows only what lies in SQL."""
 
-    @each_on_sqlite("sampler", ["tpe", "random", "qmc"])
+    @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
     def test_interrupted_trials_go_on_first_under_their_numbers(self, storage: Storage, sampler: str) -> None:
         spec = spec_of(8, sampler={"type": sampler} | _startup(sampler))
         before = Driven(storage, spec)

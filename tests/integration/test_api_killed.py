@@ -20,13 +20,7 @@ from tests.conftest import STUDIES
 from tests.integration.test_webhooks import receiver, wait_for
 from tests.ports import free_port
 
-WANTED, CLIENTS, KILLS = 80, 8, 3
-
-API = """
-from hpsearch.api import __main__, webhooks
-webhooks.CLAIM_SECONDS = 20.0  # what was on its way when it was killed is sent again sooner
-__main__.main()
-"""
+WANTED, CLIENTS, KILLS = 200, 8, 3
 
 
 class Api:
@@ -40,7 +34,7 @@ class Api:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-c", API, "--port", str(self._port)]
+        command = [sys.executable, "-m", "hpsearch.api", "--port", str(self._port)]
         self.process = subprocess.Popen(command, env=self._environment, stderr=subprocess.DEVNULL)
 
         with httpx.Client() as http:
