@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -31,20 +30,19 @@ _last: WeakKeyDictionary[Base, tuple[tuple[object, ...], TokenisedSplit]] = Weak
 """The trainings that confirm a study's best all read the same."""
 
 
-def score_sealed(member: Member, goes_on: Callable[[], bool] = lambda: True) -> SealedScore | None:
+def score_sealed(member: Member) -> SealedScore | None:
     """Evaluate the weights that a fine-tune keeps on its test split; None when its config names none.
 
     The member is not to be trained on afterwards: its weights are those of its best report from here on. Whatever goes
     wrong is what the score says.
 
     Args:
-        member: Its best weights are kept by now.
-        goes_on: Whether somebody still waits for it.
+        member: Its best weights are kept by now. Whoever wants it gone waits: a trial that has ended has its score.
     """
     if member.config.data.test is None:
         return None
     try:
-        return _score(member, _read(member), goes_on)
+        return _score(member, _read(member))
     except Exception as error:  # a file that was moved, an example that is too long for the memory
         known = isinstance(error, HpsearchError)
         text = (str(error) if known else f"{type(error).__name__}: {error}")[:500]
@@ -74,7 +72,7 @@ def _key(config: FinetuneConfig, max_length: int) -> tuple[object, ...]:
     return config.data.test, content, config.data.format, config.data.chat_template, max_length
 
 
-def _score(member: Member, split: TokenisedSplit, goes_on: Callable[[], bool]) -> SealedScore:
+def _score(member: Member, split: TokenisedSplit) -> SealedScore:
     member.return_to_best()
     count = len(split.examples)
     blocks = min(MOST_BLOCKS, count)
@@ -82,7 +80,7 @@ def _score(member: Member, split: TokenisedSplit, goes_on: Callable[[], bool]) -
     values, weights = [], []
     for start, end in itertools.pairwise(block * count // blocks for block in range(blocks + 1)):
         examples = split.examples[start:end]
-        read = functools.partial(evaluate, company, member.prepared.loaded.anatomy, examples, goes_on=goes_on)
+        read = functools.partial(evaluate, company, member.prepared.loaded.anatomy, examples)
         (evaluation,), budget = in_less_memory(read, budget)
         value, weight = _measured(evaluation, member.metric)
         values.append(value)

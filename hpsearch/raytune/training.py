@@ -265,8 +265,7 @@ class Training:
         except Exception as error:  # the disk's fault: the trial goes on from its snapshot, and ends once more
             log.warning("best weights not written", exc_info=True, extra=fields_of(key))
             return Lost(f"the best weights could not be written: {error}"[:500], died=False)
-        sealed = score_sealed(event.member, lambda: self._roster.wants(key))
-        return Finished(event.best, self._contracts[key], slot.adapter, sealed)
+        return Finished(event.best, self._contracts[key], slot.adapter, score_sealed(event.member))
 
     def _send(self, key: str, message: Message) -> None:
         if isinstance(message, Failed):

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hpsearch.finetune import finetune, prepare
 from hpsearch.finetune.prepare import prepared_key
-from hpsearch.finetune.sealed import MOST_BLOCKS, score_sealed
+from hpsearch.finetune.sealed import MOST_BLOCKS
 from hpsearch.results import Report
 from hpsearch.spec.finetune import FinetuneConfig
 
@@ -124,12 +124,3 @@ def test_a_split_that_can_not_be_read_costs_nothing_but_itself(tmp_path: Path, c
     assert said in (outcome.sealed.unread or "")
     assert (outcome.sealed.values, (tmp_path / "best").is_dir()) == ((), True)
     assert timeless(outcome.reports) == timeless(finetune(a_config()).reports)
-
-
-def test_nobody_waits_for_it_any_more() -> None:
-    outcome = finetune(a_config())
-    member = outcome.member
-    member.config = with_files(member.config, test=sealed_file(7))
-    found = score_sealed(member, goes_on=lambda: False)
-    assert found is not None
-    assert found.unread
