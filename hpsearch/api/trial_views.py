@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import asdict
 from typing import Any, Literal
 
 from hpsearch.api.verdict_views import VerdictView
 from hpsearch.api.views import View, utc
 from hpsearch.results import Trial
+from hpsearch.results.diagnosis import diagnose
 from hpsearch.spec.finetune import FinetuneConfig
+from hpsearch.spec.objective import ObjectiveSpec
 
 
 class ReportView(View):
@@ -117,18 +120,30 @@ class TrialView(View):
         }
 
 
+class DiagnosisView(View):
+    """What is wrong with a trial's fit."""
+
+    finding: Literal["never_better", "overfitted", "unstable", "undertrained"]
+    text: str
+    """What is seen, and what to change; goes on from "it"."""
+
+
 class TrialDetailView(TrialView):
-    """One trial with its resolved config and its curve."""
+    """One trial with its resolved config, its curve, and what that says of it."""
 
     config: FinetuneConfig | None
     """Everything its fine-tune was given, nothing `auto`."""
     curve: list[ReportView]
+    diagnosis: DiagnosisView | None
+    """What is wrong with its fit; null if nothing is, or while too little is known."""
 
     @classmethod
-    def of(cls, trial: Trial) -> TrialDetailView:
-        """From the trial."""
+    def of(cls, trial: Trial, objective: ObjectiveSpec) -> TrialDetailView:
+        """From the trial and the study's objective."""
         curve = [report.as_json() for report in trial.reports]
-        return cls(**cls.fields_of(trial), config=trial.config, curve=curve)
+        found = diagnose(trial, objective)
+        diagnosis = None if found is None else asdict(found)
+        return cls(**cls.fields_of(trial), config=trial.config, curve=curve, diagnosis=diagnosis)
 
 
 class TrialListView(View):

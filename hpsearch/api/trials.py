@@ -48,9 +48,9 @@ def list_trials(
 
 @router.get("/trials/{number}", dependencies=[read])
 def get_trial(name: Name, number: Number, service: Door) -> TrialDetailView:
-    """One trial: its params, its resolved config, its curve."""
-    service.studies.get(name)
-    return TrialDetailView.of(service.trial(name, number))
+    """One trial: its params, its resolved config, its curve, and what that says of its fit."""
+    objective = service.studies.get(name).spec.objective
+    return TrialDetailView.of(service.trial(name, number), objective)
 
 
 @router.get("/trials/{number}/adapter", dependencies=[read], response_class=FileResponse)

@@ -88,6 +88,7 @@ def trial_page(study: dict[str, Any], trial: dict[str, Any], url: str) -> Group:
 def _of_trial(name: str, trial: dict[str, Any], url: str) -> Iterator[Line]:
     config = trial["config"]
     yield "failure", f"{trial['failure']}: {trial['failure_text']}" if trial["failure"] else ""
+    yield "diagnosis", f"it {trial['diagnosis']['text']}" if trial["diagnosis"] else ""
     yield "stopped by", trial["stopped_by"] or ""
     yield "replaced", trial["replaced"] or ""
     yield "params", outline(trial["params"])

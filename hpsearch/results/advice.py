@@ -40,6 +40,9 @@ def advice(
     helps = recommended is None or not is_usable(baseline) or min(means) < known.sign * (baseline or 0.0)
     if not helps:
         said.append(f"None is better than the untouched base model ({baseline:.4g}): fine-tuning does not help here.")
+    if known.broken:
+        many = "1 training" if len(known.broken) == 1 else f"{len(known.broken)} trainings"
+        said.append(f"{many} broke off ({known.broken[-1]}): mend that and confirm again for what is missing.")
     return " ".join(said)
 
 

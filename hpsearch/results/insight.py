@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hpsearch.results.diagnosis import Diagnosis
 from hpsearch.results.trial import Trial
 from hpsearch.spec.space import LIMITS, OPEN_BELOW, FloatRange, IntChoices, IntRange, SearchSpace, Value, Varying
 
@@ -61,11 +62,13 @@ class Insight:
     effects: tuple[Effect, ...]
     """Most important first."""
     edges: tuple[Edge, ...]
+    best: Diagnosis | None = None
+    """What is wrong with the best trial's fit, if anything."""
 
     @property
     def advice(self) -> list[str]:
         """What to do about it, in sentences."""
-        said = []
+        said = [] if self.best is None else [f"the best trial {self.best.text}"]
         for edge in self.edges:
             wider = ", ".join(f"{key} {_brief(value)}" for key, value in edge.widen_to.items())
             said.append(
@@ -86,13 +89,16 @@ class Insight:
         return said
 
 
-def insight(space: SearchSpace, ranked: Sequence[Trial], importance: Mapping[str, float]) -> Insight:
+def insight(
+    space: SearchSpace, ranked: Sequence[Trial], importance: Mapping[str, float], best: Diagnosis | None = None
+) -> Insight:
     """Look at a ranking.
 
     Args:
         space: What was searched.
         ranked: Best first. Trials that took another's weights over say nothing of their params.
         importance: By parameter; may be empty.
+        best: What is wrong with the fit of the first one, if anything.
     """
     ranked = [trial for trial in ranked if trial.parent is None]
     varying = space.varying()
@@ -100,7 +106,7 @@ def insight(space: SearchSpace, ranked: Sequence[Trial], importance: Mapping[str
     effects = [Effect(name, importance.get(name), chances.get(name)) for name in varying]
     effects.sort(key=lambda effect: -(effect.importance or 0.0))
     edges = [edge for name, parameter in varying.items() if (edge := _edge(name, parameter, ranked)) is not None]
-    return Insight(len(ranked), tuple(effects), tuple(edges))
+    return Insight(len(ranked), tuple(effects), tuple(edges), best)
 
 
 def _edge(name: str, parameter: Varying, ranked: Sequence[Trial]) -> Edge | None:

@@ -70,6 +70,8 @@ class Standing:
     """1 where smaller is better, else -1."""
     favourite: int | None
     """The best trial of the search, by what the search itself measured."""
+    broken: tuple[str, ...] = ()
+    """Why each training that is missing broke off, by no fault of its params; the last one tells most."""
 
     @property
     def unstable(self) -> bool:
@@ -99,8 +101,8 @@ class Standing:
         return f"the defaults (trial {number})" if number == self.defaults else f"trial {number}"
 
 
-def standing(candidates: Sequence[Candidate], sign: float) -> Standing:
-    """Compare candidates; `sign` is 1 where smaller is better, else -1."""
+def standing(candidates: Sequence[Candidate], sign: float, broken: Sequence[str] = ()) -> Standing:
+    """Compare candidates; `sign` is 1 where smaller is better, else -1. `broken`: why trainings are missing."""
     failed = {
         one.number: sorted(seed for seed, loss in one.losses.items() if not is_usable(loss)) for one in candidates
     }
@@ -123,7 +125,8 @@ def standing(candidates: Sequence[Candidate], sign: float) -> Standing:
     compared.sort(key=lambda one: _place(one, sign))
     of_search = [one for one in compared if not one.is_defaults and one.searched is not None]
     best = min(of_search, key=lambda one: (_or_last(one.searched, sign), one.number), default=None)
-    return Standing(tuple(compared), layout, shrunk, failed, defaults, sign, best.number if best else None)
+    favourite = best.number if best else None
+    return Standing(tuple(compared), layout, shrunk, failed, defaults, sign, favourite, tuple(broken))
 
 
 def _gains(shrunk: Shrunk, layout: Layout, control: float) -> list[tuple[float, float, float, float]]:

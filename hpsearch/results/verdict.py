@@ -49,13 +49,16 @@ class Verdict:
         return asdict(self) | {"candidates": [asdict(candidate) for candidate in self.candidates]}
 
 
-def verdict(candidates: Sequence[Candidate], direction: Direction, baseline: float | None) -> Verdict:
+def verdict(
+    candidates: Sequence[Candidate], direction: Direction, baseline: float | None, broken: Sequence[str] = ()
+) -> Verdict:
     """Compare candidates by their losses under fresh seeds.
 
     Args:
         candidates: In any order; one of them the defaults, unless the search space excludes them.
         direction: Of the objective.
         baseline: The untouched base model's value of it, if known.
+        broken: Why trainings are missing that broke off by no fault of their params.
 
     Raises:
         ValueError: Two candidates have the same number, or two are the defaults.
@@ -67,7 +70,7 @@ def verdict(candidates: Sequence[Candidate], direction: Direction, baseline: flo
     if len(defaults) > 1:
         raise ValueError(f"candidates: only one can be the defaults, not trials {defaults}; leave is_defaults off")
     sign = 1.0 if direction == "minimize" else -1.0
-    known = standing(candidates, sign)
+    known = standing(candidates, sign, broken)
     outcome, recommended = _decide(known)
     by_number = {candidate.number: candidate for candidate in candidates}
     test = None if recommended is None else on_test(by_number, known, recommended)

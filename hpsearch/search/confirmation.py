@@ -16,7 +16,7 @@ from typing import Any
 
 import optuna
 
-from hpsearch.results import Trial, TrialState, rank
+from hpsearch.results import Failure, Trial, TrialState, rank
 from hpsearch.results.sealed import SealedScore
 from hpsearch.results.verdict import Candidate, Verdict, verdict
 from hpsearch.search import history
@@ -134,11 +134,18 @@ class Confirmation(Search):
         """What the trainings so far say."""
         losses: dict[int, dict[int, float | None]] = {trial.number: {} for trial in self._candidates}
         sealed: dict[int, dict[int, SealedScore]] = {trial.number: {} for trial in self._candidates}
+        broken: dict[tuple[int, int], Trial] = {}
         for frozen in self.frozen():
             confirms, seed = _place(frozen.user_attrs)
             again = history.as_trial(frozen, curve=False)
-            is_asked = confirms in losses and seed in self._seeds
-            if is_asked and again.state.is_finished and not _says_nothing(again):
+            if confirms not in losses or seed not in self._seeds or not again.state.is_finished:
+                continue
+            if _says_nothing(again):
+                if again.failure != Failure.CANCELLED:  # what was not begun any more is not the reason
+                    broken[confirms, seed] = again
+                broken.setdefault((confirms, seed), again)
+            else:
+                broken.pop((confirms, seed), None)
                 losses[confirms][seed] = again.value
                 if history.SEALED in frozen.user_attrs:
                     sealed[confirms][seed] = SealedScore.of_json(frozen.user_attrs[history.SEALED])
@@ -148,7 +155,10 @@ class Confirmation(Search):
             for number in [trial.number]
         ]
         figures = history.baseline(self._study) or {}
-        return verdict(compared, self.spec.objective.direction, figures.get(self.spec.objective.metric))
+        objective = self.spec.objective
+        why = sorted(broken.values(), key=lambda again: again.failure != Failure.CANCELLED)
+        texts = [_brief(f"{again.failure}: {again.failure_text}") for again in why]
+        return verdict(compared, objective.direction, figures.get(objective.metric), texts)
 
     @property
     def _defaults(self) -> int | None:
@@ -202,6 +212,11 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
 def _says_nothing(trial: Trial) -> bool:
     """Whether a training ended by something else than its params: its worker was lost, its driver failed, a person."""
     return trial.state == TrialState.FAIL and trial.failure not in TEACHES
+
+
+def _brief(text: str) -> str:
+    """Its first line, as much as fits into a sentence."""
+    return text.partition("\n")[0][:200]
 
 
 def _place(attributes: dict[str, Any]) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import importlib.util
 import optuna
 
 from hpsearch.results import rank
+from hpsearch.results.diagnosis import diagnose
 from hpsearch.results.insight import Insight, insight
 from hpsearch.results.schedule import told
 from hpsearch.search import history
@@ -21,7 +22,8 @@ def write(study: optuna.Study, spec: StudySpec) -> None:
     from optuna_dashboard import save_note
 
     ranked = rank(spec.name, "", spec.objective, history.baseline(study), history.trials(study)).trials
-    found = as_markdown(insight(spec.search_space, ranked, importance(study)))
+    best = diagnose(ranked[0], spec.objective) if ranked else None
+    found = as_markdown(insight(spec.search_space, ranked, importance(study), best))
     lines = [f"- {line}" for line in told(ranked[0].schedule)] if ranked else []
     if lines:
         found += f"\n\nThe best trial, {ranked[0].number}, has no single config: its params changed on the way.\n\n"

@@ -237,13 +237,17 @@ def test_what_ends_by_no_fault_of_its_params_is_trained_when_it_is_asked_for_aga
         again.begin()
     again.search.close(failure, "something broke")
     again.search.close_waiting("the confirmation is over")
-    assert again.search.verdict().outcome == "incomplete"
+    found, everyone = again.search.verdict(), len(candidates(driven.search, TOP)) * SEEDS
+    assert found.outcome == "incomplete"
+    assert f" {everyone} trainings broke off (" in found.text
+    assert failure == Failure.CANCELLED or f"({failure}: something broke)" in found.text
     assert again.ask() is None
     last = Again(driven)
     last.run_all()
     assert set(last.trained().values()) == {1}
-    assert len(last.trained()) == len(candidates(driven.search, TOP)) * SEEDS
+    assert len(last.trained()) == everyone
     assert last.search.verdict().outcome not in ("incomplete", "unstable")
+    assert "broke off" not in last.search.verdict().text
 
 
 def test_the_verdict_stands_in_the_ranking_until_another_trial_is_best(storage: optuna.storages.BaseStorage) -> None:
