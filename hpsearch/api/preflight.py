@@ -109,6 +109,12 @@ class Preflight:
             raise InvalidSpec(fault, "pruner.interval")
 
     @property
+    def tokens(self) -> int | None:
+        """That one pass over the training examples reads, about; None where they can't be counted."""
+        train = self.reports["train"]
+        return None if train.tokens is None else round(train.tokens * self.examples["train"] / train.examples)
+
+    @property
     def base_learning_rate(self) -> float:
         """What multipliers multiply: the spec's own, or the family's at this size."""
         given = self.spec.model.base_learning_rate

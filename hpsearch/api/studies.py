@@ -12,9 +12,10 @@ from hpsearch.api.state import Door
 from hpsearch.api.study_views import DeviceAsideView, StudyDetailView
 from hpsearch.api.trial_views import RankingView
 from hpsearch.api.verdict_views import VerdictView
-from hpsearch.api.views import CheckView, StudyListView, StudyView, utc
+from hpsearch.api.views import CheckView, CostView, StudyListView, StudyView, utc
 from hpsearch.errors import InvalidSpec, StudyNotFound, StudyUnreadable
 from hpsearch.lifecycle import StudyState
+from hpsearch.results.cost import cost
 from hpsearch.spec.auto import resolved_pruner, resolved_sampler
 from hpsearch.spec.study import NAME_PATTERN, StudySpec
 from hpsearch.storage import StudyRow
@@ -77,6 +78,8 @@ def check_study(spec: StudySpec, service: Door) -> CheckView:
     checked = Preflight(spec, service.settings, service.datasets, keep=False)
     service.studies.check_name(spec.name, checked.fingerprint)
     model = checked.model
+    tokens, epochs = checked.tokens, checked.defaults.epochs
+    forecast = cost(checked.spec, tokens, epochs, service.rate(checked.spec.model))
     return CheckView(
         spec=checked.spec,
         warnings=checked.warnings,
@@ -92,6 +95,7 @@ def check_study(spec: StudySpec, service: Door) -> CheckView:
             "sampler": resolved_sampler(checked.spec).model_dump(),
             "pruner": resolved_pruner(checked.spec).model_dump(),
         },
+        cost=CostView.of(forecast),
         lint={role: report.as_json() for role, report in checked.reports.items()},
     )
 

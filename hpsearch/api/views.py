@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from hpsearch.results.cost import Cost
 from hpsearch.spec.study import StudySpec
 from hpsearch.storage import DatasetRow, StudyRow
 
@@ -73,6 +74,45 @@ class StudyListView(View):
     """Ask again with `after` set to the last name."""
 
 
+class RateView(View):
+    """How fast a trial of an earlier study on the same base model was trained."""
+
+    study: str
+    number: int
+    tokens_per_second: float
+    """By seconds of its device, evaluations included."""
+
+
+class CostView(View):
+    """What a study will cost. Tokens are training tokens, about: chat templates differ. Null: not to be told."""
+
+    epoch: int | None
+    """One pass over the training examples, each cut at `max_length`."""
+    defaults: int | None
+    """A trial of the `auto` defaults, as far as the search space has them."""
+    search: int | None
+    """At most, if no trial stops early and each has the most epochs."""
+    confirmation: int | None
+    """What confirms the best trials, at most; 0 without."""
+    rate: RateView | None
+    """Null where no trial on this base model has completed yet."""
+    device_hours: float | None
+    """Search and confirmation at that rate, at most; as many devices divide it."""
+
+    @classmethod
+    def of(cls, cost: Cost) -> CostView:
+        """From the forecast."""
+        rate = None if cost.rate is None else RateView(**vars(cost.rate))
+        return cls(
+            epoch=cost.epoch,
+            defaults=cost.defaults,
+            search=cost.search,
+            confirmation=cost.confirmation,
+            rate=rate,
+            device_hours=cost.device_hours,
+        )
+
+
 class CheckView(View):
     """What a spec comes to, without queueing it."""
 
@@ -86,6 +126,7 @@ class CheckView(View):
     """What `auto` means for this data."""
     search: dict[str, dict[str, Any]]
     """The sampler and the pruner, named where they are `auto`."""
+    cost: CostView
     lint: dict[str, dict[str, Any]]
     """What was found in `train` and, with files of their own, `validation` and `test`."""
 

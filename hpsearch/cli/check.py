@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,4 +64,19 @@ def told_of_spec(found: dict[str, Any]) -> Iterator[str]:
         settings = ", ".join(f"{key} {value}" for key, value in chosen.items() if key != "type")
         yield f"{part}: {chosen['type']}{' (auto)' if asked == 'auto' else ''}{f', {settings}' if settings else ''}"
     yield f"base learning rate: {model['base_learning_rate']:.3g} (the multiplier multiplies it)"
+    yield from _told_of_cost(found["cost"])
     yield "the spec is valid"
+
+
+def _told_of_cost(cost: dict[str, Any]) -> Iterator[str]:
+    if cost["epoch"] is None:
+        return
+    again = f", {cost['confirmation']:,} to confirm the best" if cost["confirmation"] else ""
+    search = "" if cost["search"] is None else f", at most {cost['search']:,} the search{again}"
+    yield f"training tokens, about: {cost['epoch']:,} an epoch, {cost['defaults']:,} a trial of the defaults{search}"
+    if cost["device_hours"] is not None:
+        rate, seconds = cost["rate"], round(3600 * cost["device_hours"])
+        yield (
+            f"device time: at most {dt.timedelta(seconds=seconds)} h, at the {rate['tokens_per_second']:,.0f} tokens/s "
+            f"of trial {rate['number']} of '{rate['study']}'"
+        )

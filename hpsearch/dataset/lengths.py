@@ -10,8 +10,12 @@ from hpsearch.dataset.examples import ChatExample, Example
 
 EXTREME_RATIO = 10
 """Of the bytes of prompts and completions: beyond it, the prompt loss weight does nothing or takes over."""
+SAMPLED_BYTES = 64 * 2**10
+"""Of the first texts, all of which are tokenised; further ones are taken to have as many tokens per byte."""
 COUNTED_BYTES = 8 * 2**20
-"""Of long texts that are tokenised, seconds of work; further ones are taken to have as many tokens per byte."""
+"""Of texts that are tokenised at all, seconds of work: behind the first ones, those that may be too long."""
+MESSAGE_TOKENS = 5
+"""That a chat template adds to a message: where it begins, whose it is, where it ends, as ChatML has it."""
 LINES_NAMED = 5
 
 Text = tuple[str, bool]
@@ -19,20 +23,25 @@ Text = tuple[str, bool]
 
 
 class Lengths:
-    """Sums over the examples of a file. Tokens are counted of long texts only: n bytes are at most n tokens."""
+    """Sums over the examples of a file. Few are tokenised that can't be too long: n bytes are at most n tokens."""
 
     def __init__(self, max_length: int | None, count_tokens: Callable[[str], int | None] | None) -> None:
         self.prompt_bytes = self.completion_bytes = 0
         self._max_length, self._count_tokens = max_length or 0, count_tokens
         self._can_count = max_length is not None and count_tokens is not None
         self._counted_bytes = self._counted_tokens = 0
-        self._lost_tokens = 0.0
+        self._read_tokens = self._lost_tokens = 0.0
         self._too_long, self._unlearned = array("Q"), array("Q")  # lines
 
     @property
     def too_long(self) -> int | None:
         """Examples with more than `max_length` tokens; None when they could not be counted."""
         return len(self._too_long) if self._can_count else None
+
+    @property
+    def tokens(self) -> int | None:
+        """That are read of all examples, about; None when they could not be counted."""
+        return round(self._read_tokens) if self._can_count else None
 
     def add(self, example: Example) -> None:
         """One more."""
@@ -41,11 +50,14 @@ class Lengths:
         prompt = sum(len(text.encode()) for text, learned in parts if not learned)
         self.prompt_bytes += prompt
         self.completion_bytes += completion
-        if self._can_count and prompt + completion > self._max_length:
-            self._measure(parts, example.line)
+        if self._can_count:
+            added = MESSAGE_TOKENS * len(parts) if isinstance(example, ChatExample) else 0
+            self._measure(parts, example.line, added)
 
-    def _measure(self, parts: list[Text], line: int) -> None:
-        lost = self._tokens(parts) - self._max_length
+    def _measure(self, parts: list[Text], line: int, added: int) -> None:
+        tokens = self._tokens(parts)
+        self._read_tokens += min(tokens + added, self._max_length)
+        lost = tokens - self._max_length
         if lost <= 0:
             return
         self._lost_tokens += lost
@@ -58,9 +70,8 @@ class Lengths:
         """About; 0 when they can't be counted, and `_can_count` is false from then on."""
         text = "".join(text for text, _ in parts)
         size = len(text.encode())
-        if size < self._max_length:
-            return size
-        if self._counted_bytes > COUNTED_BYTES:
+        most = COUNTED_BYTES if size > self._max_length else SAMPLED_BYTES
+        if self._counted_bytes > most:
             return size * self._counted_tokens / self._counted_bytes
         tokens = self._count_tokens(text) if self._count_tokens else None
         self._can_count = tokens is not None

@@ -44,6 +44,8 @@ class LintReport:
     """UTF-8 bytes of what is learned."""
     too_long: int | None
     """Examples with more tokens than are read; None when tokens could not be counted."""
+    tokens: int | None
+    """That are read of all examples, about: chat templates differ. None when they could not be counted."""
     sketches: Sketches = field(repr=False, compare=False)
     """Of the examples, in their order: what a split and an overlap are found from."""
 
@@ -64,6 +66,7 @@ class LintReport:
             "prompt_bytes": self.prompt_bytes,
             "completion_bytes": self.completion_bytes,
             "too_long": self.too_long,
+            "tokens": self.tokens,
         }
 
 
@@ -82,7 +85,7 @@ def lint(
         role: What it is for: only training needs many examples, and only there the prompts' share matters.
         max_length: Tokens that are read of an example.
         count_tokens: Of a text, as the base model's tokenizer has it; it may answer None when it can't tell. Left
-            out, or without `max_length`, nothing is said of long examples.
+            out, or without `max_length`, nothing is said of tokens.
 
     Raises:
         UnknownDataset: The file can't be read.
@@ -115,7 +118,7 @@ def lint(
     )
     return LintReport(
         found, count, tuple(faults), warnings, len(exact[0]), len(near[0]),
-        lengths.prompt_bytes, lengths.completion_bytes, lengths.too_long, sketches,
+        lengths.prompt_bytes, lengths.completion_bytes, lengths.too_long, lengths.tokens, sketches,
     )  # fmt: skip
 
 

@@ -266,4 +266,5 @@ class Record(Whole):
 
 def outline(report: Report) -> dict[str, Any]:
     """What an event says of a report."""
-    return {"exposure": report.exposure, "epoch": report.epoch, "training_loss": report.training_loss}
+    named = ("exposure", "epoch", "training_loss", "tokens", "seconds")
+    return {name: getattr(report, name) for name in named}

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hpsearch.dataset import ChatExample, Message, TextExample
+from hpsearch.basemodel import describe, token_counter
+from hpsearch.dataset import ChatExample, Message, TextExample, lint
+from hpsearch.dataset.formats import Fault, parse_examples
 from hpsearch.errors import InvalidDataset
 from hpsearch.finetune.batches import Layout, MicroBatch, Share, kept_micro_batches, micro_batches
 from hpsearch.finetune.tokenised import TokenisedExample, TokenisedSplit
@@ -388,3 +390,15 @@ def test_examples_are_a_sequence():
         with pytest.raises(IndexError):
             examples[place]
     assert not a_split([], 0).examples
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_check_foretells_the_tokens_of_an_epoch(split: str) -> None:
+    """Without torch, from the text alone, before anything is queued."""
+    model = describe(str(STUDIES / "models/pydoc-llama"))
+    path = STUDIES / f"data/tickets/{split}.jsonl"
+    foretold = lint(path, role="validation", max_length=512, count_tokens=token_counter(model)).tokens
+    tokenizer = AutoTokenizer.from_pretrained(model.path)
+    examples = [parsed for parsed in parse_examples(path, "auto") if not isinstance(parsed, Fault)]
+    exact = sum(len(one) for one in tokenise(examples, tokenizer, 512).examples)
+    assert foretold == pytest.approx(exact, rel=0.05)

@@ -530,7 +530,27 @@ class TestSubmitting:
         assert check["model"]["type"] == "llama"
         assert check["model"]["layers"] > 0
         assert check["defaults"]["epochs"] == 4
+        cost = check["cost"]
+        assert (cost["defaults"], cost["search"]) == (4 * cost["epoch"], 20 * 4 * cost["epoch"])
+        assert (cost["confirmation"], cost["rate"], cost["device_hours"]) == (0, None, None)
         assert belongings(api, home) == NOTHING
+
+    def test_what_a_study_costs_is_told_by_the_newest_trial_on_its_model(self, api: TestClient) -> None:
+        others = {"model": {"base": "models/pydoc-llama", "method": "full"}}
+        for name, changes in (("older", {}), ("newest", {}), ("unfinished", {}), ("other-method", others)):
+            assert api.post("/v1/studies", json=spec_fields(name=name, **changes)).status_code == 201
+        events = {
+            "older": [(0, 1000, 1.0)],
+            "newest": [(0, 1000, 2.0), (7, 9000, 3.0)],
+            "other-method": [(0, 5000, 1.0)],
+        }
+        service = api.app.state.service  # type: ignore[attr-defined]
+        for name, completed in events.items():
+            for number, tokens, seconds in completed:
+                service.acts.tell(name, "trial.completed", {"number": number, "tokens": tokens, "seconds": seconds})
+        cost = api.post("/v1/studies:check", json=spec_fields(name="next")).json()["cost"]
+        assert cost["rate"] == {"study": "newest", "number": 7, "tokens_per_second": 3000.0}
+        assert cost["device_hours"] == pytest.approx(cost["search"] / 3000 / 3600)
 
     def test_a_check_warns_of_what_can_be_trained_on_but_should_not(self, door: TestClient) -> None:
         check = door.post("/v1/studies:check", json=good_data()).json()

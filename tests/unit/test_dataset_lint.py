@@ -127,6 +127,7 @@ def test_lint_of_a_good_file_is_silent(tmp_path):
         "prompt_bytes": 60,
         "completion_bytes": 110,
         "too_long": None,
+        "tokens": None,
     }
 
 
@@ -184,16 +185,28 @@ def test_context_that_is_not_learned_counts_as_prompt(tmp_path):
     assert (report.prompt_bytes, report.completion_bytes) == (70, 50)
 
 
-def test_only_texts_that_may_be_too_long_are_tokenised(tmp_path):
+def test_behind_the_first_ones_only_texts_that_may_be_too_long_are_tokenised(tmp_path, monkeypatch):
+    monkeypatch.setattr(lengths, "SAMPLED_BYTES", 50)
     asked: list[str] = []
 
     def count(text: str) -> int:
         asked.append(text)
         return words(text)
 
-    path = a_file(tmp_path, "a.jsonl", ["x" * 99, "y" * 100, *map(str, range(10))])
+    path = a_file(tmp_path, "a.jsonl", ["x" * 99, "z" * 99, "y" * 100, *map(str, range(10))])
     assert lint(path, max_length=100, count_tokens=count).too_long == 0
-    assert asked == ["p" + "y" * 100]
+    assert asked == ["p" + "x" * 99, "p" + "y" * 100]
+
+
+def test_the_tokens_of_a_file_are_told_from_its_first_texts(tmp_path, monkeypatch):
+    texts = ["a " * 20 + str(number) for number in range(100)]
+    path = a_file(tmp_path, "a.jsonl", texts)
+    exact = sum(words(f"p{text}") for text in texts)
+    assert lint(path, max_length=100, count_tokens=words).tokens == exact
+    assert lint(path, max_length=10, count_tokens=words).tokens == 10 * len(texts), "what is cut off is not read"
+    monkeypatch.setattr(lengths, "SAMPLED_BYTES", 500)
+    assert lint(path, max_length=100, count_tokens=words).tokens == pytest.approx(exact, rel=0.02)
+    assert lint(path, max_length=100, count_tokens=lambda _: None).tokens is None
 
 
 def test_a_chat_loses_its_completion_when_the_first_answer_is_cut_off(tmp_path):
@@ -207,6 +220,7 @@ def test_a_chat_loses_its_completion_when_the_first_answer_is_cut_off(tmp_path):
 
 def test_very_much_long_text_is_estimated_from_its_beginning(tmp_path, monkeypatch):
     monkeypatch.setattr(lengths, "COUNTED_BYTES", 1000)
+    monkeypatch.setattr(lengths, "SAMPLED_BYTES", 1000)
     asked: list[str] = []
 
     def count(text: str) -> int:
@@ -215,7 +229,7 @@ def test_very_much_long_text_is_estimated_from_its_beginning(tmp_path, monkeypat
 
     path = a_file(tmp_path, "a.jsonl", ["a " * 200 + str(number) for number in range(50)])
     report = lint(path, max_length=100, count_tokens=count)
-    assert len(asked) < 5
+    assert len(asked) < 8, "a text and its prompt each"
     assert report.too_long == 50
     assert "about 5,0" in only(report.warnings, "data.max_length")  # 201 words each
 
