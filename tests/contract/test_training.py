@@ -15,9 +15,10 @@ import pytest
 import torch
 from finetune_reference import a_config
 
-from hpsearch.finetune import Member, memory, prepare, snapshot
+from hpsearch.finetune import Member, memory, prepare, sealed, snapshot
 from hpsearch.finetune import evaluate as evaluation
 from hpsearch.finetune.attempts import Attempt
+from hpsearch.finetune.cohort import Cohort, Finished
 from hpsearch.raytune import models
 from hpsearch.raytune import roster as roster_module
 from hpsearch.raytune import training as training_module
@@ -166,6 +167,46 @@ def test_what_a_trial_hands_over_is_there_before_its_report_is_known_and_an_heir
     )
     assert roster.admit("study/1/1/b", heir, has_room_for_all=False) is None
     assert [reported(roster, "study/1/1/b") for _ in range(3)] == [20, 24, 28]
+
+
+def test_who_reports_beside_one_that_ends_does_not_wait_until_that_one_s_test_split_is_read(
+    roster: Roster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends, goes_on = "study/0/1/a", "study/1/1/b"
+    tick, begun, may_end = Cohort.tick, threading.Event(), threading.Event()
+    ended: list[tuple[str, Any]] = []
+    beside: list[tuple[str, Any]] = []
+
+    def together(cohort: Cohort, *waiting: Any) -> Any:
+        """The end comes in one tick with a report of the other one, and first."""
+        events = list(tick(cohort, *waiting))
+        ended.extend(event for event in events if isinstance(event[1], Finished) and event[0] == ends)
+        others = [event for event in events if event not in ended]
+        if not ended or beside or goes_on not in dict(others):
+            return others
+        beside.extend(others)
+        return [*ended, *others]
+
+    def slow(_: Member) -> None:
+        begun.set()
+        may_end.wait(3 * PATIENCE)
+
+    monkeypatch.setattr(Cohort, "tick", together)
+    monkeypatch.setattr(sealed, "score_sealed", slow)
+    heard: dict[str, list[dict[str, Any]]] = {ends: [], goes_on: []}
+
+    def hear(key: str) -> None:
+        while not heard[key] or heard[key][-1]["kind"] == "Reported":
+            heard[key].append(json.loads(roster.next_message(key)))
+
+    for key, slot in ((ends, a_slot(tmp_path, 0)), (goes_on, a_slot(tmp_path, 1, epochs=3))):
+        assert roster.admit(key, slot, has_room_for_all=False) is None
+        threading.Thread(target=hear, args=[key], daemon=True).start()
+    assert begun.wait(PATIENCE)
+    exposure = dict(beside)[goes_on].exposure
+    until(lambda: heard[goes_on][-1]["report"]["exposure"] == exposure, "it is told while the other one is read")
+    may_end.set()
+    until(lambda: [each[-1]["kind"] for each in heard.values()] == ["Finished"] * 2, "both end")
 
 
 @pytest.mark.parametrize("is_gpu", [True])
