@@ -10,7 +10,8 @@ from hpsearch.api.auth import Who
 from hpsearch.api.state import Door, Service
 from hpsearch.api.studies import Name, read, submit
 from hpsearch.api.views import View
-from hpsearch.results.diagnosis import diagnose
+from hpsearch.results import Trial
+from hpsearch.results.diagnosis import Diagnosis, diagnose
 from hpsearch.results.insight import insight
 from hpsearch.search import history
 from hpsearch.search.importance import importance
@@ -123,8 +124,11 @@ def get_insight(
     ranking = service.ranking(row)
     ranked = ranking.trials
     space = row.spec.search_space
-    best = diagnose(service.trial(name, ranked[0].number), row.spec.objective) if ranked else None
-    found = insight(space, ranked, importance(history.load(service.optuna_storage, name)), best)
+
+    def diagnosed(trial: Trial) -> Diagnosis | None:
+        return diagnose(service.trial(name, trial.number), row.spec.objective)  # a ranking has no curves
+
+    found = insight(space, ranked, importance(history.load(service.optuna_storage, name)), diagnosed)
     return InsightView(
         study=name,
         trials=found.trials,

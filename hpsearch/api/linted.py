@@ -26,13 +26,20 @@ class Linted:
         self._reports: OrderedDict[tuple[object, ...], LintReport] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: Path, terms: tuple[object, ...], read: Callable[[], LintReport]) -> LintReport:
+    def get(
+        self,
+        path: Path,
+        terms: tuple[object, ...],
+        read: Callable[[], LintReport],
+        is_final: Callable[[LintReport], bool] = lambda _: True,
+    ) -> LintReport:
         """The report on a file as it is now.
 
         Args:
             path: Of the file.
             terms: What else decides its report.
             read: Makes it.
+            is_final: Whether it would be the same again; others are not kept.
 
         Raises:
             OSError: The file can't be read.
@@ -42,6 +49,8 @@ class Linted:
         with self._lock:
             known = self._reports.get(key)
         report = known or read()
+        if not is_final(report):
+            return report
         with self._lock:
             self._reports[key] = report
             self._reports.move_to_end(key)

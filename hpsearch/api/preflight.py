@@ -20,7 +20,15 @@ from hpsearch.dataset.lines import together
 from hpsearch.dataset.lint import LintReport, lint, lint_overlap
 from hpsearch.dataset.load import ALL_THE_SAME
 from hpsearch.dataset.split import held_back
-from hpsearch.errors import HubUnavailable, InvalidDataset, InvalidSpec, TooFewExamples, UnknownDataset, UnknownModel
+from hpsearch.errors import (
+    HubUnavailable,
+    InvalidDataset,
+    InvalidSpec,
+    TooFewExamples,
+    UnknownDataset,
+    UnknownModel,
+    UnsupportedModel,
+)
 from hpsearch.settings import Settings
 from hpsearch.spec import population
 from hpsearch.spec.closed import as_invalid_spec
@@ -81,6 +89,9 @@ class Preflight:
         self.warnings: list[str] = []
         self.reports: dict[SplitRole, LintReport] = {}
         self._count_tokens = token_counter(self.model)
+        if _tokenizer_of(self.model) is not None and self._count_tokens("") is None:
+            text = "its tokenizer.json can't be loaded: it is damaged, or of a newer version of `tokenizers`"
+            raise UnsupportedModel(f"model.base: {text}", "model.base")
         train = self._lint(self.spec.data.train, "train")
         if self.spec.data.validation is None:
             held = sum(held_back(train.sketches, self.spec.data.validation_fraction))
@@ -200,8 +211,22 @@ class Preflight:
         field = f"data.{role}"
         max_length = min(self.spec.data.max_length, self.model.max_positions or self.spec.data.max_length)
         form = self.spec.data.format
-        terms = (form, role, max_length, self.model.path, self.model.fingerprint, _tokenizer_of(self.model))
-        report = LINTED.get(Path(path), terms, lambda: lint(Path(path), form, role, max_length, self._count_tokens))
+        terms = (
+            form,
+            role,
+            max_length,
+            self.spec.data.max_length,
+            self.model.path,
+            self.model.fingerprint,
+            _tokenizer_of(self.model),
+        )
+
+        def read() -> LintReport:
+            is_limited = max_length < self.spec.data.max_length
+            return lint(Path(path), form, role, max_length, self._count_tokens, limited_by_model=is_limited)
+
+        is_local = Path(self.model.path).is_absolute()  # else the hub may give the tokenizer the next time
+        report = LINTED.get(Path(path), terms, read, lambda report: is_local or report.tokens is not None)
         refuse(report, field)
         self.reports[role] = report
         self.warnings += [f"{field}: {warning}" for warning in report.warnings]

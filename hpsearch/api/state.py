@@ -17,10 +17,10 @@ from hpsearch.errors import AdapterNotFound, StudyUnreadable
 from hpsearch.lifecycle import StudyState
 from hpsearch.results import Ranking, Trial, TrialState, rank
 from hpsearch.results.budget import Limit, left, limit_spent
-from hpsearch.results.cost import Rate
 from hpsearch.results.trial import gone_on
 from hpsearch.search import history
 from hpsearch.settings import Settings
+from hpsearch.spec.cost import Rate
 from hpsearch.spec.finetune import ModelSpec
 from hpsearch.storage import DATABASE_AWAY, Acting, Acts, Database, Datasets, Studies, StudyRow, last_event
 from hpsearch.storage.events import last_events
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 OUTLINED_STUDIES = 16
 RATED_STUDIES = 100
-"""The newest ones, among which one is looked for that tells how fast a base model trains."""
+"""The newest ones, which tell how fast a base model trains."""
 
 
 class Outlines:
@@ -112,15 +112,11 @@ class Service:
         return replace(self.outlines.get(study.name, last, read), state=study.state)
 
     def rate(self, model: ModelSpec) -> Rate | None:
-        """How fast the last trial that completed on this base model was trained; None without one."""
-        for row in self.studies.page(RATED_STUDIES).rows:
-            with contextlib.suppress(StudyUnreadable):
-                if (row.spec.model.base, row.spec.model.method) == (model.base, model.method):
-                    for event in last_events(self.database, row.name, "trial.completed", limit=1):
-                        tokens, seconds = (event.details.get(figure, 0) for figure in ("tokens", "seconds"))
-                        if tokens and seconds:
-                            return Rate(row.name, event.details["number"], tokens / seconds)
-        return None
+        """How fast the last trials that completed on this base model were trained; None without any."""
+        alike = [row.name for row in self.studies.page(RATED_STUDIES).rows if _trains(row, model)]
+        found = [event for event in last_events(self.database, alike, "trial.completed") if "tokens" in event.details]
+        tokens, seconds = (sum(event.details[figure] for event in found) for figure in ("tokens", "device_seconds"))
+        return Rate(found[-1].study, len(found), tokens / seconds) if tokens and seconds else None
 
     def read_ahead(self) -> None:
         """Read the trials of running studies before somebody looks at them: ten thousand take many seconds."""
@@ -157,6 +153,12 @@ class Service:
             self.acts.delete(study, acting)  # behind the rest, so that a deletion that breaks off can be repeated
         if weights is not None:
             remove(weights)
+
+
+def _trains(study: StudyRow, model: ModelSpec) -> bool:
+    with contextlib.suppress(StudyUnreadable):
+        return (study.spec.model.base, study.spec.model.method) == (model.base, model.method)
+    return False
 
 
 def _service(request: Request) -> Any:

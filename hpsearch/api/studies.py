@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
@@ -15,8 +16,8 @@ from hpsearch.api.verdict_views import VerdictView
 from hpsearch.api.views import CheckView, CostView, StudyListView, StudyView, utc
 from hpsearch.errors import InvalidSpec, StudyNotFound, StudyUnreadable
 from hpsearch.lifecycle import StudyState
-from hpsearch.results.cost import cost
 from hpsearch.spec.auto import resolved_pruner, resolved_sampler
+from hpsearch.spec.cost import cost
 from hpsearch.spec.study import NAME_PATTERN, StudySpec
 from hpsearch.storage import StudyRow
 from hpsearch.storage.events import last_events
@@ -78,8 +79,8 @@ def check_study(spec: StudySpec, service: Door) -> CheckView:
     checked = Preflight(spec, service.settings, service.datasets, keep=False)
     service.studies.check_name(spec.name, checked.fingerprint)
     model = checked.model
-    tokens, epochs = checked.tokens, checked.defaults.epochs
-    forecast = cost(checked.spec, tokens, epochs, service.rate(checked.spec.model))
+    rate = service.rate(checked.spec.model)
+    forecast = cost(checked.spec, checked.tokens, checked.examples["train"], rate)
     return CheckView(
         spec=checked.spec,
         warnings=checked.warnings,
@@ -95,7 +96,7 @@ def check_study(spec: StudySpec, service: Door) -> CheckView:
             "sampler": resolved_sampler(checked.spec).model_dump(),
             "pruner": resolved_pruner(checked.spec).model_dump(),
         },
-        cost=CostView.of(forecast),
+        cost=CostView(**asdict(forecast)),
         lint={role: report.as_json() for role, report in checked.reports.items()},
     )
 
@@ -128,6 +129,7 @@ def get_study(name: Name, service: Door, response: Response) -> StudyDetailView:
     ranking = service.ranking(row)
     best = ranking.trials[0] if ranking.trials else None
     verdict = ranking.verdict_as_json()
+    told = last_events(service.database, [name], "study.warning")
     return StudyDetailView(
         **StudyView.of(row).model_dump(),
         trials=ranking.counts,
@@ -138,7 +140,7 @@ def get_study(name: Name, service: Door, response: Response) -> StudyDetailView:
             for device, each in set_aside(service.database, name).items()
         ],
         verdict=None if verdict is None else VerdictView(**verdict),
-        warnings=[str(event.details["text"]) for event in last_events(service.database, name, "study.warning")],
+        warnings=list(dict.fromkeys(str(event.details["text"]) for event in told)),
     )
 
 

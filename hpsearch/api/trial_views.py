@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hpsearch.api.verdict_views import VerdictView
 from hpsearch.api.views import View, utc
 from hpsearch.results import Trial
-from hpsearch.results.diagnosis import diagnose
+from hpsearch.results.diagnosis import Finding, diagnose
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.objective import ObjectiveSpec
 
@@ -123,9 +123,9 @@ class TrialView(View):
 class DiagnosisView(View):
     """What is wrong with a trial's fit."""
 
-    finding: Literal["never_better", "overfitted", "unstable", "undertrained"]
+    finding: Finding
     text: str
-    """What is seen, and what to change; goes on from "it"."""
+    """What is seen, and what to try; goes on from "it"."""
 
 
 class TrialDetailView(TrialView):

@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from hpsearch.results.cost import Cost
 from hpsearch.spec.study import StudySpec
 from hpsearch.storage import DatasetRow, StudyRow
 
@@ -75,12 +74,14 @@ class StudyListView(View):
 
 
 class RateView(View):
-    """How fast a trial of an earlier study on the same base model was trained."""
+    """How fast the last trials on a base model were trained."""
 
     study: str
-    number: int
+    """Of the newest of them."""
+    trials: int
+    """At most twenty."""
     tokens_per_second: float
-    """By seconds of its device, evaluations included."""
+    """By seconds of a device, evaluations included."""
 
 
 class CostView(View):
@@ -89,28 +90,15 @@ class CostView(View):
     epoch: int | None
     """One pass over the training examples, each cut at `max_length`."""
     defaults: int | None
-    """A trial of the `auto` defaults, as far as the search space has them."""
+    """The trial of the `auto` defaults."""
     search: int | None
-    """At most, if no trial stops early and each has the most epochs."""
+    """All trials, if none stops early and each has the most epochs; retries of lost workers come on top."""
     confirmation: int | None
-    """What confirms the best trials, at most; 0 without."""
+    """What confirms the best trials; 0 without."""
     rate: RateView | None
     """Null where no trial on this base model has completed yet."""
     device_hours: float | None
-    """Search and confirmation at that rate, at most; as many devices divide it."""
-
-    @classmethod
-    def of(cls, cost: Cost) -> CostView:
-        """From the forecast."""
-        rate = None if cost.rate is None else RateView(**vars(cost.rate))
-        return cls(
-            epoch=cost.epoch,
-            defaults=cost.defaults,
-            search=cost.search,
-            confirmation=cost.confirmation,
-            rate=rate,
-            device_hours=cost.device_hours,
-        )
+    """Search and confirmation at that rate; several devices share them."""
 
 
 class CheckView(View):

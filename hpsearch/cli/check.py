@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,19 +63,26 @@ def told_of_spec(found: dict[str, Any]) -> Iterator[str]:
         settings = ", ".join(f"{key} {value}" for key, value in chosen.items() if key != "type")
         yield f"{part}: {chosen['type']}{' (auto)' if asked == 'auto' else ''}{f', {settings}' if settings else ''}"
     yield f"base learning rate: {model['base_learning_rate']:.3g} (the multiplier multiplies it)"
+    limits = {name: limit for name, limit in found["spec"]["budget"].items() if limit is not None}
+    yield "budget, whatever is reached first: " + ", ".join(f"{name} {limit}" for name, limit in limits.items())
     yield from _told_of_cost(found["cost"])
     yield "the spec is valid"
 
 
 def _told_of_cost(cost: dict[str, Any]) -> Iterator[str]:
-    if cost["epoch"] is None:
-        return
-    again = f", {cost['confirmation']:,} to confirm the best" if cost["confirmation"] else ""
-    search = "" if cost["search"] is None else f", at most {cost['search']:,} the search{again}"
-    yield f"training tokens, about: {cost['epoch']:,} an epoch, {cost['defaults']:,} a trial of the defaults{search}"
+    parts = {
+        "epoch": "an epoch",
+        "defaults": "the trial of the defaults",
+        "search": "the search at most",
+        "confirmation": "to confirm the best at most",
+    }
+    told = [f"{cost[part]:,} {words}" for part, words in parts.items() if cost[part]]
+    if told:
+        yield f"training tokens, about: {', '.join(told)}"
     if cost["device_hours"] is not None:
-        rate, seconds = cost["rate"], round(3600 * cost["device_hours"])
-        yield (
-            f"device time: at most {dt.timedelta(seconds=seconds)} h, at the {rate['tokens_per_second']:,.0f} tokens/s "
-            f"of trial {rate['number']} of '{rate['study']}'"
-        )
+        rate = cost["rate"]
+        digits = 0 if rate["tokens_per_second"] >= 100 else 2
+        speed = f"{rate['tokens_per_second']:,.{digits}f}"
+        last = f"the last {rate['trials']} trials" if rate["trials"] > 1 else "the last trial"
+        known = f"at the {speed} tokens/s of {last} on this model (study '{rate['study']}')"
+        yield f"device hours: at most {cost['device_hours']:.2g}, {known}"

@@ -19,5 +19,5 @@ def told(found: dict[str, Any]) -> Iterator[str]:
             note = "" if effect["measurable"] is not False else "  no measurable effect"
             yield f"  {effect['parameter']:{width}}  {part:5.0%}  {'#' * round(part * BAR):{BAR}}{note}".rstrip()
     else:
-        yield "too few completed trials to say how important the parameters are"
+        yield "too few completed trials to say how important the parameters are: it takes eight, and five for the edges"
     yield from (f"advice: {sentence}" for sentence in found["advice"])

@@ -32,7 +32,8 @@ def _exchanged(event: dict[str, Any]) -> str:
 
 def _confirming(event: dict[str, Any]) -> str:
     numbers = ", ".join(map(str, event["trials"]))
-    return f"trials {numbers} are trained again under {event['seeds']} fresh seeds: {event['trainings']} trainings"
+    trainings = f"{event['trainings']} training{'s' * (event['trainings'] > 1)}"
+    return f"trials {numbers} are trained again under {event['seeds']} fresh seeds: {trainings}"
 
 
 def _confirmed(event: dict[str, Any]) -> str:
@@ -126,7 +127,7 @@ class Progress:
             return f"trial {number} complete: {best}{known}"
         if kind == "trial.pruned":
             trial["state"] = "PRUNED"
-            return f"trial {number} pruned after epoch {trial['epoch']:g}"
+            return f"trial {number} pruned after epoch {trial['epoch']:.3g}"
         if kind == "trial.interrupted":
             trial["state"] = "WAITING"
             return f"trial {number} interrupted after {event['exposure']} examples: {event['text']}"
@@ -157,11 +158,13 @@ class Progress:
             head.append(f"best {self.best[1]:.4f} (trial {self.best[0]})", "green")
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("trial", "state", "epoch", self.metric, "params"):
-            table.add_column(column, justify="left" if column in ("state", "params") else "right", no_wrap=True)
+            is_last = column == "params"  # the one that gives way where the terminal is narrow
+            table.add_column(column, justify="left" if column == "state" or is_last else "right", no_wrap=not is_last)
         for number, trial in sorted(self.trials.items())[-15:]:
             value = "" if trial["value"] is None else f"{trial['value']:.4f}"
             state = Text(trial["state"], STATE_STYLES[trial["state"]])
-            table.add_row(str(number), state, f"{trial['epoch']:g}", value, outline(trial["params"]))
+            params = Text(outline(trial["params"]), no_wrap=True, overflow="ellipsis")
+            table.add_row(str(number), state, f"{trial['epoch']:.3g}", value, params)
         total = self.wanted or max(len(self.trials), 1)
         bar = Table.grid(padding=(0, 1))
         training = sum(trial["state"] == "RUNNING" for trial in self.trials.values())

@@ -76,6 +76,8 @@ def lint(
     role: SplitRole | Literal["either"] = "train",
     max_length: int | None = None,
     count_tokens: Callable[[str], int | None] | None = None,
+    *,
+    limited_by_model: bool = False,
 ) -> LintReport:
     """Check one data file. It is streamed; some 160 bytes per example are held, and 100 more while they are compared.
 
@@ -86,6 +88,7 @@ def lint(
         max_length: Tokens that are read of an example.
         count_tokens: Of a text, as the base model's tokenizer has it; it may answer None when it can't tell. Left
             out, or without `max_length`, nothing is said of tokens.
+        limited_by_model: Whether `max_length` is what the model can read, and the spec's is larger.
 
     Raises:
         UnknownDataset: The file can't be read.
@@ -109,12 +112,16 @@ def lint(
     named = "the file" if role == "either" else path.name  # an upload has no name that anybody knows
     if not faults and count < (FEWEST_EXAMPLES if role == "train" else 1):
         faults.append((0, too_few_text(str(path), count) if role == "train" else f"{named} has no examples"))
+    fewest = FEWEST_EXAMPLES if role == "train" else 1
+    if not faults and count - lengths.unlearned < fewest:
+        kept = f"only {count - lengths.unlearned} of {count} examples keep any completion within {max_length} tokens"
+        faults.append((0, f"{kept}, and {fewest} are needed: raise data.max_length, or shorten them"))
     exact, near = exact_repeats(sketches), near_repeats(sketches)
     warnings = (
         *_few_warning(count, role),
         *_repeats_warnings(exact, near),
         *(lengths.ratio_warning() if role in ("train", "either") else ()),
-        *lengths.cut_off_warning(count),
+        *lengths.cut_off_warning(count, limited_by_model=limited_by_model),
     )
     return LintReport(
         found, count, tuple(faults), warnings, len(exact[0]), len(near[0]),

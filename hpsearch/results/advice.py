@@ -8,7 +8,7 @@ from typing import Literal
 
 from hpsearch.results.layout import is_usable
 from hpsearch.results.on_test import OnTest
-from hpsearch.results.standing import Compared, Standing
+from hpsearch.results.standing import Compared, Missing, Standing
 
 Outcome = Literal["better", "unclear", "defaults", "unstable", "incomplete"]
 
@@ -40,9 +40,8 @@ def advice(
     helps = recommended is None or not is_usable(baseline) or min(means) < known.sign * (baseline or 0.0)
     if not helps:
         said.append(f"None is better than the untouched base model ({baseline:.4g}): fine-tuning does not help here.")
-    if known.broken:
-        many = "1 training" if len(known.broken) == 1 else f"{len(known.broken)} trainings"
-        said.append(f"{many} broke off ({known.broken[-1]}): mend that and confirm again for what is missing.")
+    if known.missing is not None:
+        said.append(_missing_trainings(known.missing))
     return " ".join(said)
 
 
@@ -100,10 +99,18 @@ def _missing(known: Standing) -> str:
     if known.candidates and len(known.failed) == len(known.candidates):
         return "Use none of them: find out why each failed under a fresh seed."
     others = "another trial" if known.defaults is None else "the defaults"
-    return (
-        f"No comparison yet: a trial of the search and {others} have to end under the same two fresh seeds or more; "
-        "confirm with more seeds."
+    more = "" if known.missing else "; confirm with more seeds"
+    need = f"a trial of the search and {others} have to end under the same two fresh seeds or more"
+    return f"No comparison yet: {need}{more}."
+
+
+def _missing_trainings(missing: Missing) -> str:
+    broken, unbegun = (
+        f"{count} training{'s' * (count > 1)} {words}" * (count > 0)
+        for count, words in ((missing.broken, "broke off"), (missing.unbegun, "did not begin"))
     )
+    what = " and ".join(filter(None, (broken, unbegun)))
+    return f"{what} ({missing.reason}): mend that and confirm again, only what is missing is trained."
 
 
 def _failures(known: Standing) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpsearch.results.diagnosis import Diagnosis
+from hpsearch.results.diagnosis import REMEDIES, Diagnosis
 from hpsearch.results.trial import Trial
 from hpsearch.spec.space import LIMITS, OPEN_BELOW, FloatRange, IntChoices, IntRange, SearchSpace, Value, Varying
 
@@ -63,7 +63,7 @@ class Insight:
     """Most important first."""
     edges: tuple[Edge, ...]
     best: Diagnosis | None = None
-    """What is wrong with the best trial's fit, if anything."""
+    """What is wrong with the best trial's fit, unless the edges say otherwise."""
 
     @property
     def advice(self) -> list[str]:
@@ -90,7 +90,10 @@ class Insight:
 
 
 def insight(
-    space: SearchSpace, ranked: Sequence[Trial], importance: Mapping[str, float], best: Diagnosis | None = None
+    space: SearchSpace,
+    ranked: Sequence[Trial],
+    importance: Mapping[str, float],
+    diagnosed: Callable[[Trial], Diagnosis | None] = lambda _: None,
 ) -> Insight:
     """Look at a ranking.
 
@@ -98,7 +101,7 @@ def insight(
         space: What was searched.
         ranked: Best first. Trials that took another's weights over say nothing of their params.
         importance: By parameter; may be empty.
-        best: What is wrong with the fit of the first one, if anything.
+        diagnosed: What is wrong with the fit of one of them, if anything.
     """
     ranked = [trial for trial in ranked if trial.parent is None]
     varying = space.varying()
@@ -106,6 +109,10 @@ def insight(
     effects = [Effect(name, importance.get(name), chances.get(name)) for name in varying]
     effects.sort(key=lambda effect: -(effect.importance or 0.0))
     edges = [edge for name, parameter in varying.items() if (edge := _edge(name, parameter, ranked)) is not None]
+    best = diagnosed(ranked[0]) if ranked else None
+    remedies = {} if best is None else REMEDIES[best.finding]
+    if any(remedies.get(edge.parameter, edge.side) != edge.side for edge in edges):
+        best = None
     return Insight(len(ranked), tuple(effects), tuple(edges), best)
 
 

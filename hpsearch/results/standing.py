@@ -56,6 +56,18 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """Trainings that did not come to their ends, by no fault of their params."""
+
+    broken: int
+    """Broke off."""
+    unbegun: int
+    """Were not begun, because too many others failed."""
+    reason: str
+    """Of the last one that broke off, or else of the last one that failed."""
+
+
+@dataclass(frozen=True)
 class Standing:
     """What is known before it is decided on."""
 
@@ -70,8 +82,8 @@ class Standing:
     """1 where smaller is better, else -1."""
     favourite: int | None
     """The best trial of the search, by what the search itself measured."""
-    broken: tuple[str, ...] = ()
-    """Why each training that is missing broke off, by no fault of its params; the last one tells most."""
+    missing: Missing | None = None
+    """The trainings that are missing; None if none is."""
 
     @property
     def unstable(self) -> bool:
@@ -101,8 +113,8 @@ class Standing:
         return f"the defaults (trial {number})" if number == self.defaults else f"trial {number}"
 
 
-def standing(candidates: Sequence[Candidate], sign: float, broken: Sequence[str] = ()) -> Standing:
-    """Compare candidates; `sign` is 1 where smaller is better, else -1. `broken`: why trainings are missing."""
+def standing(candidates: Sequence[Candidate], sign: float, missing: Missing | None = None) -> Standing:
+    """Compare candidates; `sign` is 1 where smaller is better, else -1."""
     failed = {
         one.number: sorted(seed for seed, loss in one.losses.items() if not is_usable(loss)) for one in candidates
     }
@@ -126,7 +138,7 @@ def standing(candidates: Sequence[Candidate], sign: float, broken: Sequence[str]
     of_search = [one for one in compared if not one.is_defaults and one.searched is not None]
     best = min(of_search, key=lambda one: (_or_last(one.searched, sign), one.number), default=None)
     favourite = best.number if best else None
-    return Standing(tuple(compared), layout, shrunk, failed, defaults, sign, favourite, tuple(broken))
+    return Standing(tuple(compared), layout, shrunk, failed, defaults, sign, favourite, missing)
 
 
 def _gains(shrunk: Shrunk, layout: Layout, control: float) -> list[tuple[float, float, float, float]]:

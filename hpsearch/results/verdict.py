@@ -15,7 +15,7 @@ from typing import Any
 
 from hpsearch.results.advice import SURE, Outcome, advice
 from hpsearch.results.on_test import OnTest, on_test
-from hpsearch.results.standing import Candidate, Compared, Standing, standing
+from hpsearch.results.standing import Candidate, Compared, Missing, Standing, standing
 from hpsearch.spec.objective import Direction
 
 __all__ = ["Candidate", "Compared", "Outcome", "Verdict", "verdict"]
@@ -50,7 +50,7 @@ class Verdict:
 
 
 def verdict(
-    candidates: Sequence[Candidate], direction: Direction, baseline: float | None, broken: Sequence[str] = ()
+    candidates: Sequence[Candidate], direction: Direction, baseline: float | None, missing: Missing | None = None
 ) -> Verdict:
     """Compare candidates by their losses under fresh seeds.
 
@@ -58,7 +58,7 @@ def verdict(
         candidates: In any order; one of them the defaults, unless the search space excludes them.
         direction: Of the objective.
         baseline: The untouched base model's value of it, if known.
-        broken: Why trainings are missing that broke off by no fault of their params.
+        missing: The trainings that did not come to their ends, by no fault of their params.
 
     Raises:
         ValueError: Two candidates have the same number, or two are the defaults.
@@ -70,7 +70,7 @@ def verdict(
     if len(defaults) > 1:
         raise ValueError(f"candidates: only one can be the defaults, not trials {defaults}; leave is_defaults off")
     sign = 1.0 if direction == "minimize" else -1.0
-    known = standing(candidates, sign, broken)
+    known = standing(candidates, sign, missing)
     outcome, recommended = _decide(known)
     by_number = {candidate.number: candidate for candidate in candidates}
     test = None if recommended is None else on_test(by_number, known, recommended)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import optuna
 
 from hpsearch.results import Failure, Trial, TrialState, rank
 from hpsearch.results.sealed import SealedScore
+from hpsearch.results.standing import Missing
 from hpsearch.results.verdict import Candidate, Verdict, verdict
 from hpsearch.search import history
 from hpsearch.search.search import Search
@@ -156,9 +157,19 @@ class Confirmation(Search):
         ]
         figures = history.baseline(self._study) or {}
         objective = self.spec.objective
-        why = sorted(broken.values(), key=lambda again: again.failure != Failure.CANCELLED)
-        texts = [_brief(f"{again.failure}: {again.failure_text}") for again in why]
-        return verdict(compared, objective.direction, figures.get(objective.metric), texts)
+        return verdict(compared, objective.direction, figures.get(objective.metric), self._missing(broken.values()))
+
+    def _missing(self, trainings: Collection[Trial]) -> Missing | None:
+        """What there is to say of trainings that ended by something else than their params; None without any."""
+        if not trainings:
+            return None
+        broken = [again for again in trainings if again.failure != Failure.CANCELLED]
+        every = (history.as_trial(frozen, curve=False) for frozen in self.frozen())
+        failed = [again for again in every if again.failure not in (None, Failure.CANCELLED)]
+        # What was not begun any more has no reason of its own: too many others failed, by their params or not.
+        last = [*failed, *broken][-1:]
+        reason = "".join(f"{again.failure}: {again.failure_text}" for again in last) or "it was ended"
+        return Missing(len(broken), len(trainings) - len(broken), reason.partition("\n")[0][:200])
 
     @property
     def _defaults(self) -> int | None:
@@ -187,19 +198,26 @@ class LinedUp(Independent):
 
 
 def candidates(searched: Search, top: int) -> list[Trial]:
-    """The best trials of a search, best first, and the trial of its defaults, if that can be trained again.
+    """The best trials of a search but its defaults, best first, and the trial of these, if that can be trained again.
 
     Of several trials with the same config, one: a trial that was tried again stands for itself.
     """
     trials, spec = searched.trials(), searched.spec
     ranked = rank(spec.name, "", spec.objective, searched.baseline, trials).trials
     tried = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    defaults = [trial for trial in tried if key(trial.params) == key(searched.typical_params)]
+    usual = key(searched.typical_params)
+
+    def is_defaults(trial: Trial) -> bool:
+        return key(trial.params) == usual and not trial.schedule
+
+    best = [trial for trial in ranked if not is_defaults(trial)]
+    defaults = [trial for trial in [*ranked, *tried] if is_defaults(trial)]
     chosen: dict[str, Trial] = {}
-    for place, trial in enumerate([*ranked, *defaults]):
-        if trial.config is not None and (place >= len(ranked) or len(chosen) < top):
-            config = {name: trial.config.get(name) for name in ("hyperparameters", "earlier")}
-            chosen.setdefault(json.dumps(config, sort_keys=True), trial)
+    for most, among in ((top, best), (top + 1, defaults)):
+        for trial in among:
+            if trial.config is not None and len(chosen) < most:
+                config = {name: trial.config.get(name) for name in ("hyperparameters", "earlier")}
+                chosen.setdefault(json.dumps(config, sort_keys=True), trial)
     return list(chosen.values())
 
 
@@ -212,11 +230,6 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
 def _says_nothing(trial: Trial) -> bool:
     """Whether a training ended by something else than its params: its worker was lost, its driver failed, a person."""
     return trial.state == TrialState.FAIL and trial.failure not in TEACHES
-
-
-def _brief(text: str) -> str:
-    """Its first line, as much as fits into a sentence."""
-    return text.partition("\n")[0][:200]
 
 
 def _place(attributes: dict[str, Any]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 
 import optuna
 
@@ -22,8 +23,8 @@ def write(study: optuna.Study, spec: StudySpec) -> None:
     from optuna_dashboard import save_note
 
     ranked = rank(spec.name, "", spec.objective, history.baseline(study), history.trials(study)).trials
-    best = diagnose(ranked[0], spec.objective) if ranked else None
-    found = as_markdown(insight(spec.search_space, ranked, importance(study), best))
+    diagnosed = partial(diagnose, objective=spec.objective)
+    found = as_markdown(insight(spec.search_space, ranked, importance(study), diagnosed))
     lines = [f"- {line}" for line in told(ranked[0].schedule)] if ranked else []
     if lines:
         found += f"\n\nThe best trial, {ranked[0].number}, has no single config: its params changed on the way.\n\n"

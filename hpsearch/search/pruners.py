@@ -17,7 +17,6 @@ from optuna.pruners import (
 )
 from optuna.trial import FrozenTrial
 
-from hpsearch.spec.defaults import default_hyperparameters
 from hpsearch.spec.objective import Direction
 from hpsearch.spec.pruner import (
     CurvesPrunerSpec,
@@ -32,8 +31,6 @@ from hpsearch.spec.pruner import (
     ThresholdSpec,
     WilcoxonSpec,
 )
-from hpsearch.spec.space import IntChoices, IntRange
-from hpsearch.spec.study import StudySpec
 
 
 def pruner(
@@ -111,13 +108,3 @@ def _without_rungs(spec: PercentileSpec | MedianSpec | ThresholdSpec, warmup: in
         return ThresholdPruner(lower=spec.worst, n_warmup_steps=warmup)
     percentile = spec.percentile if isinstance(spec, PercentileSpec) else 50.0
     return PercentilePruner(percentile, n_startup_trials=spec.startup_trials, n_warmup_steps=warmup)
-
-
-def most_epochs(spec: StudySpec, examples: int) -> int:
-    """Of the longest possible trial of a study."""
-    epochs = spec.search_space.epochs
-    if isinstance(epochs, IntRange):
-        return epochs.high
-    if isinstance(epochs, IntChoices):
-        return max(epochs.choices)
-    return default_hyperparameters(examples, spec.model.method).epochs if epochs == "auto" else epochs

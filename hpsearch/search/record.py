@@ -125,12 +125,12 @@ class Record(Whole):
             trial.set_user_attr(history.SEALED, sealed.as_json())
             if sealed.unread is not None:
                 self._event("study.warning", {"text": f"data.test could not be read: {sealed.unread}"})
-        self._keep_cost(number)
+        spent = self._keep_cost(number)
         value = float(getattr(best, self._metric))
         self._tell(trial, value)
         del self._live[number]
         reused = {"reused_from": trial.user_attrs["reused_from"]} if "reused_from" in trial.user_attrs else {}
-        self._event("trial.completed", {"number": number, "value": value, **outline(best), **reused})
+        self._event("trial.completed", {"number": number, "value": value, **outline(best), **(reused or spent)})
         if number % NOTED_EVERY == NOTED_EVERY - 1:
             self.note()
 
@@ -157,10 +157,13 @@ class Record(Whole):
         self._live.pop(number, None)
         self._event("trial.pruned", {"number": number, "exposure": history.as_trial(self.frozen()[number]).exposure})
 
-    def _keep_cost(self, number: int) -> None:
+    def _keep_cost(self, number: int) -> dict[str, float]:
+        """What was spent under this number."""
         ended = history.as_trial(self.frozen()[number])
-        self._trial(number).set_user_attr("device_seconds", ended.device_seconds)
-        self._trial(number).set_user_attr("tokens", ended.tokens)
+        spent = {"device_seconds": ended.device_seconds, "tokens": ended.tokens}
+        for name, figure in spent.items():
+            self._trial(number).set_user_attr(name, figure)
+        return spent
 
     def interrupt(self, number: int, text: str, loss: Loss = Loss.WORKER) -> None:
         """Nobody trains the trial any more, and it has not ended: it waits to be handed out again, under its number.
@@ -266,5 +269,4 @@ class Record(Whole):
 
 def outline(report: Report) -> dict[str, Any]:
     """What an event says of a report."""
-    named = ("exposure", "epoch", "training_loss", "tokens", "seconds")
-    return {name: getattr(report, name) for name in named}
+    return {"exposure": report.exposure, "epoch": report.epoch, "training_loss": report.training_loss}

@@ -24,12 +24,13 @@ from hpsearch.search.handout import anew, handed_out, must_begin_anew
 from hpsearch.search.losses import Loss
 from hpsearch.search.memory import Lineage, Memory, lessons
 from hpsearch.search.population import Population
-from hpsearch.search.pruners import most_epochs, pruner
+from hpsearch.search.pruners import pruner
 from hpsearch.search.record import Record, outline
 from hpsearch.search.strategy import Independent, Strategy, tried
 from hpsearch.search.whole import Event
 from hpsearch.search.wishes import Wishes
 from hpsearch.spec.auto import with_search_resolved
+from hpsearch.spec.cost import most_epochs
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.population import exchanges
 from hpsearch.spec.pruner import PopulationSpec

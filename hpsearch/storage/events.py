@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +51,11 @@ def events_after(database: Database, study: str, last_id: int, limit: int = 500)
     return _read(database, query)
 
 
-def last_events(database: Database, study: str, kind: str, limit: int = 20) -> list[Event]:
-    """The study's newest events of one kind, oldest first."""
-    of_kind = sa.and_(events.c.study == study, events.c.kind == kind)
-    return _read(database, sa.select(events).where(of_kind).order_by(events.c.id.desc()).limit(limit))[::-1]
+def last_events(database: Database, studies: Collection[str], kind: str, limit: int = 20) -> list[Event]:
+    """The newest events of one kind of some studies, oldest first."""
+    of_kind = sa.and_(events.c.study.in_(studies), events.c.kind == kind)
+    # By a sum: ordered by the id itself, PostgreSQL looks through the events of all studies, newest first.
+    return _read(database, sa.select(events).where(of_kind).order_by((events.c.id + 0).desc()).limit(limit))[::-1]
 
 
 def _read(database: Database, query: sa.Select[Any]) -> list[Event]:

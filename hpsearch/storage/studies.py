@@ -143,6 +143,7 @@ class Studies:
             token = row["lease_token"] + 1
             changes = {
                 "state": StudyState.RUNNING,
+                "reason": "",
                 "started_at": row["started_at"] or now,
                 "lease_owner": owner,
                 "lease_token": token,

@@ -13,6 +13,7 @@ from hpsearch.results import Failure, TrialState, rank
 from hpsearch.results.sealed import SealedScore
 from hpsearch.search import Asked, Confirmation, Decision, history
 from hpsearch.search.confirmation import candidates, fresh_seeds
+from hpsearch.spec.budget import BudgetSpec
 from hpsearch.spec.defaults import default_params
 from hpsearch.storage import optuna_storage
 from tests.builders import a_report
@@ -98,7 +99,7 @@ def test_the_best_and_the_defaults_are_trained_again_under_the_same_fresh_seeds(
     again = Again(driven)
     again.run_all()
     ranked = rank("tickets", "", driven.spec.objective, None, driven.trials()).trials
-    expected = {ranked[0].number, ranked[1].number, 0}
+    expected = {0, *[trial.number for trial in ranked if trial.number != 0][:TOP]}
     seeds = fresh_seeds(driven.spec.seed, SEEDS)
     assert again.trained() == {(number, seed): 1 for number in expected for seed in seeds}
     assert driven.spec.seed not in seeds
@@ -186,6 +187,24 @@ def test_a_new_best_trial_is_all_that_is_trained_after_an_extension(storage: opt
     assert len(again.search.frozen()) == len(was | now) * SEEDS
 
 
+def test_where_the_defaults_are_best_the_best_of_the_others_is_trained_beside_them(
+    storage: optuna.storages.BaseStorage,
+) -> None:
+    """Alone, they could not be compared with anything, however many seeds they are given."""
+    spec = searched(InMemory(), trials=1).spec.model_copy(update={"budget": BudgetSpec(trials=3)})
+    driven = Driven(storage, spec)
+    for loss in (1.0, 2.0, 3.0):
+        asked = driven.must_ask()
+        for report in (BEFORE, a_report(EXAMPLES, loss)):
+            driven.search.report(asked.number, report, CONTRACT)
+        driven.search.complete(asked.number, a_report(EXAMPLES, loss), CONTRACT, "artifacts/x")
+    assert [[trial.number for trial in candidates(driven.search, top)] for top in (1, 2, 3)] == [
+        [1, 0],
+        [1, 2, 0],
+        [1, 2, 0],
+    ]
+
+
 def test_trials_of_one_config_are_one_candidate(storage: optuna.storages.BaseStorage) -> None:
     """Where the defaults are best they are compared with others, not with themselves."""
     driven = Driven(storage, spec_of(1, search_space={"epochs": {"low": 1, "high": 4}}))
@@ -239,8 +258,9 @@ def test_what_ends_by_no_fault_of_its_params_is_trained_when_it_is_asked_for_aga
     again.search.close_waiting("the confirmation is over")
     found, everyone = again.search.verdict(), len(candidates(driven.search, TOP)) * SEEDS
     assert found.outcome == "incomplete"
-    assert f" {everyone} trainings broke off (" in found.text
-    assert failure == Failure.CANCELLED or f"({failure}: something broke)" in found.text
+    said = f" 4 trainings broke off and {everyone - 4} trainings did not begin ({failure}: something broke): mend that"
+    assert failure == Failure.CANCELLED or said in found.text
+    assert "confirm with more seeds" not in found.text
     assert again.ask() is None
     last = Again(driven)
     last.run_all()
@@ -248,6 +268,20 @@ def test_what_ends_by_no_fault_of_its_params_is_trained_when_it_is_asked_for_aga
     assert len(last.trained()) == everyone
     assert last.search.verdict().outcome not in ("incomplete", "unstable")
     assert "broke off" not in last.search.verdict().text
+
+
+def test_what_was_not_begun_because_all_fail_alike_is_told_with_that(storage: optuna.storages.BaseStorage) -> None:
+    driven = searched(storage)
+    again = Again(driven)
+    for _ in range(5):
+        asked = again.begin()
+        again.search.fail(asked.number, Failure.OUT_OF_MEMORY, "it needs 90 GiB")
+    again.search.close_waiting("the confirmation is over")
+    text = again.search.verdict().text
+    unbegun = len(candidates(driven.search, TOP)) * SEEDS - 5
+    assert f" {unbegun} trainings did not begin (" in text
+    assert "out_of_memory" in text
+    assert "cancelled" not in text
 
 
 def test_the_verdict_stands_in_the_ranking_until_another_trial_is_best(storage: optuna.storages.BaseStorage) -> None:

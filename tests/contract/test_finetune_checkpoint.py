@@ -84,6 +84,8 @@ def test_saving_replaces_what_was_there_and_leaves_nothing_beside_it(tmp_path):
     finetune(config, prepared=prepared, save_to=folder)
     assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     assert [path.name for path in folder.parent.iterdir()] == ["0"]
+    (tmp_path / "usual").touch()
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(tmp_path / "usual").stat().st_mode}
 
 
 def test_a_save_that_fails_leaves_the_old_files(tmp_path, monkeypatch):

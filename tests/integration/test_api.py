@@ -535,22 +535,23 @@ class TestSubmitting:
         assert (cost["confirmation"], cost["rate"], cost["device_hours"]) == (0, None, None)
         assert belongings(api, home) == NOTHING
 
-    def test_what_a_study_costs_is_told_by_the_newest_trial_on_its_model(self, api: TestClient) -> None:
+    def test_what_a_study_costs_is_told_by_the_last_trials_on_its_model(self, api: TestClient) -> None:
         others = {"model": {"base": "models/pydoc-llama", "method": "full"}}
         for name, changes in (("older", {}), ("newest", {}), ("unfinished", {}), ("other-method", others)):
             assert api.post("/v1/studies", json=spec_fields(name=name, **changes)).status_code == 201
-        events = {
-            "older": [(0, 1000, 1.0)],
-            "newest": [(0, 1000, 2.0), (7, 9000, 3.0)],
-            "other-method": [(0, 5000, 1.0)],
-        }
+        completed = [
+            ("newest", {"tokens": 9000, "device_seconds": 3.0}),
+            ("newest", {"reused_from": {"study": "older", "number": 0}}),
+            ("newest", {}),  # as earlier versions told it
+            ("older", {"tokens": 1000, "device_seconds": 2.0}),
+            ("other-method", {"tokens": 5000, "device_seconds": 1.0}),
+        ]
         service = api.app.state.service  # type: ignore[attr-defined]
-        for name, completed in events.items():
-            for number, tokens, seconds in completed:
-                service.acts.tell(name, "trial.completed", {"number": number, "tokens": tokens, "seconds": seconds})
+        for name, spent in completed:
+            service.acts.tell(name, "trial.completed", {"number": 0, **spent})
         cost = api.post("/v1/studies:check", json=spec_fields(name="next")).json()["cost"]
-        assert cost["rate"] == {"study": "newest", "number": 7, "tokens_per_second": 3000.0}
-        assert cost["device_hours"] == pytest.approx(cost["search"] / 3000 / 3600)
+        assert cost["rate"] == {"study": "older", "trials": 2, "tokens_per_second": 2000.0}
+        assert cost["device_hours"] == pytest.approx(cost["search"] / 2000 / 3600)
 
     def test_a_check_warns_of_what_can_be_trained_on_but_should_not(self, door: TestClient) -> None:
         check = door.post("/v1/studies:check", json=good_data()).json()
@@ -961,11 +962,11 @@ def test_a_check_that_takes_long_keeps_nobody_waiting_and_is_not_repeated(
     """Of a hundred thousand examples it takes most of a minute."""
     real, begun, may_end, checked = preflight.lint, threading.Event(), threading.Event(), []
 
-    def slow(path: Path, *terms: Any) -> Any:
+    def slow(path: Path, *terms: Any, **more: Any) -> Any:
         checked.append(path.name)
         begun.set()
         assert may_end.wait(120)
-        return real(path, *terms)
+        return real(path, *terms, **more)
 
     monkeypatch.setattr(preflight, "lint", slow)
     monkeypatch.setattr(preflight, "LINTED", Linted())

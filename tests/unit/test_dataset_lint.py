@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 from hpsearch.api.preflight import Preflight
 from hpsearch.basemodel import describe, token_counter
 from hpsearch.dataset import LintReport, lengths, lint, lint_overlap, load
+from hpsearch.errors import UnsupportedModel
 from hpsearch.storage import Database, Datasets
 from tests.builders import a_spec
 from tests.conftest import STUDIES
@@ -186,7 +188,7 @@ def test_context_that_is_not_learned_counts_as_prompt(tmp_path):
 
 
 def test_behind_the_first_ones_only_texts_that_may_be_too_long_are_tokenised(tmp_path, monkeypatch):
-    monkeypatch.setattr(lengths, "SAMPLED_BYTES", 50)
+    monkeypatch.setattr(lengths, "FIRST_BYTES", 50)
     asked: list[str] = []
 
     def count(text: str) -> int:
@@ -204,9 +206,26 @@ def test_the_tokens_of_a_file_are_told_from_its_first_texts(tmp_path, monkeypatc
     exact = sum(words(f"p{text}") for text in texts)
     assert lint(path, max_length=100, count_tokens=words).tokens == exact
     assert lint(path, max_length=10, count_tokens=words).tokens == 10 * len(texts), "what is cut off is not read"
-    monkeypatch.setattr(lengths, "SAMPLED_BYTES", 500)
+    monkeypatch.setattr(lengths, "FIRST_BYTES", 500)
     assert lint(path, max_length=100, count_tokens=words).tokens == pytest.approx(exact, rel=0.02)
-    assert lint(path, max_length=100, count_tokens=lambda _: None).tokens is None
+    without = lint(path, max_length=100, count_tokens=lambda _: None)
+    assert (without.tokens, without.too_long) == (None, 0), "by their bytes, none can be too long"
+
+
+def test_what_comes_later_is_sampled_too_and_what_is_left_out_is_not_counted(tmp_path):
+    """Sorted files: short words first, then long ones; and examples whose completions are cut off."""
+    texts = [f"{'ab ' * 100}{number}" for number in range(1000)] + [
+        f"{'abcdef ' * 40}{number}" for number in range(1000)
+    ]
+    for order in (texts, texts[::-1]):
+        exact = sum(words(f"p{text}") for text in order)
+        assert lint(a_file(tmp_path, "a.jsonl", order), max_length=200, count_tokens=words).tokens == pytest.approx(
+            exact, rel=0.02
+        )
+    whole, lost = chat(("user", "a " * 50), ("assistant", "b " * 50)), chat(("user", "a " * 300), ("assistant", "b"))
+    path = written(tmp_path / "cut.jsonl", [whole, lost] * 2000)
+    report = lint(path, max_length=200, count_tokens=words)
+    assert report.tokens == pytest.approx(2000 * (100 + 2 * lengths.MESSAGE_TOKENS), rel=0.15)
 
 
 def test_a_chat_loses_its_completion_when_the_first_answer_is_cut_off(tmp_path):
@@ -220,7 +239,6 @@ def test_a_chat_loses_its_completion_when_the_first_answer_is_cut_off(tmp_path):
 
 def test_very_much_long_text_is_estimated_from_its_beginning(tmp_path, monkeypatch):
     monkeypatch.setattr(lengths, "COUNTED_BYTES", 1000)
-    monkeypatch.setattr(lengths, "SAMPLED_BYTES", 1000)
     asked: list[str] = []
 
     def count(text: str) -> int:
@@ -237,7 +255,7 @@ def test_very_much_long_text_is_estimated_from_its_beginning(tmp_path, monkeypat
 def test_without_a_tokenizer_nothing_is_said_of_long_examples(tmp_path):
     path = a_file(tmp_path, "a.jsonl", [f"{number} " * 500 for number in range(60)])
     for report in (lint(path, max_length=100), lint(path, max_length=100, count_tokens=lambda _: None)):
-        assert report.too_long is None
+        assert (report.too_long, report.tokens) == (None, None)
         assert not any("max_length" in warning for warning in report.warnings)
 
 
@@ -257,12 +275,36 @@ def test_checking_a_study_says_what_the_model_cuts_off(tmp_path, home):
     uploads = Datasets(Database(settings.sql_url), settings.datasets_folder)
     checked = Preflight(a_spec(data=data), settings, uploads)
     most = checked.model.max_positions
-    assert f"longer than data.max_length ({most} tokens; lines 61)" in only(
-        checked.warnings, "data.train: about 1 of 61"
-    )
+    cut = only(checked.warnings, "data.train: about 1 of 61")
+    assert f"longer than what the model can read ({most} tokens; lines 61)" in cut
+    assert "data.max_length" not in cut
     assert sum(checked.examples.values()) == 61
     split = load(checked.spec.data)
     assert checked.examples == {"train": len(split.train), "validation": len(split.validation)}
+
+
+def test_data_of_which_next_to_nothing_is_left_to_learn_is_refused(tmp_path):
+    lost = chat(("user", "a " * 60), ("assistant", "b"))
+    for role, fewest in (("train", 10), ("validation", 1)):
+        kept = [chat(("user", f"{number}"), ("assistant", "b")) for number in range(fewest)]
+        sound = lint(written(tmp_path / "a.jsonl", [*kept, *[lost] * 30]), "auto", role, 50, words)
+        assert sound.is_usable
+        short = lint(written(tmp_path / "a.jsonl", [*kept[1:], *[lost] * 30]), "auto", role, 50, words)
+        ((line, text),) = short.faults
+        assert line == 0
+        assert text == (
+            f"only {fewest - 1} of {fewest + 29} examples keep any completion within 50 tokens, and {fewest} are "
+            "needed: raise data.max_length, or shorten them"
+        )
+
+
+def test_a_model_whose_tokenizer_is_damaged_is_refused_before_anything_is_queued(tmp_path, home):
+    shutil.copytree(STUDIES / "models/pydoc-llama", tmp_path / "damaged")
+    (tmp_path / "damaged/tokenizer.json").write_text("{")
+    settings = home.model_copy(update={"allowed_roots": (STUDIES, tmp_path)})
+    uploads = Datasets(Database(settings.sql_url), settings.datasets_folder)
+    with pytest.raises(UnsupportedModel, match=r"model\.base: .*tokenizer\.json can't be loaded"):
+        Preflight(a_spec(model={"base": "damaged"}), settings, uploads)
 
 
 @pytest.mark.parametrize("content", [None, "{}", "not JSON"], ids=["missing", "no tokenizer", "broken"])

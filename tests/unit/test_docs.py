@@ -13,6 +13,7 @@ from hpsearch.cli import app
 from hpsearch.spec import StudySpec
 from hpsearch.spec.defaults import FAMILY_LEARNING_RATES, GPT3_LEARNING_RATES
 from hpsearch.spec.space import SearchSpace
+from tests import reference
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -98,6 +99,10 @@ def test_every_route_is_documented() -> None:
         for route in router.routes:
             path = str(route.path).replace("{dataset}", "{id}")  # type: ignore[attr-defined]
             assert path in text, path
+
+
+def test_the_reference_is_that_of_the_code() -> None:
+    assert (ROOT / "docs/reference.md").read_text() == reference.page(), "python -m tests.reference > docs/reference.md"
 
 
 def test_every_example_spec_says_in_its_name_what_file_it_is() -> None:

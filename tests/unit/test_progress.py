@@ -126,6 +126,16 @@ def test_the_picture_has_every_trial_and_the_budget(trials: int | None) -> None:
     assert f"2/{trials or '?'} trials" in text
 
 
+def test_on_a_narrow_terminal_the_params_are_cut_and_nothing_else() -> None:
+    progress = a_progress()
+    params = {f"a_parameter_with_a_long_name_{number}": 0.123456 for number in range(6)}
+    for number in range(9, 12):
+        told(progress, {**started(number), "params": params}, completed(number, 1.5))
+    rows = [line for line in shown(progress.picture(), width=80).splitlines() if "1.5000 " in line][1:]
+    assert [row.split()[:2] for row in rows] == [["9", "COMPLETE"], ["10", "COMPLETE"], ["11", "COMPLETE"]]
+    assert all(row.rstrip().endswith("…") and "a_parameter_with" in row for row in rows)
+
+
 def test_an_empty_picture_can_be_drawn() -> None:
     assert "tickets" in shown(a_progress().picture())
 
