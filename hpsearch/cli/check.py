@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hpsearch.cli.show import limits_of
 from hpsearch.errors import HpsearchError, InvalidDataset
 from hpsearch.spec.data import SplitRole
 
@@ -63,8 +64,7 @@ def told_of_spec(found: dict[str, Any]) -> Iterator[str]:
         settings = ", ".join(f"{key} {value}" for key, value in chosen.items() if key != "type")
         yield f"{part}: {chosen['type']}{' (auto)' if asked == 'auto' else ''}{f', {settings}' if settings else ''}"
     yield f"base learning rate: {model['base_learning_rate']:.3g} (the multiplier multiplies it)"
-    limits = {name: limit for name, limit in found["spec"]["budget"].items() if limit is not None}
-    yield "budget, whatever is reached first: " + ", ".join(f"{name} {limit}" for name, limit in limits.items())
+    yield f"budget: {limits_of(found['spec']['budget'])}"
     yield from _told_of_cost(found["cost"])
     yield "the spec is valid"
 

@@ -47,7 +47,7 @@ def _of_study(study: dict[str, Any]) -> Iterator[Line]:
     yield "validation", origins.get("validation", data["validation"]) or f"{data['validation_fraction']:g} of training"
     yield "sealed test", origins.get("test", data.get("test", ""))
     yield "search", f"sampler {spec['sampler']['type']}, pruner {spec['pruner']['type']}, seed {spec['seed']}"
-    yield "budget", _limits(spec["budget"])
+    yield "budget", limits_of(spec["budget"])
     counts = ", ".join(f"{count} {state}" for state, count in study["trials"].items())
     yield "trials", counts or "none yet"
     yield "baseline", f"{metric} {study['baseline'][metric]:.4f}" if study["baseline"] else "not evaluated yet"
@@ -68,7 +68,8 @@ def _of_study(study: dict[str, Any]) -> Iterator[Line]:
     yield "version", study["version"]
 
 
-def _limits(budget: dict[str, Any]) -> str:
+def limits_of(budget: dict[str, Any]) -> str:
+    """A budget in words."""
     limits = {name: limit for name, limit in budget.items() if name in BUDGET and limit is not None}
     if "wall_clock" in limits:
         limits["wall_clock"] = dt.timedelta(seconds=limits["wall_clock"])

@@ -44,6 +44,8 @@ class LintReport:
     """UTF-8 bytes of what is learned."""
     too_long: int | None
     """Examples with more tokens than are read; None when tokens could not be counted."""
+    left_out: int
+    """Examples whose whole completion is cut off, as far as tokens could be counted: nobody learns from them."""
     tokens: int | None
     """That are read of all examples, about: chat templates differ. None when they could not be counted."""
     sketches: Sketches = field(repr=False, compare=False)
@@ -66,6 +68,7 @@ class LintReport:
             "prompt_bytes": self.prompt_bytes,
             "completion_bytes": self.completion_bytes,
             "too_long": self.too_long,
+            "left_out": self.left_out,
             "tokens": self.tokens,
         }
 
@@ -125,7 +128,7 @@ def lint(
     )
     return LintReport(
         found, count, tuple(faults), warnings, len(exact[0]), len(near[0]),
-        lengths.prompt_bytes, lengths.completion_bytes, lengths.too_long, lengths.tokens, sketches,
+        lengths.prompt_bytes, lengths.completion_bytes, lengths.too_long, lengths.unlearned, lengths.tokens, sketches,
     )  # fmt: skip
 
 
