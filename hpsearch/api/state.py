@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
@@ -110,6 +110,11 @@ class Service:
             return ranked.judged(history.verdict(searched))
 
         return replace(self.outlines.get(study.name, last, read), state=study.state)
+
+    def confirmation(self, study: str) -> dict[str, int] | None:
+        """The trainings that confirm a study's best, by state; None before any was lined up."""
+        beside = history.load(self.optuna_storage, history.confirmation_of(study))
+        return dict(Counter(str(trial.state) for trial in history.trials(beside, curves=False))) or None
 
     def rate(self, model: ModelSpec) -> Rate | None:
         """How fast the last trials that completed on this base model were trained; None without any."""

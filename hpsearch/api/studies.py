@@ -14,7 +14,7 @@ from hpsearch.api.study_views import DeviceAsideView, StudyDetailView
 from hpsearch.api.trial_views import RankingView
 from hpsearch.api.verdict_views import VerdictView
 from hpsearch.api.views import CheckView, CostView, StudyListView, StudyView, utc
-from hpsearch.errors import InvalidSpec, StudyNotFound, StudyUnreadable
+from hpsearch.errors import InvalidSpec, NameTaken, StudyNotFound, StudyUnreadable
 from hpsearch.lifecycle import StudyState
 from hpsearch.spec.auto import resolved_pruner, resolved_sampler
 from hpsearch.spec.cost import cost
@@ -77,13 +77,17 @@ def check_study(spec: StudySpec, service: Door) -> CheckView:
     """Everything that creating would check, and what `auto` would mean; nothing is queued."""
     check_warm_start(spec, service)
     checked = Preflight(spec, service.settings, service.datasets, keep=False)
-    service.studies.check_name(spec.name, checked.fingerprint)
+    warnings = list(checked.warnings)
+    try:
+        service.studies.check_name(spec.name, checked.fingerprint)
+    except NameTaken as error:  # whoever edits a spec wants to know the rest, too
+        warnings.insert(0, f"name: {error}; as it is, it would be refused")
     model = checked.model
     rate = service.rate(checked.spec.model)
     forecast = cost(checked.spec, checked.tokens, checked.examples["train"], rate)
     return CheckView(
         spec=checked.spec,
-        warnings=checked.warnings,
+        warnings=warnings,
         examples=checked.examples,
         model={
             "type": model.model_type,
@@ -133,6 +137,7 @@ def get_study(name: Name, service: Door, response: Response) -> StudyDetailView:
     return StudyDetailView(
         **StudyView.of(row).model_dump(),
         trials=ranking.counts,
+        confirmation=service.confirmation(name),
         baseline=ranking.baseline,
         best={"number": best.number, "value": best.value, "params": best.params} if best else None,
         set_aside=[

@@ -23,6 +23,8 @@ class StudyDetailView(StudyView):
 
     trials: dict[str, int]
     """Trials by state."""
+    confirmation: dict[str, int] | None
+    """Trainings that confirm the best ones, by state; null before any was lined up."""
     baseline: dict[str, float | None] | None
     """The untouched base model's figures, once a worker has evaluated it."""
     best: dict[str, Any] | None

@@ -50,6 +50,8 @@ def _of_study(study: dict[str, Any]) -> Iterator[Line]:
     yield "budget", limits_of(spec["budget"])
     counts = ", ".join(f"{count} {state}" for state, count in study["trials"].items())
     yield "trials", counts or "none yet"
+    again = ", ".join(f"{count} {state}" for state, count in (study["confirmation"] or {}).items())
+    yield "trained again", again
     yield "baseline", f"{metric} {study['baseline'][metric]:.4f}" if study["baseline"] else "not evaluated yet"
     best = study["best"]
     yield "best", f"trial {best['number']}, {metric} {best['value']:.4f}: {outline(best['params'])}" if best else ""

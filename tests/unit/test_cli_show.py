@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import optuna
 import pytest
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
@@ -85,7 +86,7 @@ def test_a_study_is_shown_with_its_verdict_and_its_warnings(searched: str, api: 
     found = verdict(candidates, "minimize", 4.0)
     history.load(service.optuna_storage, "tickets").set_user_attr(history.VERDICT, found.as_json())
     with service.database.write() as connection:
-        for text in ("data.train: 3 of 400 examples had more than 64 tokens", "another"):
+        for text in ("data.train: 3 of 400 examples had more than 64 tokens", "another", "another"):
             append(connection, "tickets", "study.warning", 1.0, {"text": text})
     page = shown(searched, "tickets")
     assert lines_of(page)["verdict"] == f"{found.text} (outdated)", "trial 0 is the best by now"
@@ -94,6 +95,18 @@ def test_a_study_is_shown_with_its_verdict_and_its_warnings(searched: str, api: 
     answer = api.get("/v1/studies/tickets").json()
     assert answer["verdict"]["recommended"] == found.recommended
     assert answer["warnings"] == ["data.train: 3 of 400 examples had more than 64 tokens", "another"]
+
+
+def test_a_study_says_how_many_trainings_confirm_its_best(searched: str, api: TestClient) -> None:
+    service: Any = api.app.state.service  # type: ignore[attr-defined]
+    assert api.get("/v1/studies/tickets").json()["confirmation"] is None
+    assert "trained again" not in lines_of(shown(searched, "tickets"))
+    beside = optuna.create_study(study_name="tickets+confirmation", storage=service.optuna_storage)
+    for _ in range(2):
+        beside.enqueue_trial({})
+    beside.add_trial(optuna.trial.create_trial(value=1.0))
+    assert api.get("/v1/studies/tickets").json()["confirmation"] == {"WAITING": 2, "COMPLETE": 1}
+    assert lines_of(shown(searched, "tickets"))["trained again"] == "2 WAITING, 1 COMPLETE"
 
 
 def test_a_study_without_trials_is_a_page_too(api: TestClient, service_url: str) -> None:
