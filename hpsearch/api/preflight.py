@@ -35,7 +35,7 @@ from hpsearch.spec.closed import as_invalid_spec
 from hpsearch.spec.data import HUB_PREFIX, DataSpec, HubDataset, SplitRole
 from hpsearch.spec.defaults import base_learning_rate, default_hyperparameters
 from hpsearch.spec.finetune import is_named, no_such_layer
-from hpsearch.spec.pruner import HyperbandSpec, PopulationSpec, SuccessiveHalvingSpec
+from hpsearch.spec.pruner import HyperbandSpec, PatientSpec, PopulationSpec, SuccessiveHalvingSpec
 from hpsearch.spec.space import IntChoices, IntRange
 from hpsearch.spec.study import StudySpec
 from hpsearch.storage import Datasets
@@ -107,17 +107,17 @@ class Preflight:
                 self.warnings.append(NOT_TESTED)
         self.warnings += lint_overlap(self.reports)
         self.defaults = default_hyperparameters(self.examples["train"], self.spec.model.method)
-        self._check_population()
+        self._check_pruner()
 
-    def _check_population(self) -> None:
-        """Refuse one that never exchanges anything, or too often: how many epochs `auto` is depends on the data."""
+    def _check_pruner(self) -> None:
+        """Refuse a pruner that would act at the wrong places, which depends on the data."""
         pruner, reports = self.spec.pruner, self.spec.objective.reports_per_epoch
         space, epochs = self.spec.search_space, self.defaults.epochs
-        lost = self.reports["train"].left_out
-        if lost and isinstance(pruner, PopulationSpec | SuccessiveHalvingSpec | HyperbandSpec):
+        lost, rule = self.reports["train"].left_out, pruner.pruner if isinstance(pruner, PatientSpec) else pruner
+        if lost and isinstance(rule, PopulationSpec | SuccessiveHalvingSpec | HyperbandSpec):
             # These count in examples, and trials report at parts of those that they learn from.
             text = (
-                f"data.train: {lost} examples lose their whole completion, so pruner '{pruner.type}' would act too late"
+                f"data.train: {lost} examples lose their whole completion, so pruner '{rule.type}' would act too late"
             )
             raise InvalidDataset(f"{text}: take them out, or raise data.max_length", "data.train")
         if not isinstance(pruner, PopulationSpec) or space.epochs != "auto":

@@ -174,9 +174,7 @@ class Confirmation(Search):
     @property
     def _defaults(self) -> int | None:
         """The number of the candidate that is the `auto` defaults from beginning to end."""
-        wanted = key(self.typical_params)
-        whole = (trial for trial in self._candidates if not trial.schedule)
-        return next((trial.number for trial in whole if key(trial.params) == wanted), None)
+        return next((trial.number for trial in self._candidates if _is_defaults(trial, self)), None)
 
 
 class LinedUp(Independent):
@@ -205,13 +203,8 @@ def candidates(searched: Search, top: int) -> list[Trial]:
     trials, spec = searched.trials(), searched.spec
     ranked = rank(spec.name, "", spec.objective, searched.baseline, trials).trials
     tried = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    usual = key(searched.typical_params)
-
-    def is_defaults(trial: Trial) -> bool:
-        return key(trial.params) == usual and not trial.schedule
-
-    best = [trial for trial in ranked if not is_defaults(trial)]
-    defaults = [trial for trial in [*ranked, *tried] if is_defaults(trial)]
+    best = [trial for trial in ranked if not _is_defaults(trial, searched)]
+    defaults = [trial for trial in [*ranked, *tried] if _is_defaults(trial, searched)]
     chosen: dict[str, Trial] = {}
     for most, among in ((top, best), (top + 1, defaults)):
         for trial in among:
@@ -219,6 +212,11 @@ def candidates(searched: Search, top: int) -> list[Trial]:
                 config = {name: trial.config.get(name) for name in ("hyperparameters", "earlier")}
                 chosen.setdefault(json.dumps(config, sort_keys=True), trial)
     return list(chosen.values())
+
+
+def _is_defaults(trial: Trial, search: Search) -> bool:
+    """Whether it was trained with the `auto` defaults from beginning to end."""
+    return key(trial.params) == key(search.typical_params) and not trial.schedule
 
 
 def fresh_seeds(seed: int, count: int) -> list[int]:

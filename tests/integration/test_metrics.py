@@ -145,7 +145,7 @@ def test_what_runs_is_read_before_somebody_looks(home_with_tables: Settings) -> 
         while not read and time.monotonic() < deadline:
             time.sleep(0.01)
         assert api.get("/v1/studies/tickets").json()["state"] == "running"
-    assert read.count("tickets") == 1, "the page finds its trials read; it looks for a confirmation only"
+    assert read == ["tickets", "tickets+confirmation"], "the page finds its trials read, and looks for a confirmation"
 
 
 def test_the_grafana_dashboard_asks_for_what_there_is(api: TestClient) -> None:

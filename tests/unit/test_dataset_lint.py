@@ -299,7 +299,7 @@ def test_data_of_which_next_to_nothing_is_left_to_learn_is_refused(tmp_path):
         )
 
 
-@pytest.mark.parametrize("pruner", ["successive_halving", "hyperband", "pbt", "median"])
+@pytest.mark.parametrize("pruner", ["successive_halving", "hyperband", "pbt", "patient", "median"])
 def test_pruners_that_count_examples_need_all_of_them(tmp_path, home, pruner):
     kept = [chat(("user", f"{number}"), ("assistant", "b")) for number in range(60)]
     path = written(tmp_path / "a.jsonl", [*kept, chat(("user", "word " * 200), ("assistant", "b"))])
@@ -307,11 +307,13 @@ def test_pruners_that_count_examples_need_all_of_them(tmp_path, home, pruner):
     uploads = Datasets(Database(settings.sql_url), settings.datasets_folder)
     space = {"epochs": 4, "learning_rate_multiplier": {"low": 0.1, "high": 1.0}}
     data = {"train": str(path), "validation": "data/tickets/validation.jsonl", "max_length": 100}
-    spec = a_spec(data=data, search_space=space, pruner={"type": pruner})
+    inner = {"pruner": {"type": "hyperband"}} if pruner == "patient" else {}
+    spec = a_spec(data=data, search_space=space, pruner={"type": pruner} | inner)
     if pruner == "median":
         assert Preflight(spec, settings, uploads).reports["train"].left_out == 1
         return
-    with pytest.raises(InvalidDataset, match=f"1 examples lose their whole completion, so pruner '{pruner}'"):
+    counts = "hyperband" if inner else pruner
+    with pytest.raises(InvalidDataset, match=f"1 examples lose their whole completion, so pruner '{counts}'"):
         Preflight(spec, settings, uploads)
 
 
