@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from hpsearch.api.fits import check_against_model, check_tokenizer, tokenizer_version
 from hpsearch.api.linted import LINTED
 from hpsearch.api.webhooks import check_known
 from hpsearch.basemodel import BaseModel, describe, token_counter
@@ -27,16 +28,13 @@ from hpsearch.errors import (
     TooFewExamples,
     UnknownDataset,
     UnknownModel,
-    UnsupportedModel,
 )
 from hpsearch.settings import Settings
 from hpsearch.spec import population
 from hpsearch.spec.closed import as_invalid_spec
 from hpsearch.spec.data import HUB_PREFIX, DataSpec, HubDataset, SplitRole
 from hpsearch.spec.defaults import base_learning_rate, default_hyperparameters
-from hpsearch.spec.finetune import is_named, no_such_layer
-from hpsearch.spec.pruner import HyperbandSpec, PatientSpec, PopulationSpec, SuccessiveHalvingSpec
-from hpsearch.spec.space import IntChoices, IntRange
+from hpsearch.spec.pruner import PopulationSpec
 from hpsearch.spec.study import StudySpec
 from hpsearch.storage import Datasets
 
@@ -81,7 +79,7 @@ class Preflight:
         except HubUnavailable as error:  # a folder that isn't there looks like a hub id: no study is queued on a guess
             raise UnknownModel(error.detail, error.field) from error
         self._pin_revision()
-        self._check_against_model()
+        check_against_model(self.spec, self.model)
         with self._fetched_from_hub(keep):
             self._check_data()
 
@@ -89,9 +87,7 @@ class Preflight:
         self.warnings: list[str] = []
         self.reports: dict[SplitRole, LintReport] = {}
         self._count_tokens = token_counter(self.model)
-        if _tokenizer_of(self.model) is not None and self._count_tokens("") is None:
-            text = "its tokenizer.json can't be loaded: it is damaged, or of a newer version of `tokenizers`"
-            raise UnsupportedModel(f"model.base: {text}", "model.base")
+        check_tokenizer(self.model, self._count_tokens)
         train = self._lint(self.spec.data.train, "train")
         if self.spec.data.validation is None:
             held = sum(held_back(train.sketches, self.spec.data.validation_fraction))
@@ -107,22 +103,15 @@ class Preflight:
                 self.warnings.append(NOT_TESTED)
         self.warnings += lint_overlap(self.reports)
         self.defaults = default_hyperparameters(self.examples["train"], self.spec.model.method)
-        self._check_pruner()
+        self._check_population()
 
-    def _check_pruner(self) -> None:
-        """Refuse a pruner that would act at the wrong places, which depends on the data."""
-        pruner, reports = self.spec.pruner, self.spec.objective.reports_per_epoch
-        space, epochs = self.spec.search_space, self.defaults.epochs
-        lost, rule = self.reports["train"].left_out, pruner.pruner if isinstance(pruner, PatientSpec) else pruner
-        if lost and isinstance(rule, PopulationSpec | SuccessiveHalvingSpec | HyperbandSpec):
-            # These count in examples, and trials report at parts of those that they learn from.
-            text = (
-                f"data.train: {lost} examples lose their whole completion, so pruner '{rule.type}' would act too late"
-            )
-            raise InvalidDataset(f"{text}: take them out, or raise data.max_length", "data.train")
+    def _check_population(self) -> None:
+        """Refuse a population that would never exchange weights, where `auto` epochs make that a matter of the data."""
+        pruner, space = self.spec.pruner, self.spec.search_space
         if not isinstance(pruner, PopulationSpec) or space.epochs != "auto":
             return
-        fault = population.fault_of_exchanges(pruner, space, epochs, reports)
+        reports = self.spec.objective.reports_per_epoch
+        fault = population.fault_of_exchanges(pruner, space, self.defaults.epochs, reports)
         if fault is not None:
             raise InvalidSpec(fault, "pruner.interval")
 
@@ -225,7 +214,7 @@ class Preflight:
             self.spec.data.max_length,
             self.model.path,
             self.model.fingerprint,
-            _tokenizer_of(self.model),
+            tokenizer_version(self.model),
         )
 
         def read() -> LintReport:
@@ -238,41 +227,6 @@ class Preflight:
         self.reports[role] = report
         self.warnings += [f"{field}: {warning}" for warning in report.warnings]
         return report
-
-    def _check_targets(self) -> None:
-        asked_for, known = self.spec.model.lora.target_modules, self.model.linear_layers
-        if self.spec.model.method != "lora" or asked_for == "all-linear" or not known:
-            return
-        for asked in asked_for:
-            # Known are the names inside a block. `layers.0.mlp.fc1`, one block's, begins further up.
-            if not any(is_named(layer, asked) or is_named(asked, layer) for layer in known):
-                raise no_such_layer(asked, known)
-
-    def _check_against_model(self) -> None:
-        self._check_targets()
-        frozen = self.spec.search_space.frozen_layers
-        most = (
-            frozen.high
-            if isinstance(frozen, IntRange)
-            else max(frozen.choices)
-            if isinstance(frozen, IntChoices)
-            else frozen
-        )
-        if most != "auto" and most >= self.model.layers:
-            raise InvalidSpec(
-                f"search_space.frozen_layers goes up to {most}, but the model has {self.model.layers} layers "
-                "and at least one must be trained",
-                "search_space.frozen_layers",
-            )
-
-
-def _tokenizer_of(model: BaseModel) -> tuple[int, int] | None:
-    """What changes with a local model's tokenizer; a hub model's goes by its commit."""
-    file = Path(model.path) / "tokenizer.json"
-    if not file.is_file():
-        return None
-    facts = file.stat()
-    return facts.st_size, facts.st_mtime_ns
 
 
 def _origins(named: DataSpec, stored: DataSpec | None) -> dict[str, str]:

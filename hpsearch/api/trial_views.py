@@ -57,8 +57,8 @@ class TrialView(View):
     inherited_at: int | None
     replaces: int | None
     """The trial whose place in a population it took."""
-    replaced: str | None
-    """Why another one took its place."""
+    pruned_because: str | None
+    """Why it was stopped before its end: what its rule saw, the budget, a person, or who took its place."""
     stopped_by: str | None
     """Who ended it by hand."""
     attempts: int
@@ -100,7 +100,7 @@ class TrialView(View):
             "parent": trial.parent,
             "inherited_at": trial.inherited_at,
             "replaces": trial.replaces,
-            "replaced": trial.replaced,
+            "pruned_because": trial.pruned_because,
             "stopped_by": trial.stopped_by,
             "attempts": trial.attempts,
             "device": trial.device,

@@ -127,7 +127,8 @@ class Progress:
             return f"trial {number} complete: {best}{known}"
         if kind == "trial.pruned":
             trial["state"] = "PRUNED"
-            return f"trial {number} pruned after epoch {trial['epoch']:.3g}"
+            why = f": {event['text']}" if "text" in event else ""
+            return f"trial {number} pruned after epoch {trial['epoch']:.3g}{why}"
         if kind == "trial.interrupted":
             trial["state"] = "WAITING"
             return f"trial {number} interrupted after {event['exposure']} examples: {event['text']}"

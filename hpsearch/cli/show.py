@@ -92,8 +92,7 @@ def _of_trial(name: str, trial: dict[str, Any], url: str) -> Iterator[Line]:
     config = trial["config"]
     yield "failure", f"{trial['failure']}: {trial['failure_text']}" if trial["failure"] else ""
     yield "diagnosis", f"it {trial['diagnosis']['text']}" if trial["diagnosis"] else ""
-    yield "stopped by", trial["stopped_by"] or ""
-    yield "replaced", trial["replaced"] or ""
+    yield "pruned", trial["pruned_because"] or ""
     yield "params", outline(trial["params"])
     if config is not None:
         drawn = trial["params"].keys()

@@ -59,12 +59,9 @@ class Member:
         self.config, self.prepared, self.metric = config, prepared, metric
         chosen, anatomy = config.hyperparameters, prepared.loaded.anatomy
         check_frozen_layers(anatomy, chosen.frozen_layers)
-        count = len(prepared.train.examples)
-        self.total_steps = steps_per_epoch(count, chosen.batch_size) * chosen.epochs
-        self.total_exposure = count * chosen.epochs
+        self._steps_per_epoch = steps_per_epoch(len(prepared.train.examples), chosen.batch_size)
+        self.total_steps = self._steps_per_epoch * chosen.epochs
         self.steps = 0
-        self.exposure = 0
-        """Examples seen, over all epochs."""
         self.tokens = 0
         self.seconds = 0.0
         """Device seconds, training and evaluation."""
@@ -73,7 +70,7 @@ class Member:
         """The best report after the baseline, by the metric; the earliest of equals."""
         self._best_state: State = {}
         self._has_turned = False
-        self._points = list(report_exposures(count, chosen.epochs, config.reports_per_epoch))
+        self._points = list(report_exposures(prepared.train.given, chosen.epochs, config.reports_per_epoch))
         self._warmup = warmup_steps(self.total_steps, chosen.warmup_fraction)
         self._now = config.at(0)
         """What it trains with; it changes where a phase ends."""
@@ -83,6 +80,17 @@ class Member:
         self.evaluation_budget = prepared.evaluation_budget
         self._nll = torch.zeros((), dtype=torch.float64, device=prepared.loaded.device)
         self._weight = 0.0
+
+    @property
+    def exposure(self) -> int:
+        """Training examples passed, over all epochs.
+
+        Those that lose their whole completion to the cut are spread evenly over the others: a pass over the data is
+        as many examples as were given, which is what a search counts in too.
+        """
+        epoch, place = divmod(self.steps, self._steps_per_epoch)
+        train, batch_size = self.prepared.train, self.config.hyperparameters.batch_size
+        return epoch * train.given - (-place * batch_size * train.given // len(train.examples))
 
     @property
     def is_done(self) -> bool:
@@ -136,7 +144,6 @@ class Member:
         schedule = self.config.hyperparameters.lr_schedule
         self._optimizer.step(learning_rate_factor(schedule, self.steps, self.total_steps, self._warmup))
         self.steps += 1
-        self.exposure += len(turn.examples)
         self._change()
         self.tokens += turn.tokens
         self._nll += nll
@@ -170,7 +177,7 @@ class Member:
         self.seconds += seconds
         if not math.isfinite(evaluation.loss):
             raise Diverged(f"the validation loss is {evaluation.loss} after {self.exposure} examples")
-        epoch = point / len(self.prepared.train.examples)
+        epoch = point / self.prepared.train.given
         report = replace(
             as_report(evaluation, point, epoch),
             training_loss=self._training_loss(),
@@ -200,7 +207,6 @@ class Member:
         """All that is needed to go on exactly from here; training on does not change it."""
         progress = {
             "steps": self.steps,
-            "exposure": self.exposure,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "nll": float(self._nll),
@@ -243,8 +249,7 @@ class Member:
 
     def _stand_at(self, snapshot: Snapshot) -> None:
         progress, named = snapshot.progress, self.weights.named
-        self.steps, self.exposure = progress["steps"], progress["exposure"]
-        self.tokens, self.seconds = progress["tokens"], progress["seconds"]
+        self.steps, self.tokens, self.seconds = progress["steps"], progress["tokens"], progress["seconds"]
         self._nll.fill_(progress["nll"])
         self._weight = progress["weight"]
         self.token_budget, self.evaluation_budget = progress["token_budget"], progress["evaluation_budget"]

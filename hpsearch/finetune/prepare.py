@@ -221,7 +221,7 @@ def _losses(config: FinetuneConfig, tokens: TokenisedData, max_length: int) -> t
     hint = "raise data.max_length" if max_length == config.data.max_length else f"{config.model.base} reads no more"
     sentences = []
     for field, split in (("data.train", tokens.train), ("data.validation", tokens.validation)):
-        given, parts = f"{len(split.examples) + split.left_out:,} examples", []
+        given, parts = f"{split.given:,} examples", []
         if split.truncated:
             part = split.tokens_lost / (split.tokens_lost + len(split.ids))
             parts += [f"{split.truncated:,} of {given} had more than {max_length:,} tokens"]

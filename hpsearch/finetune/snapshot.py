@@ -26,7 +26,7 @@ from hpsearch.finetune.weights import State
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.objective import Metric
 
-VERSION = "3"
+VERSION = "4"
 """Another one where a snapshot is laid out otherwise, or where its curve would go on otherwise."""
 
 FILE = "progress.safetensors"
@@ -76,6 +76,7 @@ def identity(config: FinetuneConfig, prepared: Prepared, metric: Metric) -> dict
         "metric": metric,
         "device": prepared.loaded.device.type,
         "training examples": prepared.train.fingerprint,
+        "training examples left out": prepared.train.left_out,
         "evaluation contract": prepared.evaluation_contract,
     }
 

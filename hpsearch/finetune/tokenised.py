@@ -114,6 +114,11 @@ class TokenisedSplit:
     tokens_lost: int
     """Tokens that were cut away, and all tokens of the examples left out."""
 
+    @property
+    def given(self) -> int:
+        """Examples that the split had before any was left out."""
+        return len(self.examples) + self.left_out
+
     @functools.cached_property
     def examples(self) -> TokenisedExamples:
         """The examples as a sequence."""

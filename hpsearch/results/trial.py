@@ -108,8 +108,6 @@ class Trial:
     inherited_at: int | None = None
     replaces: int | None = None
     """The trial whose place in a population it took."""
-    replaced: str | None = None
-    """Why another one took its place."""
     is_spared: bool = False
     """No rule stops it, because a person wants to see its end."""
     stopped_by: str | None = None
@@ -128,6 +126,8 @@ class Trial:
     """The exposure that it had reached when it was lost."""
     pruned_at: int | None = None
     """The exposure at which it was decided to stop it."""
+    pruned_because: str | None = None
+    """Why it was stopped before its end: what its rule saw, the budget, a person, or who took its place."""
     cut_short: bool = False
     """The budget was spent before its last epoch, and no trial had come to its end: its value is of where it stood."""
     replay: dict[str, float] | None = None

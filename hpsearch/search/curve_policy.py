@@ -8,7 +8,7 @@ All they know is in the study.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -141,6 +141,17 @@ class CurveSampler(BaseSampler):
         return next(filter(self._is_new, ordered), _params(space, points[order[0]]))
 
 
+class Odds(NamedTuple):
+    """What a trial in training is worth."""
+
+    chance: float
+    """Of a report better than the best so far."""
+    needed: float
+    """With less, it stops."""
+    best: float
+    """That report, in the objective's unit."""
+
+
 class CurvePruner(BasePruner):
     """Stops a trial that will hardly beat the best report of the study.
 
@@ -160,15 +171,20 @@ class CurvePruner(BasePruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial, which has just reported, stops."""
+        odds = self.odds(study, trial)
+        return odds is not None and odds.chance < odds.needed
+
+    def odds(self, study: optuna.Study, trial: FrozenTrial) -> Odds | None:
+        """What speaks for a trial that has just reported; None where it goes on in any case."""
         curves, baseline = _known(study, ended=self._ended)
         own = next((curve for curve in curves if curve.number == trial.number), None)
         if own is None or not own.losses:
-            return False
+            return None
         if not self._min_epochs - TINY <= own.reached[-1] < own.epochs - TINY:
-            return False
+            return None
         evidence = Evidence(curves, _space(study), baseline)
         if own.best <= evidence.best:
-            return False
+            return None
         model = _model(study, trial, evidence)
         ahead = np.linspace(own.reached[-1], own.epochs, 5)[1:]
         count = len(ahead)
@@ -176,7 +192,12 @@ class CurvePruner(BasePruner):
             evidence.at([own.params] * count, ahead, [own.epochs] * count, [own.number] * count)
         )
         left = 1 - own.reached[-1] / own.epochs
-        return bool(ndtr((evidence.target - mean) / spread).max() < self._chance * min(1.0, 2 * left))
+        sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+        return Odds(
+            chance=float(ndtr((evidence.target - mean) / spread).max()),
+            needed=self._chance * min(1.0, 2 * left),
+            best=sign * evidence.best,
+        )
 
 
 def _known(

@@ -43,8 +43,8 @@ INHERITED_AT = "inherited_at"
 """Trial attribute: the exposure at which it took another's weights over."""
 REPLACES = "replaces"
 """Trial attribute: the number of the trial whose place in the population it took."""
-REPLACED = "replaced"
-"""Trial attribute: why another one took its place."""
+PRUNED_BECAUSE = "pruned_because"
+"""Trial attribute: why it was stopped, or why another one took its place."""
 
 
 def confirmation_of(name: str) -> str:
@@ -151,7 +151,7 @@ def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
         parent=attributes.get(PARENT),
         inherited_at=attributes.get(INHERITED_AT),
         replaces=attributes.get(REPLACES),
-        replaced=attributes.get(REPLACED),
+        pruned_because=attributes.get(PRUNED_BECAUSE),
         is_spared=attributes.get(SPARED, False),
         stopped_by=attributes.get(STOPPED_BY),
         attempts=attributes.get("attempts", 0),

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import optuna
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
     NopPruner,
-    PatientPruner,
     PercentilePruner,
     SuccessiveHalvingPruner,
     ThresholdPruner,
 )
 from optuna.trial import FrozenTrial
 
+from hpsearch.results.curve import has_turned
 from hpsearch.spec.objective import Direction
 from hpsearch.spec.pruner import (
     CurvesPrunerSpec,
@@ -50,9 +49,7 @@ def pruner(
     """
     if isinstance(spec, PatientSpec):
         wrapped = pruner(spec.pruner, examples, reports_per_epoch, most_epochs, direction)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return PatientPruner(wrapped, patience=spec.patience, min_delta=spec.min_delta)
+        return Patient(wrapped, spec.patience, spec.min_delta, direction)
     if isinstance(spec, WilcoxonSpec):
         return ReportByReport(spec.p, spec.min_reports)
     if isinstance(spec, CurvesPrunerSpec):
@@ -66,6 +63,24 @@ def pruner(
         return _without_rungs(spec, int(spec.min_reports * examples / reports_per_epoch), direction)
     assert isinstance(spec, NoPrunerSpec | PopulationSpec)  # whom a population replaces, `population.py` decides
     return NopPruner()
+
+
+class Patient(BasePruner):
+    """Another pruner, heard only while a trial gets no better itself.
+
+    Optuna's `PatientPruner` waits for one report more than its patience, makes `min_delta` what a trial must have become
+    *worse* by, and does not ask the other pruner before: halving, which notes a trial's rungs when it is asked, would
+    note them late.
+    """
+
+    def __init__(self, pruner: BasePruner, patience: int, min_delta: float, direction: Direction) -> None:
+        self._pruner, self._patience, self._min_delta, self._direction = pruner, patience, min_delta, direction
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the other pruner stops the trial, and nothing speaks for it."""
+        is_poor = self._pruner.prune(study, trial)
+        values = [value for step, value in sorted(trial.intermediate_values.items()) if step]
+        return is_poor and has_turned(values, self._direction, self._patience, self._min_delta)
 
 
 class ReportByReport(BasePruner):

@@ -134,15 +134,34 @@ class Record(Whole):
         if number % NOTED_EVERY == NOTED_EVERY - 1:
             self.note()
 
+    def condemned(self, number: int, exposure: int, why: str, *, by: str | None = None) -> None:
+        """Keep that the trial is pruned next: after a crash, a halving pruner asked again would let it pass.
+
+        Args:
+            number: Of a running trial.
+            exposure: Of its last report.
+            why: In words.
+            by: Who wants so; None where a rule or the budget does.
+        """
+        self._fence()
+        trial = self._trial(number)
+        trial.set_user_attr("pruned_at", exposure)
+        if by is None:
+            trial.set_user_attr(history.PRUNED_BECAUSE, why)
+        else:
+            self.stopped(number, by)
+
     def stopped(self, number: int, by: str) -> None:
         """Keep who asked to stop the trial, which is pruned next."""
         self._fence()
-        self._trial(number).set_user_attr(history.STOPPED_BY, by)
+        trial = self._trial(number)
+        trial.set_user_attr(history.STOPPED_BY, by)
+        trial.set_user_attr(history.PRUNED_BECAUSE, f"stopped by {by}")
 
     def replaced(self, number: int, text: str) -> None:
         """The trial ends, because another one took its place in the population."""
         self._fence()
-        self._trial(number).set_user_attr(history.REPLACED, text)
+        self._trial(number).set_user_attr(history.PRUNED_BECAUSE, text)
         self.prune(number)
 
     def prune(self, number: int) -> None:
@@ -155,7 +174,9 @@ class Record(Whole):
         else:  # it waits to be gone on with: Optuna's `tell` is for trials that run
             self._storage.set_trial_state_values(trial._trial_id, OptunaState.PRUNED)
         self._live.pop(number, None)
-        self._event("trial.pruned", {"number": number, "exposure": history.as_trial(self.frozen()[number]).exposure})
+        ended = history.as_trial(self.frozen()[number])
+        why = {"text": ended.pruned_because} if ended.pruned_because else {}
+        self._event("trial.pruned", {"number": number, "exposure": ended.exposure, **why})
 
     def _keep_cost(self, number: int) -> dict[str, float]:
         """What was spent under this number."""

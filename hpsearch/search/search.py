@@ -25,6 +25,7 @@ from hpsearch.search.losses import Loss
 from hpsearch.search.memory import Lineage, Memory, lessons
 from hpsearch.search.population import Population
 from hpsearch.search.pruners import pruner
+from hpsearch.search.reasons import why_pruned
 from hpsearch.search.record import Record, outline
 from hpsearch.search.strategy import Independent, Strategy, tried
 from hpsearch.search.whole import Event
@@ -172,7 +173,7 @@ class Search(Record):
     def _is_over(self, trials: Sequence[Trial]) -> tuple[bool, list[Trial]]:
         """Whether nothing new is tried, and the trials that have to come to their ends all the same."""
         is_over = self._strategy.is_over(trials) or self._ends(trials) is not None
-        return is_over, to_finish(trials, all_wait=self._strategy.exchanges_weights and self._is_spent(trials))
+        return is_over, to_finish(trials, all_wait=self._strategy.exchanges_weights and self._spent(trials) is not None)
 
     def is_out_of_time(self) -> bool:
         """Whether the wall-clock budget is used up, as far as people had extended it when their orders were heeded."""
@@ -255,15 +256,12 @@ class Search(Record):
             crash_point("after_report")
             self._event("trial.reported", {"number": number, "value": value, **outline(report)})
         self._wishes.heed()
-        decision = self._decide(number, report)
+        decision, why = self._decide(number, report)
         is_cut_short = decision is Decision.FINISH
         if is_cut_short != trial.user_attrs.get("cut_short", False):  # or no more: its budget was extended
             trial.set_user_attr("cut_short", is_cut_short)
-        stopped_by = self._wishes.stops(number)
-        if decision is Decision.PRUNE and stopped_by is not None:
-            self.stopped(number, stopped_by)
-        if decision is Decision.PRUNE:  # kept: after a crash, a halving pruner asked again would let the trial pass
-            trial.set_user_attr("pruned_at", report.exposure)
+        if decision is Decision.PRUNE:
+            self.condemned(number, report.exposure, why, by=self._wishes.stops(number))
         return decision
 
     def _repeats(self, number: int, curve: Sequence[dict[str, Any]], report: Report) -> bool:
@@ -271,7 +269,8 @@ class Search(Record):
         known = next((each[self._metric] for each in curve if each["exposure"] == report.exposure), math.nan)
         return math.isclose(known, getattr(report, self._metric), rel_tol=self._repeatable(number))
 
-    def _decide(self, number: int, report: Report) -> Decision:
+    def _decide(self, number: int, report: Report) -> tuple[Decision, str]:
+        """What happens to the trial, and why if it is not what it was begun for."""
         trial = self._live[number]
         curve = trial.user_attrs["curve"]
         is_spared = trial.user_attrs.get(history.SPARED, False)
@@ -279,19 +278,20 @@ class Search(Record):
         if report.epoch >= self._epochs[number] or has_turned(values, self._direction, patience):
             if not is_spared:
                 trial.should_prune()  # so that it counts where later trials are compared; nothing is left to save
-            return Decision.GO_ON
+            return Decision.GO_ON, ""
         trials = self.trials()
-        if report.exposure > 0 and self._is_spent(trials):
+        over = self._spent(trials)
+        if report.exposure > 0 and over is not None:
             # Half a training says little of its params. But who has nothing else gets it, and is told what it is.
-            return Decision.PRUNE if has_better(trials) else Decision.FINISH
+            return Decision.PRUNE if has_better(trials) else Decision.FINISH, over
         # Asked in any case: Optuna's halving notes a trial's rungs when it is asked, and must not note them late. Those
         # of a trial that is continued were noted under its earlier number.
         poor = not is_spared and trial.should_prune()
         if self._wishes.stops(number) is not None:
-            return Decision.PRUNE
+            return Decision.PRUNE, ""
         if poor and report.epoch > self._warmup_epochs[number]:
-            return Decision.PRUNE
-        return Decision.PAUSE if self._strategy.must_wait(trials[number]) else Decision.GO_ON
+            return Decision.PRUNE, why_pruned(self._points.spec.pruner, self._study, self.frozen()[number])
+        return Decision.PAUSE if self._strategy.must_wait(trials[number]) else Decision.GO_ON, ""
 
     def pause(self, number: int) -> None:
         """The trial was stopped where it has to wait for the others of its population."""
@@ -302,8 +302,8 @@ class Search(Record):
         needed = self._strategy.needs_from(self.trials())
         return math.inf if needed is None else needed
 
-    def _is_spent(self, trials: Sequence[Trial]) -> bool:
-        return spent(self.spec.budget, trials, self._elapsed()) is not None
+    def _spent(self, trials: Sequence[Trial]) -> str | None:
+        return spent(self.spec.budget, trials, self._elapsed())
 
     def reuse(self, number: int, adapter: Path) -> None:
         """Take over what an earlier study has trained: its curve, its value, and its weights into `adapter`."""

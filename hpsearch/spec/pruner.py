@@ -119,7 +119,7 @@ class PatientSpec(Closed):
     patience: int = Field(2, ge=1, le=1000)
     """Reports in a row without a new best one, before the rule may stop the trial."""
     min_delta: float = Field(0, ge=0)
-    """What counts as better, in the objective's unit."""
+    """What is no more than this better than the best before counts as no better, in the objective's unit."""
 
 
 class PopulationSpec(Closed):

@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import optuna
 import pytest
 import torch
 from finetune_reference import a_config, conversation, write_examples
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
+from optuna.trial import TrialState
 
 from hpsearch.errors import Diverged, InvalidDataset, OutOfMemory, TrialFailure
-from hpsearch.finetune import Cohort, Failed, Finished, Member, as_failure, finetune, prepare
+from hpsearch.finetune import Cohort, Failed, Finished, Member, as_failure, finetune, prepare, report_exposures
 from hpsearch.finetune import cohort as cohort_module
 from hpsearch.finetune import step as step_module
 from hpsearch.finetune.replay import Replay
 from hpsearch.results import Report
+from hpsearch.search.pruners import pruner
+from hpsearch.spec.pruner import HyperbandSpec, SuccessiveHalvingSpec
 
 
 def run(cohort: Cohort) -> dict[str, list]:
@@ -163,7 +167,7 @@ def test_reports_lie_on_one_grid_whatever_the_batch_size(batch_size, exposures):
 
 def test_the_last_example_gives_the_last_report_of_a_member():
     member = finetune(a_config(batch_size=9, epochs=3, reports_per_epoch=1)).member
-    assert member.total_exposure == member.exposure == 120
+    assert member.exposure == 120
     assert member.total_steps == member.steps == 15
     assert member.reports[-1].exposure == 120
 
@@ -369,13 +373,59 @@ def test_data_without_any_completion_left_is_refused():
         prepare(config.model_copy(update={"data": data}))
 
 
-def test_examples_whose_completion_is_cut_away_do_not_train():
+def a_config_that_loses_examples(**changes):
+    """Of 17 examples, five lose their whole completion."""
     records = [conversation(number) for number in range(12)]
-    records.append({"messages": [{"role": "user", "content": "long " * 200}, {"role": "assistant", "content": "x"}]})
-    config = a_config()
-    data = config.data.model_copy(update={"train": write_examples("one-too-long.jsonl", records)})
-    prepared = prepare(config.model_copy(update={"data": data}))
-    assert (len(prepared.train.examples), prepared.train.left_out) == (12, 1)
+    lost = {"messages": [{"role": "user", "content": "long " * 200}, {"role": "assistant", "content": "x"}]}
+    config = a_config(**changes)
+    data = config.data.model_copy(update={"train": write_examples("some-too-long.jsonl", records + [lost] * 5)})
+    return config.model_copy(update={"data": data})
+
+
+def test_examples_whose_completion_is_cut_away_do_not_train():
+    config = a_config_that_loses_examples(batch_size=5, epochs=2)
+    prepared = prepare(config)
+    train = prepared.train
+    assert (len(train.examples), train.left_out, train.given) == (12, 5, 17)
+    assert finetune(config, prepared=prepared).member.steps == 6
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 40])
+@pytest.mark.parametrize("reports_per_epoch", [1, 3])
+def test_they_count_as_passed_so_that_reports_lie_where_a_search_expects_them(batch_size, reports_per_epoch):
+    config = a_config_that_loses_examples(batch_size=batch_size, epochs=2, reports_per_epoch=reports_per_epoch)
+    prepared = prepare(config)
+    whole = Member(config, prepared)
+    while not whole.is_done:
+        before = whole.exposure
+        whole.advance()
+        assert whole.exposure > before
+        again = Member(config, prepared)
+        again.restore(whole.snapshot())
+        assert (again.exposure, again.reports) == (whole.exposure, whole.reports)
+    found = {report.exposure: report.epoch for report in whole.reports}
+    assert whole.exposure == 34
+    assert set(found) - {0} <= set(report_exposures(17, 2, reports_per_epoch))
+    assert (found[17], found[34]) == (1.0, 2.0)
+    assert batch_size > 1 or len(found) == 1 + 2 * reports_per_epoch
+
+
+@pytest.mark.parametrize("rule", [SuccessiveHalvingSpec(reduction_factor=2), HyperbandSpec(reduction_factor=2)])
+def test_halving_acts_at_the_end_of_an_epoch_although_examples_are_lost(rule):
+    prepared = prepare(a_config_that_loses_examples())
+    study = optuna.create_study(pruner=pruner(rule, prepared.train.given, reports_per_epoch=2, most_epochs=2))
+    stopped_at = set()
+    for number in range(8):
+        trial, learning_rate = study.ask(), 1e-2 if number < 2 else 1e-6
+        config = a_config_that_loses_examples(epochs=2, batch_size=4, learning_rate=learning_rate)
+        for report in finetune(config, prepared=prepared).reports:
+            trial.report(report.validation_loss, report.exposure)
+            if trial.should_prune():
+                stopped_at.add(report.epoch)
+                break
+        state = TrialState.PRUNED if report.epoch < 2 else TrialState.COMPLETE
+        study.tell(trial, None if state == TrialState.PRUNED else report.validation_loss, state)
+    assert min(stopped_at) == 1.0  # not at half of the second epoch, the next report behind a rung that nobody meets
 
 
 def test_a_progress_callback_sees_every_report_the_baseline_first():

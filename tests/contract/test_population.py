@@ -172,7 +172,7 @@ def check(trained: Trained, size: int = 2) -> None:
             assert parent.number in ranked[:size]
             assert (trial.parent, trial.inherited_at, trial.origin) == (parent.number, exchange["exposure"], "pbt")
             assert (ended.state, ended.reports[-1].exposure) == (TrialState.PRUNED, exchange["exposure"])
-            assert "population based training: rank" in str(ended.replaced)
+            assert "population based training: rank" in str(ended.pruned_because)
             assert trial.reports[: trial.carried] == parent.reports[: trial.carried]
             assert trial.reports[trial.carried - 1].exposure == exchange["exposure"]
             assert trial.params != parent.params
@@ -358,7 +358,7 @@ def test_a_person_may_stop_one_of_them_and_have_one_that_was_replaced_go_on(stor
         trained.fill()
         for number in list(trained.running):
             trained.step(number)
-    replaced = next(trial for trial in trained.trials() if trial.replaced)
+    replaced = next(trial for trial in trained.trials() if trial.pruned_because)
     member = next(trial for trial in trained.trials() if trial.state == TrialState.WAITING)
     wishes += [
         Wish(1, WishKind.CONTINUE, "ann", number=replaced.number),

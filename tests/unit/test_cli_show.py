@@ -141,7 +141,7 @@ def test_a_trial_is_shown_with_its_curve_and_where_its_weights_are(searched: str
 
 def test_why_a_trial_has_no_value_is_shown(searched: str) -> None:
     pruned, failed = lines_of(shown(searched, "tickets", "1")), lines_of(shown(searched, "tickets", "2"))
-    assert (pruned["stopped by"], pruned["weights"]) == ("alice", "none are kept")
+    assert (pruned["pruned"], pruned["weights"]) == ("stopped by alice", "none are kept")
     assert failed["failure"] == "diverged: the loss is [nan]"
     waiting = shown(searched, "tickets", "3")
     assert waiting.splitlines()[0] == "tickets, trial 3: WAITING"

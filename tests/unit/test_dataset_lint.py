@@ -16,7 +16,7 @@ import pytest
 from hpsearch.api.preflight import Preflight
 from hpsearch.basemodel import describe, token_counter
 from hpsearch.dataset import LintReport, lengths, lint, lint_overlap, load
-from hpsearch.errors import InvalidDataset, UnsupportedModel
+from hpsearch.errors import UnsupportedModel
 from hpsearch.storage import Database, Datasets
 from tests.builders import a_spec
 from tests.conftest import STUDIES
@@ -297,24 +297,6 @@ def test_data_of_which_next_to_nothing_is_left_to_learn_is_refused(tmp_path):
             f"only {fewest - 1} of {fewest + 29} examples keep any completion within 50 tokens, and {fewest} are "
             "needed: raise data.max_length, or shorten them"
         )
-
-
-@pytest.mark.parametrize("pruner", ["successive_halving", "hyperband", "pbt", "patient", "median"])
-def test_pruners_that_count_examples_need_all_of_them(tmp_path, home, pruner):
-    kept = [chat(("user", f"{number}"), ("assistant", "b")) for number in range(60)]
-    path = written(tmp_path / "a.jsonl", [*kept, chat(("user", "word " * 200), ("assistant", "b"))])
-    settings = home.model_copy(update={"allowed_roots": (STUDIES, tmp_path)})
-    uploads = Datasets(Database(settings.sql_url), settings.datasets_folder)
-    space = {"epochs": 4, "learning_rate_multiplier": {"low": 0.1, "high": 1.0}}
-    data = {"train": str(path), "validation": "data/tickets/validation.jsonl", "max_length": 100}
-    inner = {"pruner": {"type": "hyperband"}} if pruner == "patient" else {}
-    spec = a_spec(data=data, search_space=space, pruner={"type": pruner} | inner)
-    if pruner == "median":
-        assert Preflight(spec, settings, uploads).reports["train"].left_out == 1
-        return
-    counts = "hyperband" if inner else pruner
-    with pytest.raises(InvalidDataset, match=f"1 examples lose their whole completion, so pruner '{counts}'"):
-        Preflight(spec, settings, uploads)
 
 
 def test_a_model_whose_tokenizer_is_damaged_is_refused_before_anything_is_queued(tmp_path, home):
