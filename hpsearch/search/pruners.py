@@ -68,7 +68,7 @@ def pruner(
 class Patient(BasePruner):
     """Another pruner, heard only while a trial gets no better itself.
 
-    Optuna's `PatientPruner` waits for one report more than its patience, makes `min_delta` what a trial must have become
+    Optuna's `PatientPruner` waits for one report more than its patience, makes `min_delta` what a trial must have got
     *worse* by, and does not ask the other pruner before: halving, which notes a trial's rungs when it is asked, would
     note them late.
     """
