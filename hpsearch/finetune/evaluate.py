@@ -19,7 +19,8 @@ from torch import Tensor
 from hpsearch.finetune.batches import Layout, MicroBatch, Share, kept_micro_batches, micro_batches
 from hpsearch.finetune.lora import AdaptedLinear, Adapters, MemberRows, activated
 from hpsearch.finetune.loss import scores
-from hpsearch.finetune.model import Anatomy, precision
+from hpsearch.finetune.model import Anatomy
+from hpsearch.finetune.precision import precision
 from hpsearch.finetune.tokenised import TokenisedExample, TokenisedExamples
 from hpsearch.watchdog import mark
 

@@ -7,6 +7,7 @@ the first micro-batch runs, so the parts add up to the whole. All sums are float
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from hpsearch.finetune.batches import MicroBatch
 from hpsearch.finetune.model import Anatomy, hidden_states
-from hpsearch.finetune.packing import packed
+from hpsearch.finetune.packing import packed, padded
+from hpsearch.finetune.precision import wide_logits
 from hpsearch.finetune.tokenised import TokenisedExample
 
 LARGEST_LOGITS = 2**27
@@ -42,10 +44,10 @@ def weighted_nll(model: Any, anatomy: Anatomy, batch: MicroBatch, weights: Tenso
         Both float32, in nats.
     """
     if not anatomy.splits:
-        nll = F.cross_entropy(_logits(model, batch).float(), batch.targets, reduction="none")
+        nll = F.cross_entropy(_logits(model, anatomy, batch).float(), batch.targets, reduction="none")
         return (nll * weights).sum(), nll.detach()
     head = model.get_output_embeddings()
-    return _head_nll(_states(model, batch), head.weight, getattr(head, "bias", None), batch.targets, weights)
+    return _head_nll(_states(model, anatomy, batch), head.weight, getattr(head, "bias", None), batch.targets, weights)
 
 
 def scores(model: Any, anatomy: Anatomy, batch: MicroBatch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -54,26 +56,33 @@ def scores(model: Any, anatomy: Anatomy, batch: MicroBatch) -> Iterator[tuple[Te
     For evaluation: call it without gradients.
     """
     if not anatomy.splits:
-        yield (*_scored(_logits(model, batch), batch.targets), batch.completion)
+        yield (*_scored(_logits(model, anatomy, batch), batch.targets), batch.completion)
         return
     head = model.get_output_embeddings()
     rows = _rows_at_a_time(head.weight)
-    parts = (torch.split(each, rows) for each in (_states(model, batch), batch.targets, batch.completion))
+    parts = (torch.split(each, rows) for each in (_states(model, anatomy, batch), batch.targets, batch.completion))
     for chunk, targets, completion in zip(*parts, strict=True):
-        yield (*_scored(head(chunk), targets), completion)
+        logits = wide_logits(head, chunk) if anatomy.widens else head(chunk)
+        yield (*_scored(logits, targets), completion)
 
 
-def _logits(model: Any, batch: MicroBatch) -> Tensor:
+def _reading(model: Any, anatomy: Anatomy, batch: MicroBatch) -> AbstractContextManager[None]:
+    if batch.groups:
+        return packed(model, batch.groups)
+    return padded(model) if anatomy.plain else nullcontext()
+
+
+def _logits(model: Any, anatomy: Anatomy, batch: MicroBatch) -> Tensor:
     """[M, V]: at the places that count, for a model whose head can't be applied by itself."""
     placed = {} if batch.positions is None else {"position_ids": batch.positions}
-    with packed(model, batch.groups):
+    with _reading(model, anatomy, batch):
         logits: Tensor = model(input_ids=batch.ids, use_cache=False, **placed).logits
     return logits.flatten(0, 1).index_select(0, batch.places)
 
 
-def _states(model: Any, batch: MicroBatch) -> Tensor:
+def _states(model: Any, anatomy: Anatomy, batch: MicroBatch) -> Tensor:
     """[M, H]: the last hidden states at the places that count."""
-    with packed(model, batch.groups):
+    with _reading(model, anatomy, batch):
         states = hidden_states(model, batch.ids, batch.positions)
     return states.flatten(0, 1).index_select(0, batch.places)
 

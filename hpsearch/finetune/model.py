@@ -6,7 +6,6 @@ structure and from one tiny probe run.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 
 from hpsearch.basemodel import BaseModel, describe
 from hpsearch.errors import TrialFailure, UnsupportedModel
-from hpsearch.finetune.packing import Group, can_pack, packed, positions
+from hpsearch.finetune.packing import Group, is_plain, packed, padded, positions
+from hpsearch.finetune.precision import computes_in, has_wide_logits
 from hpsearch.spec.finetune import ModelSpec
 
 FIELD = "model.base"
@@ -34,6 +34,10 @@ class Anatomy:
     splits: bool
     """Whether the logits are exactly the output head applied to the decoder's last hidden state, so that the
     head can be applied to chosen positions only (not so with soft-capped or scaled logits)."""
+    widens: bool
+    """Whether logits can be had in float32 where products are bfloat16 (`precision.wide_logits`)."""
+    plain: bool
+    """Whether padded rows are read right without any mask: making one waits for a GPU in each pass."""
     packs: bool
     """Whether sequences can be read one after the other in one row (`packing`): measured to pay on CPUs only."""
 
@@ -61,7 +65,7 @@ class LoadedModel:
 def load_model(spec: ModelSpec, device: torch.device, facts: BaseModel | None = None) -> LoadedModel:
     """Load a base model and its tokenizer: from safetensors, and never with code of its own.
 
-    Weights are float32, but bfloat16 for a frozen base on a GPU.
+    Weights are float32, but bfloat16 for a frozen base on a GPU that computes in it.
 
     Args:
         spec: Which model, and whether it will stay frozen.
@@ -73,16 +77,31 @@ def load_model(spec: ModelSpec, device: torch.device, facts: BaseModel | None = 
         TrialFailure: PyTorch can't use the GPU.
     """
     facts = facts or describe(spec.base, spec.revision)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        built = torch.version.cuda or torch.version.hip
-        why = f"is built for {built}: is the GPU's driver too old for that?" if built else "is a build for CPUs"
-        raise TrialFailure(f"there is a GPU, but PyTorch can't use it: PyTorch {torch.__version__} {why}")
+    if device.type == "cuda":
+        _use(device)
     # A hub model's fingerprint is its commit: facts and weights are then of one version.
     revision = None if Path(spec.base).is_absolute() else facts.fingerprint
-    frozen_on_gpu = spec.method == "lora" and device.type == "cuda"
-    model, tokenizer = read_model(spec.base, revision, torch.bfloat16 if frozen_on_gpu else torch.float32)
+    model, tokenizer = read_model(spec.base, revision, computes_in(device) if spec.method == "lora" else torch.float32)
     model.to(device).eval().requires_grad_(requires_grad=False)
     return LoadedModel(facts, model, tokenizer, device, examine(model))
+
+
+def _use(gpu: torch.device) -> None:
+    """Raise TrialFailure for a GPU that PyTorch can't use, and set PyTorch up for what is read here."""
+    built = torch.version.cuda or torch.version.hip
+    if not torch.cuda.is_available():
+        why = f"is built for {built}: is the GPU's driver too old for that?" if built else "is a build for CPUs"
+        raise TrialFailure(f"there is a GPU, but PyTorch can't use it: PyTorch {torch.__version__} {why}")
+    try:
+        torch.zeros(1, device=gpu).add_(1)
+    except RuntimeError as error:
+        if "no kernel image" not in str(error):
+            raise
+        text = f"PyTorch {torch.__version__}, built for {built}, has no kernels for {torch.cuda.get_device_name(gpu)}"
+        raise TrialFailure(f"{text}: it may be too old; install a build of PyTorch that still has them") from error
+    # cuDNN's attention, which PyTorch prefers on Hopper and Blackwell, plans anew for each shape of a micro-batch, for
+    # tens of milliseconds, and there is a new shape in nearly every step. (pytorch/aten/src/ATen/native/cudnn/MHA.cpp)
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
 
 
 def read_model(base: str, revision: str | None, dtype: torch.dtype | Literal["auto"]) -> tuple[Any, Any]:
@@ -114,12 +133,25 @@ def examine(model: Any) -> Anatomy:
         raise UnsupportedModel(f"{type(model).__name__} has no list of {layers} blocks that could be found", FIELD)
     blocks = min(lists, key=lambda name: name.count("."))
     below, splits = _probe(model, blocks)
-    return Anatomy(blocks, layers, below, splits, model.device.type == "cpu" and _packs(model))
+    return Anatomy(
+        blocks,
+        layers,
+        below,
+        splits,
+        widens=splits and has_wide_logits(model.get_output_embeddings(), hidden_states(model, _few_ids(model))),
+        plain=_reads_plainly(model),
+        packs=model.device.type == "cpu" and _packs(model),
+    )
+
+
+def _few_ids(model: Any) -> Tensor:
+    known: int = model.get_input_embeddings().num_embeddings
+    return torch.arange(8, device=model.device).unsqueeze(0) % known
 
 
 def _probe(model: Any, blocks: str) -> tuple[frozenset[str], bool]:
     """What runs before the first block, and whether the head can be applied by itself."""
-    ids = torch.arange(8, device=model.device).unsqueeze(0) % model.get_input_embeddings().num_embeddings
+    ids = _few_ids(model)
     order: list[str] = []
     hooks = [
         module.register_forward_pre_hook(lambda _module, _args, name=name: order.append(name))
@@ -154,9 +186,20 @@ def _splits(model: Any, ids: Tensor, logits: Tensor) -> bool:
         return torch.equal(head(hidden_states(model, ids)), logits)
 
 
+def _reads_plainly(model: Any) -> bool:
+    """Whether padded rows give the same when transformers makes no mask."""
+    if not is_plain(model):
+        return False
+    ids = _few_ids(model).view(2, 4)
+    with torch.no_grad():
+        usual = hidden_states(model, ids)
+        with padded(model):
+            return torch.allclose(hidden_states(model, ids), usual, rtol=1e-2, atol=1e-2)
+
+
 def _packs(model: Any) -> bool:
     """Whether a packed row gives what its sequences give alone, also those that share what they begin with."""
-    if not can_pack(model):
+    if not is_plain(model):
         return False
     groups = (Group(0, (5, 3)), Group(4, (2, 3)))
     beginning = list(range(8, 12))
@@ -181,8 +224,3 @@ def hidden_states(model: Any, ids: Tensor, positions: Tensor | None = None) -> T
     placed = {} if positions is None else {"position_ids": positions}
     states: Tensor = model.base_model(input_ids=ids, use_cache=False, **placed)[0]
     return states
-
-
-def precision(device: torch.device) -> AbstractContextManager[object]:
-    """Matrix products in bfloat16 on a GPU; float32 on a CPU, where bfloat16 is several times slower."""
-    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()

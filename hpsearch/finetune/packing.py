@@ -1,4 +1,4 @@
-"""Rows that hold several sequences one after the other, so that nothing is padded.
+"""How rows are read by attention: several sequences one after the other, so that nothing is padded, or padded ones.
 
 Every token-wise part of a model (embeddings, norms, linear layers) runs over all tokens at once; positions start again
 with each sequence; and attention, the only part in which tokens meet, takes the sequences apart. Sequences of equal
@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,8 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ATTENTION = "hpsearch_packed"
-"""The name under which transformers knows `packed_attention`."""
+PACKED, PADDED = "hpsearch_packed", "hpsearch_padded"
+"""The names under which transformers knows the attention of either. To names without a mask function of their own it
+gives no mask: a packed row's would be as large as the row squared, and to find out whether a padded one's is needed, it
+waits for the device in each pass."""
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of attention that are plain for sequences within the sliding window."""
@@ -42,17 +44,20 @@ class Group:
 _groups: ContextVar[Sequence[Group]] = ContextVar("groups", default=())
 
 
-def can_pack(model: Any) -> bool:
-    """Whether a model's attention can be taken apart: it is plain or sliding, and goes through PyTorch's own."""
+def is_plain(model: Any) -> bool:
+    """Whether a model's attention needs no mask but the causal one, and can be taken apart.
+
+    So it is where it is plain or sliding, for rows of no more than `longest_plain`, and goes through PyTorch's own.
+    """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     return config._attn_implementation == "sdpa" and set(kinds) <= KNOWN_LAYERS
 
 
-def longest_packed(model: Any) -> float:
+def longest_plain(model: Any) -> float:
     """Tokens of a sequence up to which attention needs no mask but the causal one: the sliding window, if there is one.
 
-    Some models know their window in the mask only, which a packed row does without.
+    Some models know their window in the mask only.
     """
     return getattr(model.config.get_text_config(), "sliding_window", None) or math.inf
 
@@ -63,18 +68,34 @@ def packed(model: Any, groups: Sequence[Group]) -> Iterator[None]:
     if not groups:
         yield
         return
+    outer = _groups.set(groups)
+    try:
+        with _attending(model, PACKED, packed_attention):
+            yield
+    finally:
+        _groups.reset(outer)
+
+
+@contextmanager
+def padded(model: Any) -> Iterator[None]:
+    """Inside, a model whose attention is plain reads rows that are padded at the right, each a sequence."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    with _attending(model, PADDED, sdpa_attention_forward):
+        yield
+
+
+@contextmanager
+def _attending(model: Any, name: str, attention: Callable[..., Any]) -> Iterator[None]:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    # A name without a mask function: transformers then makes no mask, which would be as large as the row squared.
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, packed_attention)
+    ALL_ATTENTION_FUNCTIONS.register(name, attention)
     config = model.config.get_text_config()
     usual = config._attn_implementation
-    config._attn_implementation = ATTENTION
-    outer = _groups.set(groups)
+    config._attn_implementation = name
     try:
         yield
     finally:
-        _groups.reset(outer)
         config._attn_implementation = usual
 
 

@@ -20,7 +20,8 @@ from hpsearch.errors import InvalidDataset, InvalidSpec, UnsupportedModel
 from hpsearch.finetune.evaluate import Evaluation, Reader, evaluate, evaluation_contract
 from hpsearch.finetune.lora import AdaptedLinear, adapt
 from hpsearch.finetune.model import LoadedModel, load_model
-from hpsearch.finetune.packing import longest_packed
+from hpsearch.finetune.packing import longest_plain
+from hpsearch.finetune.precision import computes_in
 from hpsearch.finetune.rendering import TemplateMode
 from hpsearch.finetune.step import in_less_memory
 from hpsearch.finetune.token_cache import TokenCache, token_key
@@ -124,8 +125,8 @@ def prepare(
     loaded = base.loaded
     max_length = longest(config, loaded)
     _check_positions(loaded, max_length)
-    packs = loaded.anatomy.packs and max_length <= longest_packed(loaded.model)
-    loaded = dataclasses.replace(loaded, anatomy=dataclasses.replace(loaded.anatomy, packs=packs))
+    if max_length > longest_plain(loaded.model):
+        loaded = dataclasses.replace(loaded, anatomy=dataclasses.replace(loaded.anatomy, plain=False, packs=False))
 
     def make() -> TokenisedData:
         return _tokenised(examples or load(data), loaded.tokenizer, max_length, config.data.chat_template)
@@ -146,7 +147,7 @@ def prepare(
         tokenizer=tokenizer_fingerprint(loaded.tokenizer),
         max_length=max_length,
         chat_template=config.data.chat_template,
-        precision="bfloat16" if loaded.device.type == "cuda" else "float32",
+        precision=_precision(loaded),
     )
     kind = loaded.device.type
     (baseline,), budget = in_less_memory(
@@ -166,6 +167,16 @@ def prepare(
         budget,
         _losses(config, tokens, max_length),
     )
+
+
+def _precision(loaded: LoadedModel) -> str:
+    """Of a loss, in words: what its products, the base's weights and the logits are."""
+    products, weights = (
+        str(dtype).removeprefix("torch.") for dtype in (computes_in(loaded.device), loaded.model.dtype)
+    )
+    if products == weights == "float32":
+        return products
+    return f"{products}, weights in {weights}, logits in {'float32' if loaded.anatomy.widens else products}"
 
 
 def longest(config: FinetuneConfig, loaded: LoadedModel) -> int:

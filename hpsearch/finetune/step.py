@@ -15,7 +15,8 @@ from hpsearch.crash import hang_point
 from hpsearch.errors import OutOfMemory
 from hpsearch.finetune.batches import Layout, MicroBatch, Share, micro_batches
 from hpsearch.finetune.loss import total_weight, weighted_nll
-from hpsearch.finetune.model import LoadedModel, precision
+from hpsearch.finetune.model import LoadedModel
+from hpsearch.finetune.precision import precision
 from hpsearch.finetune.tokenised import TokenisedExample
 from hpsearch.finetune.weights import FullWeights, LoraWeights, Weights, full_training, lora_training
 from hpsearch.watchdog import mark

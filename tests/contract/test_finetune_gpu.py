@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import shutil
 import traceback
+import types
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +29,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from hpsearch.errors import TrialFailure, UnsupportedModel
 from hpsearch.finetune import Member, Prepared, company, finetune, memory, prepare, products, step
 from hpsearch.finetune import evaluate as evaluate_module
+from hpsearch.finetune import loss as loss_module
+from hpsearch.finetune import precision as precision_module
 from hpsearch.finetune.lora import adapt
 from hpsearch.finetune.member import evaluated
 from hpsearch.finetune.model import examine, load_model
@@ -122,6 +125,74 @@ def test_autocast_s_copies_of_the_weights_are_not_kept_for_each_token(monkeypatc
     assert kept[0] == pytest.approx(kept[1], rel=0.05)
 
 
+def added_up_in_float32(head: torch.nn.Linear, states: torch.Tensor) -> torch.Tensor:
+    """What CUDA's product of bfloat16 matrices with a result in float32 is; a CPU has none."""
+    with torch.autocast("cpu", enabled=False):
+        logits = states.bfloat16().float() @ head.weight.bfloat16().float().t()
+        return logits if head.bias is None else logits + head.bias.float()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_wide_logits_take_the_rounding_out_of_an_evaluation(architecture, monkeypatch):
+    """With a head a hundred times as large, as trained ones are beside these, bfloat16 rounds logits to quarters."""
+    config = a_config(architecture)
+    prepared = prepare(config)
+    in_bfloat16(monkeypatch)
+    monkeypatch.setattr(loss_module, "wide_logits", added_up_in_float32)
+    found = {}
+    for widens in (False, True):
+        there = as_on_a_gpu(config)
+        anatomy = dataclasses.replace(there.loaded.anatomy, widens=widens)
+        head = there.loaded.model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach() * 100, requires_grad=False)
+        examples = there.validation.examples
+        (one,) = evaluate_module.evaluate(evaluate_module.Reader(there.loaded.model), anatomy, examples, 300)
+        with monkeypatch.context() as exactly:
+            exactly.setattr(head, "forward", lambda states, head=head: added_up_in_float32(head, states))
+            usual = dataclasses.replace(anatomy, widens=False)
+            (exact,) = evaluate_module.evaluate(evaluate_module.Reader(there.loaded.model), usual, examples, 300)
+        found[widens] = abs(one.loss - exact.loss)
+    assert prepared.loaded.anatomy.widens is False, "float32 needs nothing of the kind"
+    assert found[True] == 0.0 < found[False]
+
+
+def test_wide_logits_are_used_where_they_were_seen_to_work(monkeypatch):
+    head, states = torch.nn.Linear(16, 40, dtype=torch.bfloat16), torch.randn(8, 16, dtype=torch.bfloat16)
+    monkeypatch.setattr(precision_module, "computes_in", lambda _device: torch.bfloat16)
+    assert not precision_module.has_wide_logits(head, states), "a CPU has no such product"
+    monkeypatch.setattr(precision_module, "wide_logits", added_up_in_float32)
+    assert precision_module.has_wide_logits(head, states)
+    monkeypatch.setattr(precision_module, "wide_logits", lambda head, states: added_up_in_float32(head, states) + 1)
+    assert not precision_module.has_wide_logits(head, states), "and a wrong one is not used"
+
+
+def test_values_of_other_precisions_are_never_ranked_together(monkeypatch):
+    contracts = {prepare(a_config(method=method)).evaluation_contract for method in ("lora", "full")}
+    assert len(contracts) == 1
+    in_bfloat16(monkeypatch)
+    module = import_module("hpsearch.finetune.prepare")
+    monkeypatch.setattr(module, "computes_in", lambda _device: torch.bfloat16)
+    lora, full = (as_on_a_gpu(a_config(method=method)).loaded for method in ("lora", "full"))
+    assert module._precision(lora) == "bfloat16, weights in bfloat16, logits in bfloat16"
+    assert module._precision(full) == "bfloat16, weights in float32, logits in bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("major", "hip", "dtype"), [(7, None, "float32"), (8, None, "bfloat16"), (9, "6.4", "bfloat16")]
+)
+def test_a_gpu_without_bfloat16_computes_in_float32(major, hip, dtype, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda _device: contextlib.nullcontext())
+    properties = types.SimpleNamespace(major=major)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
+    precision_module.computes_in.cache_clear()
+    assert precision_module.computes_in(torch.device("cuda:0")) is getattr(torch, dtype)
+    assert precision_module.computes_in(torch.device("cpu")) is torch.float32
+    precision_module.computes_in.cache_clear()
+
+
 # -- without numbers, on another device --------------------------------------------------------------------------------
 
 
@@ -167,6 +238,22 @@ def test_a_step_stays_on_the_device_and_waits_for_nothing(architecture, method, 
             everything = [*member.weights.named.values(), *member._optimizer.state().values(), member._nll]
             assert {each.device for each in everything} == {elsewhere}
             assert {each.grad.device for each in member.weights.named.values()} == {elsewhere}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma"])
+def test_padded_rows_are_read_by_causal_attention_without_a_mask(architecture, elsewhere, monkeypatch):
+    """To make a mask, or to find that none is needed, waits for the GPU in each pass; no fast kernel takes one."""
+    seen, real = set(), torch.nn.functional.scaled_dot_product_attention
+
+    def attention(*tensors: Any, attn_mask: Any = None, is_causal: bool = False, **options: Any) -> Any:
+        if tensors[0].device == elsewhere:
+            seen.add((attn_mask is None, is_causal))
+        return real(*tensors, attn_mask=attn_mask, is_causal=is_causal, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    with members_on(elsewhere, a_company(architecture, "lora")) as members:
+        step_of(members)
+    assert seen == {(True, True)}
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -258,6 +345,17 @@ def test_a_gpu_that_pytorch_can_not_use_is_said_so(built, text, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", built)
     monkeypatch.setattr(torch.version, "hip", None)
     with pytest.raises(TrialFailure, match=text):
+        load_model(ModelSpec(base=tiny_model()), torch.device("cuda:0"))
+
+
+def test_a_gpu_that_pytorch_has_no_kernels_for_is_named(monkeypatch):
+    def no_kernels(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla V100-SXM2-16GB")
+    monkeypatch.setattr(torch, "zeros", no_kernels)
+    with pytest.raises(TrialFailure, match="has no kernels for Tesla V100-SXM2-16GB: it may be too old"):
         load_model(ModelSpec(base=tiny_model()), torch.device("cuda:0"))
 
 
