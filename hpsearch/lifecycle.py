@@ -18,7 +18,7 @@ class StudyState(enum.StrEnum):
     RUNNING = "running"
     """A runner holds its lease and drives it."""
     PAUSED = "paused"
-    """Stopped by a person; can go on."""
+    """Stopped, by a person or because something is in the way that a person has to mend; can go on."""
     FINISHED = "finished"
     """A limit of its budget was reached."""
     FAILED = "failed"

@@ -1,4 +1,4 @@
-"""What every process of the service does: log lines a machine can read, and end with the process that started it."""
+"""What every process of the service does: log lines a machine can read, UTC, and end with the one that started it."""
 
 from __future__ import annotations
 
@@ -37,6 +37,19 @@ class Lines(logging.Formatter):
         if sys.stderr.isatty():
             return f"{at} {record.levelname.lower():7} {text} " + " ".join(f"{k}={v}" for k, v in fields.items())
         return json.dumps({"at": at, "level": record.levelname.lower(), "text": text, **fields}, default=str)
+
+
+def begin() -> None:
+    """What the API and the runner begin with."""
+    use_utc()
+    configure_logging()
+    end_with_parent()
+
+
+def use_utc() -> None:
+    """Local time is UTC in this process: Optuna writes when trials began and ended without saying in which zone."""
+    os.environ["TZ"] = "UTC"
+    time.tzset()
 
 
 def configure_logging(**fields: object) -> None:

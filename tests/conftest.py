@@ -24,6 +24,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from hpsearch.api.app import create_app
 from hpsearch.crash import HANG_VARIABLE
+from hpsearch.service import use_utc
 from hpsearch.settings import Settings
 from hpsearch.storage import Database, optuna_storage
 from tests.ports import free_port
@@ -31,7 +32,7 @@ from tests.ports import free_port
 # Nothing here may reach a network; the hub's client, torch and transformers are imported later.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
-os.environ["TZ"] = "UTC"
+use_utc()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # At Ray's 15, its workers wait for all tests that run beside them; at 0, trials that train until something happens take
 # the time of those tests.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
-import os
 import sys
 
 import uvicorn
 
 from hpsearch.api.app import create_app
+from hpsearch.api.guard import is_loopback
 from hpsearch.errors import HpsearchError
-from hpsearch.service import configure_logging, end_with_parent
+from hpsearch.service import begin
 from hpsearch.settings import Settings
 
 
@@ -21,9 +20,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
-    os.environ["TZ"] = "UTC"
-    configure_logging()
-    end_with_parent()
+    begin()
     try:
         app = create_app(Settings())
     except HpsearchError as error:  # of settings, home or database: what to do stands in its text
@@ -34,16 +31,6 @@ def main() -> None:
             "Make one with `hpsearch token NAME --role submit`."
         )
     uvicorn.run(app, host=arguments.host, port=arguments.port, log_config=None, timeout_graceful_shutdown=3)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 if __name__ == "__main__":

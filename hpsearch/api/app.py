@@ -9,22 +9,19 @@ from typing import Any
 
 import optuna
 from fastapi import FastAPI
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from hpsearch import __version__
 from hpsearch.api import acts, datasets, health, index, insight, problems, studies, trials, webhooks
-from hpsearch.api.auth import Tokens
 from hpsearch.api.dashboard import dashboard
 from hpsearch.api.elsewhere import Elsewhere
 from hpsearch.api.guard import LimitedBody, OwnPagesOnly
 from hpsearch.api.metrics import Measured, Metrics
 from hpsearch.api.state import Service
+from hpsearch.api.tokens import Tokens
 from hpsearch.api.views import ProblemView
 from hpsearch.settings import Settings
+from hpsearch.spec.study import LARGEST_SPEC
 from hpsearch.storage import Acts, Database, Datasets, Outbox, Studies, optuna_storage
-
-LOOPBACK_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
-SPEC_BYTES = 2**20
 
 _PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": ProblemView.model_json_schema()}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -60,14 +57,10 @@ def create_app(settings: Settings) -> FastAPI:
         responses=PROBLEMS,
     )
     app.state.service = service
-    app.state.tokens = Tokens.load(settings.tokens_path)
+    app.state.tokens = Tokens.load(settings.tokens_path, must_exist=settings.tokens_file is not None)
     app.state.metrics = Metrics(database)
-    if not app.state.tokens:
-        # Whoever has no token must come from this machine, and not through a web page of somebody else
-        # (DNS rebinding): its Host header gives it away.
-        app.add_middleware(OwnPagesOnly)
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
-    app.add_middleware(LimitedBody, most=SPEC_BYTES, unlimited="/v1/datasets")
+    app.add_middleware(OwnPagesOnly, local=not app.state.tokens)
+    app.add_middleware(LimitedBody, most=LARGEST_SPEC, unlimited="/v1/datasets")
     app.add_middleware(Measured, metrics=app.state.metrics)
     problems.install(app)
     for part in (index, studies, acts, trials, insight, datasets, health):

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 
-from hpsearch.api.auth import Require, Role, Who
+from hpsearch.api.auth import Require, Who
 from hpsearch.api.preflight import Preflight
 from hpsearch.api.state import Door
 from hpsearch.api.study_views import DeviceAsideView, StudyDetailView
+from hpsearch.api.tokens import Role
 from hpsearch.api.trial_views import RankingView
 from hpsearch.api.verdict_views import VerdictView
 from hpsearch.api.views import CheckView, CostView, StudyListView, StudyView, utc

@@ -288,7 +288,7 @@ def clean(
 ) -> None:
     """Remove what deleted studies, killed processes and forgotten uploads left in this home and on this machine.
 
-    The runner does it by itself, every six hours between two studies.
+    The runner does it by itself, every six hours.
     """
     from hpsearch.cli.clean import clean as run
 
@@ -302,7 +302,7 @@ def token(
     role: Annotated[Literal["read", "submit", "admin"], typer.Option(help="What it may do.")] = "submit",
 ) -> None:
     """Make a token for the service of this home, and print it once; restart the service to use it."""
-    from hpsearch.api.auth import Role, add_token
+    from hpsearch.api.tokens import Role, add_token
     from hpsearch.settings import Settings
 
     typer.echo(add_token(Settings().tokens_path, name, Role[role.upper()]))

@@ -17,10 +17,9 @@ from hpsearch.cli.progress import Progress, follow
 from hpsearch.cli.specs import read_spec, upload_data
 from hpsearch.cli.tables import ranking_table, schedules, verdict_lines
 from hpsearch.client import Client
+from hpsearch.lifecycle import StudyState
 
 NO_TRIAL = 3
-_OVER = frozenset({"finished", "failed", "cancelled"})
-"""States in which there is nothing to follow."""
 _WAYS_ON = {
     "finished": "this is what it found; `hpsearch extend` lets it go on",
     "failed": "once its reason is mended, `hpsearch resume` lets it go on",
@@ -50,7 +49,7 @@ def submit_spec(client: Client, spec: Path, name: str | None, *, quiet: bool = F
 
 def see_through(client: Client, study: dict[str, Any], *, as_json: bool, quiet: bool = False, hint: str = "") -> None:
     """Follow a study to its end, unless it is over, and print its ranking; the exit code says what became of it."""
-    if study["state"] not in _OVER:
+    if not StudyState(study["state"]).is_over:
         look_on(client, study, quiet=quiet, hint=hint)
     print_ranking(client, study["name"], as_json=as_json, quiet=quiet)
     exit_by_outcome(client, study["name"])

@@ -38,15 +38,15 @@ class Process:
         # A session of its own: Ctrl-C reaches this process only, which then stops them in order.
         return subprocess.Popen([sys.executable, "-m", *self._arguments], env=environment, start_new_session=True)
 
-    def look(self) -> None:
-        """Start it again if it died; later and later while it keeps dying."""
+    def look(self, stop: threading.Event) -> None:
+        """Start it again if it died; later and later while it keeps dying, and not when all is to stop."""
         if self.process.poll() is None:
             return
         lived = time.monotonic() - self._started
         self._wait = 0.5 if lived > 30 else min(self._wait * 2, 30)
         say(f"the {self.name} ended with code {self.process.returncode}; starting it again in {self._wait:g} s")
-        time.sleep(self._wait)
-        self.process = self._start()
+        if not stop.wait(self._wait):
+            self.process = self._start()
 
     def stop(self, deadline: float) -> None:
         """Ask it to end, and make it."""
@@ -74,20 +74,26 @@ def serve(host: str, port: int) -> int:
         say(f"error: {fault}")
         return 1
     api = Process("API", ["hpsearch.api", "--host", host, "--port", str(port)])
-    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+    url = address(host, port)
     if not _wait_until_ready(api, url, stop):
         api.stop(time.monotonic() + STOP_SECONDS)
         return 0 if stop.is_set() else 1
     runner = Process("runner", ["hpsearch.runner"])
     say(f"hpsearch is ready: API {url}/v1 (documentation {url}/v1/docs), dashboard {url}/dashboard")
     while not stop.wait(0.5):
-        api.look()
-        runner.look()
+        api.look(stop)
+        runner.look(stop)
     say("stopping: running trials are kept, and go on at the next start")
     deadline = time.monotonic() + STOP_SECONDS
     runner.stop(deadline)
     api.stop(deadline)
     return 0
+
+
+def address(host: str, port: int) -> str:
+    """The URL at which this machine reaches a service that listens there."""
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
 
 
 def _cannot_listen(host: str, port: int, stop: threading.Event) -> str:
@@ -121,4 +127,6 @@ def _wait_until_ready(api: Process, url: str, stop: threading.Event) -> bool:
             if httpx.get(f"{url}/readyz", timeout=2).status_code == 200:
                 return True
         stop.wait(0.1)
+    if not stop.is_set():
+        say(f"the API at {url} is not ready after {START_SECONDS} s: the lines above may say why")
     return False

@@ -15,11 +15,10 @@ import yaml
 from hpsearch.client import Client
 from hpsearch.errors import InvalidInput, InvalidSpec, TooLarge
 from hpsearch.spec.data import SplitRole
+from hpsearch.spec.study import LARGEST_SPEC
 
 LARGE_DATA = 4 * 2**20
 """Bytes; what is larger takes seconds to check."""
-
-LARGEST_SPEC = 256 * 2**10
 
 
 class NoAliases(yaml.SafeLoader):

@@ -41,7 +41,7 @@ def limit_reached(
     Args:
         budget: The limits.
         trials: All trials of the study, running ones too.
-        elapsed: Seconds since the study started.
+        elapsed: Seconds of the wall clock that the study has used.
         direction: Of the objective.
         resumed_at: When a person had an ended search go on; what had ended before leaves no trace in `until`.
     """

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 
 from hpsearch.errors import HpsearchError
 from hpsearch.raytune.driver import connect
 from hpsearch.runner.runner import Runner
-from hpsearch.service import configure_logging, end_with_parent
+from hpsearch.service import begin
 from hpsearch.settings import Settings
 
 log = logging.getLogger("hpsearch.runner")  # __name__ is "__main__" here, which our settings do not reach
@@ -18,9 +17,7 @@ log = logging.getLogger("hpsearch.runner")  # __name__ is "__main__" here, which
 
 def main() -> None:
     """Run until SIGTERM or SIGINT: trials stop then, and studies queue again. 1 when only a new process can go on."""
-    os.environ["TZ"] = "UTC"
-    configure_logging()
-    end_with_parent()
+    begin()
     try:
         settings = Settings()
         runner = Runner(settings, connect(settings.ray_address))

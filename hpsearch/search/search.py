@@ -48,7 +48,7 @@ class Search(Record):
         examples: Size of the training set.
         default_params: The `auto` defaults: the first trial, and what some samplers believe in.
         lineage: What its trials learn from; without, earlier studies are not remembered.
-        elapsed: Seconds since the study started, whenever it is asked.
+        elapsed: Seconds of the wall clock that the study has used, whenever it is asked.
         resumed_at: When a person had the ended search go on.
         fence: Raises LeaseLost when this process must not write any more; called before every write.
         event: Told what happened, in the order it happened.

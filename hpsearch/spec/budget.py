@@ -66,7 +66,7 @@ class BudgetSpec(Closed):
     trials: int | None = Field(20, ge=1, le=100_000)
     """Trials that ran to a result: completed, pruned or diverged. Retries of lost workers are free."""
     wall_clock: Seconds = None
-    """Seconds that the study is driven, or a duration such as `90m` or `8h`; a queue or a pause does not count."""
+    """Seconds that the study holds devices, or a duration such as `90m` or `8h`; no queue, pause or wait for a turn."""
     gpu_hours: float | None = Field(None, gt=0)
     """Hours of device time, summed over trials (without a GPU: hours of a core)."""
     tokens: int | None = Field(None, ge=1)

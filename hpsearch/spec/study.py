@@ -34,6 +34,9 @@ from hpsearch.spec.sampler import MOST_POINTS, AutoSamplerSpec, GridSpec, Sample
 from hpsearch.spec.space import Params, SearchSpace
 from hpsearch.spec.warm_start import WarmStartSpec
 
+LARGEST_SPEC = 2**20
+"""Bytes; what is larger is no spec."""
+
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from hpsearch import errors
 from hpsearch.api.app import create_app
-from hpsearch.api.auth import Role, add_token
 from hpsearch.api.state import Service
+from hpsearch.api.tokens import Role, add_token
 from hpsearch.cli.app import app as commands
 from hpsearch.client import Client
 from hpsearch.lifecycle import StudyState

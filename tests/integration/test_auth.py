@@ -15,13 +15,21 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from hpsearch.api.__main__ import is_loopback
 from hpsearch.api.app import create_app
-from hpsearch.api.auth import Role, Tokens, add_token
+from hpsearch.api.guard import is_loopback
+from hpsearch.api.tokens import Role, Tokens, add_token
 from hpsearch.errors import InvalidInput
 from hpsearch.settings import Settings
 from tests.builders import spec_fields
 from tests.conftest import STUDIES
+
+FOREIGN = [
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:3000"},
+]
+"""What a browser says of a request that a page of somebody else makes."""
 
 
 class Guarded:
@@ -163,7 +171,7 @@ class TestTheFile:
             add_token(tmp_path / "tokens.json", "zoë", Role.ADMIN)
 
     def test_without_a_file_there_are_no_tokens(self, tmp_path: Path) -> None:
-        assert not Tokens.load(tmp_path / "missing.json")
+        assert not Tokens.load(tmp_path / "missing.json", must_exist=False)
 
     @pytest.mark.parametrize(
         "content", ["", "{", "{}", "null", "[1]", '[{"name": "a"}]', '[{"name": "a", "role": "god", "sha256": ""}]']
@@ -183,28 +191,70 @@ def test_no_token_is_ever_logged(guarded: Guarded, caplog: pytest.LogCaptureFixt
 
 
 class TestWithoutTokens:
-    @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8000", "localhost:8000", "LOCALHOST", "[::1]:8000"])
+    @pytest.mark.parametrize(
+        "host", ["127.0.0.1", "127.0.0.1:8000", "localhost:8000", "LOCALHOST", "[::1]:8000", "127.8.8.8:80"]
+    )
     def test_this_machine_may_do_everything(self, api: TestClient, host: str) -> None:
         assert api.get("/v1/studies", headers={"Host": host}).status_code == 200
 
     @pytest.mark.parametrize(
-        "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", "10.0.0.1", "", "127.0.0.1@e"]
+        "host",
+        [
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example:8000",
+            "10.0.0.1",
+            "",
+            "127.0.0.1@e",
+            "[::1",
+        ],
     )
     @pytest.mark.parametrize("path", ["/v1/studies", "/dashboard", "/livez"])
     def test_a_page_that_renamed_its_host_to_this_machine_is_refused(
         self, api: TestClient, path: str, host: str
     ) -> None:
-        assert api.get(path, headers={"Host": host}).status_code == 400
+        assert api.get(path, headers={"Host": host}).status_code == 403
 
-    @pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
+    @pytest.mark.parametrize("headers", FOREIGN)
     def test_a_page_of_somebody_else_can_not_act_here(self, api: TestClient, headers: dict[str, str]) -> None:
         """A browser sends such a form without asking first; there is no token that it lacks."""
         api.post("/v1/studies", json=spec_fields())
         answer = api.post("/v1/studies/tickets/cancel", headers={**headers, "Content-Type": "text/plain"})
-        assert answer.status_code in (400, 403)
+        assert answer.status_code == 403
         assert api.get("/v1/studies/tickets").json()["state"] == "queued"
         upload = '{"prompt": "a", "completion": "b"}\n'
-        assert api.post("/v1/datasets", content=upload, headers=headers).status_code in (400, 403)
+        assert api.post("/v1/datasets", content=upload, headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+def test_a_browser_that_knows_the_password_does_not_act_for_a_page_of_somebody_else(
+    guarded: Guarded, headers: dict[str, str]
+) -> None:
+    password = base64.b64encode(f"me:{guarded.tokens['submit']}".encode()).decode()
+    known = {"Authorization": f"Basic {password}", "Content-Type": "text/plain", **headers}
+    assert guarded.client.post("/v1/studies/tickets/pause", headers=known).status_code == 403
+    assert guarded.client.post("/v1/datasets", content="{}", headers=known).status_code == 403
+    assert guarded.client.get("/v1/studies/tickets", headers=known).json()["state"] == "queued"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Origin": "http://search.example"},
+        {"Sec-Fetch-Site": "same-origin", "Origin": "null"},
+        {"Sec-Fetch-Site": "none"},
+    ],
+)
+def test_its_own_pages_and_programs_may_act(guarded: Guarded, headers: dict[str, str]) -> None:
+    known = {"Authorization": f"Bearer {guarded.tokens['submit']}", **headers}
+    answer = guarded.client.post("/v1/studies/missing/pause", headers=known)
+    assert (answer.status_code, answer.json()["code"]) == (404, "study_not_found")
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/v1/docs", "/v1/openapi.json"])
+def test_what_is_open_needs_no_token(guarded: Guarded, path: str) -> None:
+    assert guarded.request("GET", path, "none").status_code == 200
 
 
 @pytest.mark.parametrize(

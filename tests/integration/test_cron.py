@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from hpsearch.api.auth import Role, add_token
+from hpsearch.api.tokens import Role, add_token
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from hpsearch.api.app import create_app
-from hpsearch.api.auth import Role, add_token
+from hpsearch.api.tokens import Role, add_token
 from hpsearch.results import Failure
 from hpsearch.search import Search
 from hpsearch.settings import Settings

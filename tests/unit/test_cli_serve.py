@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hpsearch.cli.serve import Process, address
 from tests.ports import free_port
 
 
@@ -53,6 +54,7 @@ def test_an_address_that_is_not_of_this_machine_is_named(tmp_path: Path) -> None
         pytest.param(
             {"HPSEARCH_STUDIES_AT_ONCE": "many"}, "HPSEARCH_STUDIES_AT_ONCE: Input should be a valid", id="setting"
         ),
+        pytest.param({"HPSEARCH_TOKENS_FILE": "/typo.json"}, "TOKENS_FILE: there is no file /typo.json", id="tokens"),
         pytest.param({"HPSEARCH_HOME": "/dev/null/home"}, "/dev/null/home can't be made: Not a directory", id="home"),
         pytest.param({"HPSEARCH_DATABASE_URL": "sqlite:////nowhere/at.all"}, "unable to open database", id="sqlite"),
         pytest.param({"HPSEARCH_DATABASE_URL": "postgres://host/db"}, "it looks like postgresql+psycopg", id="url"),
@@ -71,3 +73,31 @@ def test_what_keeps_it_from_starting_is_one_line_and_no_traceback(
     assert "Traceback" not in ended.stderr
     assert "secret" not in ended.stderr
     assert ended.stderr.strip().endswith("the API could not start: the lines above say why")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("::", "http://[::1]:8000"),
+        ("search.example", "http://search.example:8000"),
+    ],
+)
+def test_it_is_told_where_this_machine_reaches_it(host: str, url: str) -> None:
+    assert address(host, 8000) == url
+
+
+def test_a_part_that_died_is_not_started_again_when_all_is_to_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    stop, part = threading.Event(), Process("part", ["hpsearch.no_such_module"])
+    part.process.wait()
+    dead = part.process
+    stop.set()
+    part.look(stop)
+    assert part.process is dead
+    stop.clear()
+    part.look(stop)
+    assert part.process is not dead
+    part.process.wait()
+    assert "the part ended with code 1" in capsys.readouterr().err

@@ -13,11 +13,12 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner, Result
 
 from hpsearch.cli import app
-from hpsearch.cli.specs import LARGEST_SPEC, read_spec, upload_data
+from hpsearch.cli.specs import read_spec, upload_data
 from hpsearch.client import Client
 from hpsearch.errors import InvalidDataset, InvalidSpec, TooLarge
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec
+from hpsearch.spec.study import LARGEST_SPEC
 from tests.builders import spec_fields
 from tests.conftest import STUDIES
 
