@@ -13,6 +13,8 @@ CrashPoint = Literal[
     "before_start",
     "after_start",
     "after_report",
+    "after_failure",
+    "after_retry",
     "before_tell",
     "after_tell",
     "after_snapshot",

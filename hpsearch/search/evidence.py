@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.search.curves import Array, Points
-from hpsearch.search.taught import TEACHES
+from hpsearch.search.taught import TEACHES, failure_of
 from hpsearch.spec.space import Params, Value
 
 MOST_TRIALS = 100
@@ -61,7 +61,7 @@ def curve_of(trial: FrozenTrial, maximise: bool) -> Curve | None:
     epochs = config["hyperparameters"].get("epochs")
     if epochs is None or trial.state == TrialState.WAITING:
         return None
-    failure = trial.user_attrs.get("failure")
+    failure = failure_of(trial)
     if failure is not None and failure not in TEACHES:
         return None
     reports = {report["exposure"]: float(report["epoch"]) for report in trial.user_attrs.get("curve", ())}

@@ -9,9 +9,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
+from hpsearch.crash import crash_point
 from hpsearch.errors import TrialNotFound
 from hpsearch.results import Failure, Report, Trial, TrialState
-from hpsearch.search.taught import CONTINUES, PARENT, RETRY_OF
+from hpsearch.search.taught import CONTINUES, PARENT, RETRY_OF, failure_of
 
 BASELINE = "baseline"
 """Study attribute: the untouched base model's figures and their evaluation contract."""
@@ -74,11 +75,23 @@ def close_open(storage: optuna.storages.BaseStorage, name: str, text: str) -> li
     for each in (name, confirmation_of(name)):
         study = load(storage, each)
         for frozen in study.get_trials(deepcopy=False, states=open_states) if study else []:
-            storage.set_trial_user_attr(frozen._trial_id, "failure", str(Failure.CANCELLED))
-            storage.set_trial_user_attr(frozen._trial_id, "failure_text", text)
+            decide_failure(storage, frozen._trial_id, Failure.CANCELLED, text)
             storage.set_trial_state_values(frozen._trial_id, optuna.trial.TrialState.FAIL)
             closed.setdefault(each, []).append(frozen.number)
     return closed.get(name, [])
+
+
+def decide_failure(storage: optuna.storages.BaseStorage, trial_id: int, failure: Failure, text: str) -> None:
+    """Keep that a trial fails next, and why: whoever dies before it has is followed by one that ends it so."""
+    storage.set_trial_user_attr(trial_id, "failure_text", text[:2000])
+    storage.set_trial_user_attr(trial_id, "failure", str(failure))
+    crash_point("after_failure")
+
+
+def decided_failure(frozen: FrozenTrial) -> tuple[Failure, str] | None:
+    """How a trial that has not ended is to fail; None when that was not decided."""
+    attributes = frozen.user_attrs
+    return (Failure(attributes["failure"]), attributes.get("failure_text", "")) if "failure" in attributes else None
 
 
 def interrupt_running(storage: optuna.storages.BaseStorage, name: str) -> None:
@@ -135,6 +148,7 @@ def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
     # begun, some of them may have turned out not to matter.
     given = {} if "config" in attributes else frozen.system_attrs.get("fixed_params", {})
     params = {**given, **frozen.params}
+    failure = failure_of(frozen)
     return Trial(
         number=frozen.number,
         state=state,
@@ -142,8 +156,8 @@ def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
         value=frozen.value if state == TrialState.COMPLETE else None,
         reports=tuple(Report(**report) for report in attributes.get("curve", ())) if curve else (),
         config=attributes.get("config"),
-        failure=attributes.get("failure"),
-        failure_text=attributes.get("failure_text"),
+        failure=failure,
+        failure_text=None if failure is None else attributes.get("failure_text"),
         origin=attributes.get("origin", "search"),
         retry_of=attributes.get(RETRY_OF),
         continues=attributes.get(CONTINUES),

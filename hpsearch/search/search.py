@@ -100,9 +100,7 @@ class Search(Record):
         """What the first trial tries: as good an example of a trial as any."""
         if not self._study.user_attrs.get("spec"):
             self._begin()
-        for trial in self.trials():
-            if trial.state == TrialState.RUNNING:
-                self.interrupt(trial.number, "the process that drove the study ended", Loss.OUTSIDE)
+        self.take_over("the process that drove the study ended")
 
     @property
     def heeded(self) -> int | None:

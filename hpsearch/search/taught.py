@@ -34,6 +34,12 @@ NOTES = ("cma:", "curves:")
 """What samplers keep on a trial begins so."""
 
 
+def failure_of(trial: FrozenTrial) -> str | None:
+    """Why it failed; None unless it has: the reason is written before the state."""
+    found: str | None = trial.user_attrs.get("failure") if trial.state == TrialState.FAIL else None
+    return found
+
+
 def continued(trials: Iterable[FrozenTrial]) -> frozenset[int]:
     """The numbers of pruned trials that others go on with, or try again: each of those has the whole curve."""
     by_number = {trial.number: trial for trial in trials}
@@ -98,7 +104,7 @@ def lesson(
 
 def _teaches_to_stay_away(trial: FrozenTrial) -> bool:
     own = PARENT not in trial.user_attrs
-    return own and trial.state == TrialState.FAIL and trial.user_attrs.get("failure") in TEACHES and bool(trial.params)
+    return own and failure_of(trial) in TEACHES and bool(trial.params)
 
 
 def _as_bad(trial: FrozenTrial, place: int, worst: float) -> FrozenTrial:

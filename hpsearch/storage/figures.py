@@ -65,14 +65,8 @@ def figures(database: Database) -> Figures:
         keys = ("tokens", "device_seconds")
         summed = sa.select(ATTRIBUTES.c.key, sa.func.sum(value)).where(ATTRIBUTES.c.key.in_(keys))
         sums = {key: float(total) for key, total in connection.execute(summed.group_by(ATTRIBUTES.c.key)).all()}
-        named = sa.select(ATTRIBUTES.c.value_json, sa.func.count()).where(ATTRIBUTES.c.key == "failure")
-        failures = connection.execute(named.group_by(ATTRIBUTES.c.value_json)).all()
-        runs = sa.cast(TRIALS.c.state, sa.String) == "RUNNING"  # a type of its own in PostgreSQL
-        placed = sa.select(ATTRIBUTES.c.value_json, sa.func.count()).join(
-            TRIALS, sa.and_(TRIALS.c.trial_id == ATTRIBUTES.c.trial_id, runs)
-        )
-        placed = placed.where(ATTRIBUTES.c.key == "device").group_by(ATTRIBUTES.c.value_json)
-        cohorts = connection.execute(placed).all()
+        failures = connection.execute(_named("failure", "FAIL")).all()
+        cohorts = connection.execute(_named("device", "RUNNING")).all()
         attempts = connection.execute(sa.select(webhooks.c.name, webhooks.c.attempts)).all()
         return Figures(
             studies={state: float(count) for state, count in by_state.items()},
@@ -88,6 +82,14 @@ def figures(database: Database) -> Figures:
             shares={name: float(share) for name, _, _, share in driven if share is not None},
             webhooks={name: float(count) for name, count in attempts},
         )
+
+
+def _named(key: str, state: str) -> sa.Select[Any]:
+    """The words that trials of one state have for an attribute, each with their number."""
+    stands = sa.cast(TRIALS.c.state, sa.String) == state  # a type of its own in PostgreSQL
+    of_trial = sa.and_(TRIALS.c.trial_id == ATTRIBUTES.c.trial_id, stands)
+    query = sa.select(ATTRIBUTES.c.value_json, sa.func.count()).join(TRIALS, of_trial)
+    return query.where(ATTRIBUTES.c.key == key).group_by(ATTRIBUTES.c.value_json)
 
 
 def set_aside(database: Database, study: str) -> dict[str, dict[str, Any]]:

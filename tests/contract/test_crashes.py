@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 from hpsearch.crash import VARIABLE, CrashPoint
-from hpsearch.results import Trial, TrialState
-from hpsearch.search import Asked, Decision
+from hpsearch.results import Failure, Trial, TrialState
+from hpsearch.search import Asked, Decision, history
 from hpsearch.spec import StudySpec
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.storage import optuna_storage
 from tests.contract.test_population import gain, loss, pbt_spec
-from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, a_report, exposures_of, spec_of
+from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, a_report, exposures_of, loss_of, spec_of
 
 TRIALS = 12
+DIVERGED, LOST = {4, 10}, {1, 6, 9}
+"""Trials that fail after their first report; the lost ones are tried again."""
 SPEC = spec_of(
     TRIALS,
     sampler={"type": "tpe", "startup_trials": 4},
@@ -83,7 +85,7 @@ class Searched:
             if self.spec is POPULATION:
                 train_a_member(driven, asked, behind)
             else:
-                driven.run(asked, start=max(exposure for exposure in exposures_of(asked.params) if exposure <= behind))
+                train(driven, asked, behind)
         driven.finish()
 
     def fork(self, crash_at: str = "", replay: float = 0.0, kill: Kill | None = None) -> int:
@@ -107,6 +109,19 @@ class Searched:
 
     def trials(self) -> list[Trial]:
         return Driven(optuna_storage(self.url), self.spec).trials()
+
+
+def train(driven: Driven, asked: Asked, behind: int) -> None:
+    """To its end, or until it is pruned or fails."""
+    start = max(exposure for exposure in exposures_of(asked.params) if exposure <= behind)
+    was_to_fail = history.decided_failure(driven.search.frozen()[asked.number])
+    if asked.number not in DIVERGED | LOST or was_to_fail:  # a second time it would go well
+        driven.run(asked, start)
+        return
+    for exposure in range(start, EXAMPLES // 2 + 1, EXAMPLES // 2):
+        driven.search.report(asked.number, a_report(exposure, loss_of(asked.params, exposure)), CONTRACT)
+    failure = Failure.DIVERGED if asked.number in DIVERGED else Failure.WORKER_LOST
+    driven.search.fail(asked.number, failure, "as it had to come")
 
 
 def train_a_member(driven: Driven, asked: Asked, behind: int) -> None:
@@ -163,7 +178,10 @@ def main(template: str, folder: str) -> None:
         assert study.fork() == 0
         assert sum(trial.attempts for trial in study.trials()) > TRIALS
         assert list(map(_outcome, study.trials())) == list(map(_outcome, undisturbed.trials()))
-    assert {trial.state for trial in undisturbed.trials()} == {TrialState.COMPLETE, TrialState.PRUNED}
+    trials = undisturbed.trials()
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+    assert {trial.number for trial in trials if trial.state == TrialState.FAIL} == DIVERGED | LOST
+    assert {trial.retry_of for trial in trials} == {None, *LOST}
 
 
 def _outcome(trial: Trial) -> Trial:

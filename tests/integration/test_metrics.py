@@ -52,6 +52,7 @@ def test_the_figures_are_those_of_the_tables(migrated_url: str) -> None:
         trial = study.ask()
         if device is not None:
             trial.set_user_attr("device", device)
+            trial.set_user_attr("failure", "worker_lost")  # decided, by a process that died before it ended the trial
         if number == 2:
             study.tell(trial, 1.0)
     Outbox(database).claim("team", ["study.queued"], True, 60)
