@@ -35,6 +35,7 @@ from hpsearch.spec.closed import as_invalid_spec
 from hpsearch.spec.data import HUB_PREFIX, DataSpec, HubDataset, SplitRole
 from hpsearch.spec.defaults import base_learning_rate, default_hyperparameters
 from hpsearch.spec.pruner import PopulationSpec
+from hpsearch.spec.reach import check_reach
 from hpsearch.spec.study import StudySpec
 from hpsearch.storage import Datasets
 
@@ -104,6 +105,7 @@ class Preflight:
         self.warnings += lint_overlap(self.reports)
         self.defaults = default_hyperparameters(self.examples["train"], self.spec.model.method)
         self._check_population()
+        self.warnings += check_reach(self.spec, self.examples["train"])
 
     def _check_population(self) -> None:
         """Refuse a population that would never exchange weights, where `auto` epochs make that a matter of the data."""

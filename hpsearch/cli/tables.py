@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hpsearch.results.advice import percent
 from hpsearch.results.schedule import told
 
 STATE_STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "RUNNING": "cyan", "WAITING": "blue"}
@@ -83,7 +84,7 @@ def verdict_lines(ranking: dict[str, Any]) -> Iterator[RenderableType]:
     for each in verdict["candidates"]:
         who = f"{each['number']}{' (defaults)' if each['is_defaults'] else ''}"
         interval = "" if each["low"] is None else f"{each['low']:.4f} to {each['high']:.4f}"
-        probability = "" if each["probability"] is None else f"{min(each['probability'], 0.999):.1%}"
+        probability = "" if each["probability"] is None else percent(each["probability"])
         figures = ("" if each[name] is None else f"{each[name]:.4f}" for name in ("searched", "mean", "gain"))
         style = "green" if each["number"] == verdict["recommended"] else ""
         table.add_row(who, *figures, interval, probability, style=style)

@@ -130,10 +130,10 @@ def _it(known: Standing, number: int) -> str:
 def _gain(one: Compared) -> str:
     if one.gain is None or one.low is None or one.high is None or one.probability is None:
         return "an unknown amount"
-    return f"{one.gain:.2g} (95 % interval {one.low:.2g} to {one.high:.2g}, probability {_percent(one.probability)})"
+    return f"{one.gain:.2g} (95 % interval {one.low:.2g} to {one.high:.2g}, probability {percent(one.probability)})"
 
 
-def _percent(probability: float) -> str:
+def percent(probability: float) -> str:
     """Never rounded to certainty, nor across what decides."""
     floored = math.floor(100 * probability)
     return f"{min(99, max(1, floored))} %"

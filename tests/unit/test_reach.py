@@ -1,0 +1,54 @@
+"""Conditions that hold nowhere are found before anything is queued."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hpsearch.errors import InvalidSpec
+from hpsearch.spec.reach import MOST_LOOKED_AT, check_reach
+from tests.builders import a_spec
+
+RATE = {"low": 0.1, "high": 10.0, "log": True}
+EPOCHS, SCHEDULES = {"choices": [1, 2, 3]}, {"choices": ["linear", "cosine"]}
+
+
+def reach(require: list[str] | None = None, **space: Any) -> list[str]:
+    fields = {"search_space": space, "require": require or [], "budget": {"trials": 1}}
+    return check_reach(a_spec(**fields), examples=400)
+
+
+@pytest.mark.parametrize("require", [[], ["epochs <= 3"], ["learning_rate_multiplier * epochs < 0.2"], ["steps > 10"]])
+def test_what_can_be_met_is_no_matter(require: list[str]) -> None:
+    assert reach(require, epochs=EPOCHS, learning_rate_multiplier=RATE, lr_schedule=SCHEDULES) == []
+    sometimes = {**EPOCHS, "when": "lr_schedule == 'linear'"}
+    assert reach(require, epochs=sometimes, learning_rate_multiplier=RATE, lr_schedule=SCHEDULES) == []
+
+
+@pytest.mark.parametrize("space", [{"epochs": EPOCHS}, {"epochs": EPOCHS, "learning_rate_multiplier": RATE}])
+def test_a_requirement_that_no_point_meets_is_refused(space: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSpec, match=r"require: none of the points of the search space .* 'epochs > 3'") as caught:
+        reach(["batch_size > 0", "epochs > 3"], **space)
+    assert caught.value.field == "require"
+
+
+def test_so_are_two_that_contradict_each_other_and_a_space_too_large_to_list() -> None:
+    wide = {"epochs": {"low": 1, "high": 20}, "learning_rate_multiplier": RATE, "weight_decay": {"low": 0, "high": 1}}
+    with pytest.raises(InvalidSpec, match=f"none of the {MOST_LOOKED_AT:,} points that were looked at"):
+        reach(["epochs > 9", "epochs < 9"], **wide)
+
+
+def test_a_parameter_that_no_point_has_is_named() -> None:
+    never = {"low": 0.0, "high": 0.2, "when": "lr_schedule == 'constant'"}
+    (warning,) = reach(warmup_fraction=never, lr_schedule=SCHEDULES)
+    assert warning == (
+        "search_space.warmup_fraction: none of the points of the search space has it, so it is never searched; "
+        "its `when` is 'lr_schedule == 'constant''"
+    )
+
+
+def test_nothing_to_search_is_one_point() -> None:
+    assert reach(["epochs < 9"], epochs=2) == []
+    with pytest.raises(InvalidSpec, match="epochs < 2"):
+        reach(["epochs < 2"], epochs=2)
