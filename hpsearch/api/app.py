@@ -21,7 +21,7 @@ from hpsearch.api.tokens import Tokens
 from hpsearch.api.views import ProblemView
 from hpsearch.settings import Settings
 from hpsearch.spec.study import LARGEST_SPEC
-from hpsearch.storage import Acts, Database, Datasets, Outbox, Studies, optuna_storage
+from hpsearch.storage import Acts, Database, Datasets, Endings, Outbox, Studies, optuna_storage
 
 _PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": ProblemView.model_json_schema()}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -36,7 +36,7 @@ def create_app(settings: Settings) -> FastAPI:
     # Wrapped once: Optuna then keeps finished trials in memory instead of reading them at every request.
     storage = optuna.storages.get_storage(optuna_storage(settings.sql_url))
     uploads = Datasets(database, settings.datasets_folder)
-    service = Service(settings, database, Studies(database), Acts(database), uploads, storage)
+    service = Service(settings, database, Studies(database), Acts(database), Endings(database), uploads, storage)
     sender = webhooks.Sender(Outbox(database), webhooks.load(settings.webhooks_path))
 
     @asynccontextmanager

@@ -22,9 +22,8 @@ from hpsearch.search import history
 from hpsearch.settings import Settings
 from hpsearch.spec.cost import Rate
 from hpsearch.spec.finetune import ModelSpec
-from hpsearch.storage import DATABASE_AWAY, Acting, Acts, Database, Datasets, Studies, StudyRow, last_event
+from hpsearch.storage import DATABASE_AWAY, Acting, Acts, Database, Datasets, Endings, Studies, StudyRow, last_event
 from hpsearch.storage.events import last_events
-from hpsearch.storage.tidy import put_aside, remove
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +69,10 @@ class Service:
     database: Database
     studies: Studies
     acts: Acts
+    endings: Endings
     datasets: Datasets
     optuna_storage: optuna.storages.BaseStorage
     outlines: Outlines = field(default_factory=lambda: Outlines(OUTLINED_STUDIES))
-    deleting: threading.Lock = field(default_factory=threading.Lock)
 
     def page(self, study: str, limit: int, after: int | None, state: TrialState | None) -> tuple[list[Trial], bool]:
         """Some trials of a study that exists, by number, and whether there are more."""
@@ -141,23 +140,19 @@ class Service:
 
     def cancel(self, study: str, acting: Acting) -> StudyRow:
         """End a study; what nobody drives any more is closed at once."""
-        row = self.acts.cancel(study, acting)
-        if row.state == StudyState.CANCELLED:
-            text = "the study was cancelled"
-            remove(self.settings.confirmation_folder(study))
-            for number in history.close_open(self.optuna_storage, study, text):
-                self.acts.tell(study, "trial.failed", {"number": number, "failure": "cancelled", "text": text})
-        return row
+
+        def close_trials(text: str) -> list[int]:
+            return history.close_open(self.optuna_storage, study, text)
+
+        return self.endings.cancel(study, acting, close_trials, self.settings.confirmation_folder(study))
 
     def delete(self, study: str, acting: Acting) -> None:
         """Forget a study that is over: our rows, Optuna's trials, the weights."""
-        with self.deleting:  # one that is repeated meanwhile must not meet a new study of this name
-            self.acts.begin_deletion(study, acting)
+
+        def forget_trials() -> None:
             history.delete(self.optuna_storage, study)
-            weights = put_aside(self.settings.artifacts_folder / study)
-            self.acts.delete(study, acting)  # behind the rest, so that a deletion that breaks off can be repeated
-        if weights is not None:
-            remove(weights)
+
+        self.endings.delete(study, acting, forget_trials, self.settings.artifacts_folder / study)
 
 
 def _trains(study: StudyRow, model: ModelSpec) -> bool:

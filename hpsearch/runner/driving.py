@@ -88,6 +88,9 @@ class Driving:
             log.error("study paused: its runners die", extra={"study": study.name, "takeovers": study.takeovers})
             self._lay_down(lease, StudyState.PAUSED, DEADLY.format(study.takeovers))
             return
+        if study.requested == StudyState.CANCELLED and not study.takeovers:  # before it was claimed: `Endings.cancel`
+            self._end(lease, StudyState.QUEUED, "cancelled")
+            return
         try:
             with Heartbeat(self._studies, lease, self._settings.lease_seconds, self._fair, self._hangs) as heartbeat:
                 with fenced(lambda connection: self._studies.check_within(connection, lease)):

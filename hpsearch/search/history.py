@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Mapping
 from typing import Any
@@ -64,20 +65,24 @@ def load(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study | None
 def delete(storage: optuna.storages.BaseStorage, name: str) -> None:
     """Forget the study's trials and those that confirm them; nothing happens when there are none."""
     for each in (confirmation_of(name), name):
-        if load(storage, each) is not None:
+        with contextlib.suppress(KeyError):
             optuna.delete_study(study_name=each, storage=storage)
 
 
 def close_open(storage: optuna.storages.BaseStorage, name: str, text: str) -> list[int]:
-    """The study is over and nobody drives it: what was lined up or interrupted will not be tried. Their numbers."""
+    """Nobody drives the study, and nobody will: what was lined up or interrupted is not tried. Their numbers.
+
+    What another process closes meanwhile is not among them.
+    """
     open_states = (optuna.trial.TrialState.WAITING, optuna.trial.TrialState.RUNNING)
     closed: dict[str, list[int]] = {}
     for each in (name, confirmation_of(name)):
         study = load(storage, each)
         for frozen in study.get_trials(deepcopy=False, states=open_states) if study else []:
-            decide_failure(storage, frozen._trial_id, Failure.CANCELLED, text)
-            storage.set_trial_state_values(frozen._trial_id, optuna.trial.TrialState.FAIL)
-            closed.setdefault(each, []).append(frozen.number)
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                decide_failure(storage, frozen._trial_id, Failure.CANCELLED, text)
+                storage.set_trial_state_values(frozen._trial_id, optuna.trial.TrialState.FAIL)
+                closed.setdefault(each, []).append(frozen.number)
     return closed.get(name, [])
 
 

@@ -1,9 +1,11 @@
 """Where it is kept: specs, states, leases, events and datasets beside Optuna's trials, in one database."""
 
-from hpsearch.storage.acts import Acting, Acts
+from hpsearch.storage.acting import Acting
+from hpsearch.storage.acts import Acts
 from hpsearch.storage.claims import Standing, claims
 from hpsearch.storage.database import Database
 from hpsearch.storage.datasets import DatasetRow, Datasets
+from hpsearch.storage.endings import Endings
 from hpsearch.storage.events import Event, events_after, last_event
 from hpsearch.storage.optuna_storage import DATABASE_AWAY, fenced, optuna_storage
 from hpsearch.storage.outbox import Delivery, Outbox
@@ -20,6 +22,7 @@ __all__ = [
     "DatasetRow",
     "Datasets",
     "Delivery",
+    "Endings",
     "Event",
     "Lease",
     "Outbox",

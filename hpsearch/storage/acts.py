@@ -2,61 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
-import sqlalchemy as sa
 from pydantic import ValidationError
 
-from hpsearch.errors import BudgetSpent, ChangedMeanwhile, InvalidInput
-from hpsearch.lifecycle import Act, StudyState, WishKind, after
+from hpsearch.errors import BudgetSpent, InvalidInput
+from hpsearch.lifecycle import Act, StudyState, WishKind
 from hpsearch.results.budget import Limit
 from hpsearch.spec.budget import BudgetExtension, BudgetSpec
 from hpsearch.spec.closed import as_invalid_spec
 from hpsearch.spec.confirm import ConfirmSpec
 from hpsearch.spec.space import Params
 from hpsearch.spec.study import StudySpec
-from hpsearch.storage import idempotency
+from hpsearch.storage.acting import Acting, act
 from hpsearch.storage.database import Database
-from hpsearch.storage.events import DELETED, append
+from hpsearch.storage.events import append
 from hpsearch.storage.rows import StudyRow, get_study
-from hpsearch.storage.tables import events, idempotency_keys, studies, wishes
-
-
-@dataclass(frozen=True)
-class Acting:
-    """Who acts, and under which conditions."""
-
-    by: str
-    """The name of the token."""
-    tags: Collection[str] = ()
-    """The act counts only while the study has one of these tags (`StudyRow.tag`); without any, always."""
-    key: str | None = None
-    """Repeating an act with its key does nothing more."""
-
-    def check(self, study: StudyRow) -> None:
-        """Raise ChangedMeanwhile unless the study has one of the tags."""
-        if self.tags and study.tag not in self.tags:
-            raise ChangedMeanwhile(f"study '{study.name}' has changed since it was looked at: it is now '{study.tag}'")
 
 
 class Acts:
-    """What people may do to studies; `hpsearch.lifecycle.ACTS` says when."""
+    """What people may do to studies; `hpsearch.lifecycle.ACTS` says when. How they end them: `Endings`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def pause(self, name: str, acting: Acting) -> StudyRow:
         """Stop the study, or ask its runner to; what was trained is kept. Pausing twice is once."""
-        return self._stop(name, Act.PAUSE, StudyState.PAUSED, acting)
-
-    def cancel(self, name: str, acting: Acting) -> StudyRow:
-        """End the study, or ask its runner to. Cancelling twice is once."""
-        return self._stop(name, Act.CANCEL, StudyState.CANCELLED, acting)
+        with act(self._database, name, Act.PAUSE, acting) as doing:
+            if not doing.is_new or StudyState.PAUSED in (doing.study.state, doing.study.requested):
+                pass
+            elif doing.study.state == StudyState.RUNNING:
+                doing.ask("study.pause_requested", StudyState.PAUSED)
+            else:
+                doing.change("study.paused", {"requested": None}, reason="paused")
+        return self._get(name)
 
     def resume(self, name: str, acting: Acting, spent: Limit | None = None) -> StudyRow:
         """Let a paused or failed study go on, or take a wish to pause back. Resuming what runs changes nothing.
@@ -64,11 +44,11 @@ class Acts:
         Raises:
             BudgetSpent: It has failed, and `spent` says what it would end of at once.
         """
-        with self._act(name, Act.RESUME, acting) as act:
-            if act.is_new and act.study.state == StudyState.FAILED:
+        with act(self._database, name, Act.RESUME, acting) as doing:
+            if doing.is_new and doing.study.state == StudyState.FAILED:
                 _check_unspent(name, spent)
-            if act.is_new and (act.target != act.study.state or act.study.requested is not None):
-                act.change("study.resumed", {"requested": None})
+            if doing.is_new and (doing.target != doing.study.state or doing.study.requested is not None):
+                doing.change("study.resumed", {"requested": None})
         return self._get(name)
 
     def extend(self, name: str, more: BudgetExtension, acting: Acting) -> StudyRow:
@@ -77,11 +57,11 @@ class Acts:
         Raises:
             InvalidInput: The budget has no such limit to raise.
         """
-        with self._act(name, Act.EXTEND, acting, more.model_dump_json()) as act:
-            if act.is_new:
-                budget = _raised(act.study.spec.budget, more)
-                values = _kept(act.study.spec, {"budget": budget.model_dump()})
-                act.change("study.extended", values, budget=budget.model_dump(mode="json", exclude_none=True))
+        with act(self._database, name, Act.EXTEND, acting, more.model_dump_json()) as doing:
+            if doing.is_new:
+                budget = _raised(doing.study.spec.budget, more)
+                values = _kept(doing.study.spec, {"budget": budget.model_dump()})
+                doing.change("study.extended", values, budget=budget.model_dump(mode="json", exclude_none=True))
         return self._get(name)
 
     def confirm(self, name: str, wanted: ConfirmSpec, acting: Acting) -> StudyRow:
@@ -89,19 +69,19 @@ class Acts:
 
         The same again adds nothing but trials that have become the best ones meanwhile.
         """
-        with self._act(name, Act.CONFIRM, acting, wanted.model_dump_json()) as act:
-            if act.is_new:
+        with act(self._database, name, Act.CONFIRM, acting, wanted.model_dump_json()) as doing:
+            if doing.is_new:
                 # The search itself does not go on: what ended it, such as its patience, is not forgiven.
-                values = {**_kept(act.study.spec, {"confirm": wanted}), "resumed_at": act.study.resumed_at}
-                act.change("study.confirmation_requested", values, **wanted.model_dump())
+                values = {**_kept(doing.study.spec, {"confirm": wanted}), "resumed_at": doing.study.resumed_at}
+                doing.change("study.confirmation_requested", values, **wanted.model_dump())
         return self._get(name)
 
     def change(self, name: str, changes: dict[str, Any], acting: Acting) -> StudyRow:
         """Give a study another `priority` or other fields of its `parallelism`."""
-        with self._act(name, Act.CHANGE, acting, json.dumps(changes, sort_keys=True)) as act:
-            values = _kept(act.study.spec, changes)
-            if act.is_new and values["spec"] != act.study.spec.model_dump_json():
-                act.change("study.changed", {**values, "priority": json.loads(values["spec"])["priority"]}, **changes)
+        with act(self._database, name, Act.CHANGE, acting, json.dumps(changes, sort_keys=True)) as doing:
+            values = _kept(doing.study.spec, changes)
+            if doing.is_new and values["spec"] != doing.study.spec.model_dump_json():
+                doing.change("study.changed", {**values, "priority": json.loads(values["spec"])["priority"]}, **changes)
         return self._get(name)
 
     def add_trial(self, name: str, params: Params, acting: Acting, spent: Limit | None = None) -> StudyRow:
@@ -111,24 +91,24 @@ class Acts:
             InvalidInput: The params lie outside the search space.
             BudgetSpent: `spent` is the limit that leaves no room for it.
         """
-        with self._act(name, Act.ADD_TRIAL, acting, json.dumps(params, sort_keys=True)) as act:
-            if act.is_new:
+        with act(self._database, name, Act.ADD_TRIAL, acting, json.dumps(params, sort_keys=True)) as doing:
+            if doing.is_new:
                 _check_unspent(name, spent)
-                spec = act.study.spec
+                spec = doing.study.spec
                 params = _checked(spec, params)
                 wish = {"kind": WishKind.ADD, "params": json.dumps(params)}
-                identifier = act.wish(wish)
+                identifier = doing.wish(wish)
                 limits = _with_room_for_one(spec)
                 values = _kept(spec, {"budget": limits})
-                act.change("study.trial_added", values, wish=identifier, params=params, budget=limits)
+                doing.change("study.trial_added", values, wish=identifier, params=params, budget=limits)
         return self._get(name)
 
     def stop_trial(self, name: str, number: int, acting: Acting) -> StudyRow:
         """Ask the runner to end one trial at its next report; a waiting one is not begun. Asking twice is once."""
-        with self._act(name, Act.STOP_TRIAL, acting, str(number)) as act:
-            if act.is_new and not act.is_wished(WishKind.STOP, number):
-                act.wish({"kind": WishKind.STOP, "number": number})
-                act.change("trial.stop_requested", {}, number=number)
+        with act(self._database, name, Act.STOP_TRIAL, acting, str(number)) as doing:
+            if doing.is_new and not doing.is_wished(WishKind.STOP, number):
+                doing.wish({"kind": WishKind.STOP, "number": number})
+                doing.change("trial.stop_requested", {}, number=number)
         return self._get(name)
 
     def continue_trial(self, name: str, number: int, acting: Acting, spent: Limit | None = None) -> StudyRow:
@@ -139,117 +119,23 @@ class Acts:
         Raises:
             BudgetSpent: `spent` is the limit that leaves no room for it.
         """
-        with self._act(name, Act.CONTINUE_TRIAL, acting, str(number)) as act:
-            if act.is_new and not act.is_wished(WishKind.CONTINUE, number):
+        with act(self._database, name, Act.CONTINUE_TRIAL, acting, str(number)) as doing:
+            if doing.is_new and not doing.is_wished(WishKind.CONTINUE, number):
                 _check_unspent(name, spent)
-                act.wish({"kind": WishKind.CONTINUE, "number": number})
-                limits = _with_room_for_one(act.study.spec)
-                values = _kept(act.study.spec, {"budget": limits})
-                act.change("trial.continue_requested", values, number=number, budget=limits)
+                doing.wish({"kind": WishKind.CONTINUE, "number": number})
+                limits = _with_room_for_one(doing.study.spec)
+                values = _kept(doing.study.spec, {"budget": limits})
+                doing.change("trial.continue_requested", values, number=number, budget=limits)
         return self._get(name)
-
-    def begin_deletion(self, name: str, acting: Acting) -> None:
-        """Raise what `delete` would; from here on nobody can queue the study again, while its trials and weights go.
-
-        A deletion that broke off leaves it so: the only act that is legal then is to delete it.
-        """
-        with self._act(name, Act.DELETE, replace(acting, key=None)) as act:
-            requested = studies.update().where(studies.c.name == name).values(requested=StudyState.CANCELLED)
-            act.connection.execute(requested)  # the version stays: whoever repeats the deletion has seen this one
-
-    def delete(self, name: str, acting: Acting) -> None:
-        """Forget a study that is over. All that stays is the event that says so.
-
-        Keys don't count here: deleting twice is once, and what a key would let pass may be alive again.
-        """
-        with self._act(name, Act.DELETE, replace(acting, key=None)) as act:
-            connection = act.connection
-            connection.execute(studies.delete().where(studies.c.name == name))
-            for table in (events, wishes, idempotency_keys):
-                connection.execute(table.delete().where(table.c.study == name))
-            append(connection, name, DELETED, act.now, {"by": acting.by})
 
     def tell(self, name: str, kind: str, details: dict[str, Any]) -> None:
         """Append what followed from an act."""
         with self._database.write() as connection:
             append(connection, name, kind, self._database.now(connection), details)
 
-    def _stop(self, name: str, act_kind: Act, wanted: StudyState, acting: Acting) -> StudyRow:
-        with self._act(name, act_kind, acting) as act:
-            study = act.study
-            if not act.is_new or wanted in (study.state, study.requested):
-                pass
-            elif study.state == StudyState.RUNNING:
-                act.ask(f"study.{act_kind}_requested", wanted)
-            else:
-                act.change(f"study.{wanted}", {"requested": None}, reason=str(wanted))
-        return self._get(name)
-
     def _get(self, name: str) -> StudyRow:
         with self._database.read() as connection:
             return get_study(connection, name)
-
-    @contextmanager
-    def _act(self, name: str, kind: Act, acting: Acting, request: str = "") -> Iterator[_Act]:
-        """One act's transaction, once it is known to be legal, wanted on this version, and not done already."""
-        digest = hashlib.sha256(f"{kind} {name} {request}".encode()).hexdigest()
-        with self._database.write() as connection:
-            now = self._database.now(connection)
-            study = get_study(connection, name)
-            if idempotency.study_of(connection, acting.key, digest, now) is not None:
-                yield _Act(connection, study, study.state, acting.by, now, is_new=False)
-                return
-            acting.check(study)
-            target = after(kind, name, study.state)
-            if study.requested == StudyState.CANCELLED:
-                after(kind, name, StudyState.CANCELLED)  # it is as good as cancelled
-            yield _Act(connection, study, target, acting.by, now)
-            idempotency.keep(connection, acting.key, digest, name, now)
-
-
-@dataclass(frozen=True)
-class _Act:
-    """One act while its transaction is open."""
-
-    connection: sa.Connection
-    study: StudyRow
-    target: StudyState
-    by: str
-    now: float
-    is_new: bool = True
-
-    def change(self, event: str, values: dict[str, Any], **details: Any) -> None:
-        """Change the study's row, move it to the act's state if it isn't driven, and say so."""
-        if self.study.state not in (StudyState.RUNNING, self.target):
-            over = self.target.is_over
-            values = {
-                **values,
-                "state": self.target,
-                "reason": str(self.target) if self.target != StudyState.QUEUED else "",
-                "finished_at": self.now if over else None,
-            }
-            if self.study.state.is_over:
-                values.setdefault("resumed_at", self.now)
-        self._write(event, {**details, "state": str(values.get("state", self.study.state))}, values)
-
-    def ask(self, event: str, wanted: StudyState) -> None:
-        """Ask the study's runner to lay it down."""
-        self._write(event, {}, {"requested": wanted})
-
-    def wish(self, values: dict[str, Any]) -> int:
-        """Keep a wish for the runner; the answer is its id."""
-        row = wishes.insert().values(study=self.study.name, by=self.by, at=self.now, **values)
-        return int(self.connection.execute(row.returning(wishes.c.id)).scalar_one())
-
-    def is_wished(self, kind: WishKind, number: int) -> bool:
-        """Whether the same was asked of a trial, and is not done yet."""
-        asked = sa.and_(wishes.c.study == self.study.name, wishes.c.kind == kind, wishes.c.number == number)
-        return self.connection.execute(sa.select(wishes.c.id).where(asked)).first() is not None
-
-    def _write(self, event: str, details: dict[str, Any], values: dict[str, Any]) -> None:
-        values = {**values, "version": self.study.version + 1}
-        self.connection.execute(studies.update().where(studies.c.name == self.study.name).values(values))
-        append(self.connection, self.study.name, event, self.now, {"by": self.by, **details})
 
 
 def _check_unspent(name: str, spent: Limit | None) -> None:

@@ -133,7 +133,9 @@ class Studies:
         """
         with self._database.write() as connection:
             now = self._database.now(connection)
-            free = sa.or_(studies.c.state == StudyState.QUEUED, is_expired(now))
+            # One that was cancelled with nobody driving it, and whose trials are not closed: see `Endings.cancel`.
+            half_cancelled = sa.and_(studies.c.state == StudyState.PAUSED, studies.c.requested == StudyState.CANCELLED)
+            free = sa.or_(studies.c.state == StudyState.QUEUED, half_cancelled, is_expired(now))
             query = sa.select(studies, counted(now).label("counted")).where(free, may_be_claimed(owner, now))
             query = query.where(studies.c.name.not_in(but_not))
             query = query.order_by(suspicion(now), _IN_LINE, studies.c.created_at).limit(1)

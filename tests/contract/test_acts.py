@@ -22,7 +22,7 @@ from hpsearch.spec.budget import BudgetExtension
 from hpsearch.spec.confirm import ConfirmSpec
 from hpsearch.spec.defaults import resolve
 from hpsearch.spec.space import Params
-from hpsearch.storage import Acting, Acts, Database, Lease, Studies, StudyRow, events_after, optuna_storage
+from hpsearch.storage import Acting, Acts, Database, Endings, Lease, Studies, StudyRow, events_after, optuna_storage
 from hpsearch.storage.rows import wishes_of
 from tests.builders import a_report, a_spec
 
@@ -122,6 +122,7 @@ class Life(RuleBasedStateMachine):
         url = f"sqlite:///{self.folder / 'life.db'}"
         self.database, self.storage = Database(url), optuna_storage(url)
         self.studies, self.acts = Studies(self.database), Acts(self.database)
+        self.endings = Endings(self.database)
         space = {"epochs": 1, "learning_rate_multiplier": {"low": 0.1, "high": 10, "log": True}}
         self.spec = a_spec(search_space=space, budget={"trials": TRIALS}, sampler={"type": "random"})
         self.row, _ = self.studies.create(self.spec, by="alice")
@@ -213,13 +214,17 @@ class Life(RuleBasedStateMachine):
     def cancel(self, by: str, number: int) -> None:
         if number > 1:  # what is cancelled stays so: not too often
             return
-        done = self.act(Act.CANCEL, lambda: self.acts.cancel(NAME, Acting(by)))
-        if done and self.studies.get(NAME).state == StudyState.CANCELLED:
-            history.close_open(self.storage, NAME, "cancelled")
+
+        def close(text: str) -> list[int]:
+            return history.close_open(self.storage, NAME, text)
+
+        done = self.act(Act.CANCEL, lambda: self.endings.cancel(NAME, Acting(by), close))
+        if done and self.row.state != StudyState.RUNNING:
+            assert self.studies.get(NAME).state == StudyState.CANCELLED
 
     def act_on_what_is_long_gone(self, by: str, _: int) -> None:
         stale = Acting(by, tags={f"{self.row.tag}0", "1-1"})
-        for do in (self.acts.pause, self.acts.resume, self.acts.cancel, self.acts.delete):
+        for do in (self.acts.pause, self.acts.resume, self.endings.cancel, self.endings.delete):
             with pytest.raises(ChangedMeanwhile):
                 do(NAME, stale)
 

@@ -18,7 +18,7 @@ from hpsearch.runner import driving, heartbeat
 from hpsearch.search import Search, history
 from hpsearch.settings import Settings
 from hpsearch.spec.defaults import resolve
-from hpsearch.storage import Acting, Acts, Database, Studies, events_after, optuna_storage
+from hpsearch.storage import Acting, Acts, Database, Endings, Studies, events_after, optuna_storage
 from tests.builders import a_report
 from tests.contract.test_runner import readable, running, until
 
@@ -125,7 +125,7 @@ def test_a_study_ends_with_its_verdict_and_the_weights_of_its_search_alone(study
 def test_a_study_that_is_cancelled_while_it_is_confirmed_leaves_nothing_of_that(study: Study) -> None:
     def cancel(search: Search, count: int) -> None:
         if in_confirmation(search, count, at=2):
-            Acts(study.database).cancel(NAME, Acting("alice"))
+            Endings(study.database).cancel(NAME, Acting("alice"))
             time.sleep(0.5)  # ten beats of the heart
 
     study.quick.before = cancel

@@ -35,6 +35,7 @@ from hpsearch.storage import (
     Acting,
     Acts,
     Database,
+    Endings,
     Lease,
     Studies,
     StudyRow,
@@ -374,7 +375,7 @@ def test_a_study_that_is_cancelled_as_it_is_laid_down_has_its_trials_closed_befo
     table.create(readable("laid-down"))
     optuna.create_study(study_name="laid-down", storage=trials, direction="minimize").enqueue_trial({})
     _, lease = table.claim("runner", PATIENCE) or pytest.fail("nothing claimed")
-    Acts(database).cancel("laid-down", Acting("alice"))
+    Endings(database).cancel("laid-down", Acting("alice"))
     driving_it = Runner(home_with_tables, "none")._driving
     with monkeypatch.context() as dying:
         dying.setattr(driving.history, "close_open", _killed)
@@ -387,7 +388,24 @@ def test_a_study_that_is_cancelled_as_it_is_laid_down_has_its_trials_closed_befo
     assert trial.state == optuna.trial.TrialState.FAIL
 
 
-def _killed(*_: object) -> None:
+def test_a_cancel_that_broke_off_is_done_by_the_next_runner(home_with_tables: Settings) -> None:
+    """Nobody drove the study, and the API that was asked died before it had closed the trials."""
+    database, trials = Database(home_with_tables.sql_url), optuna_storage(home_with_tables.sql_url)
+    table = Studies(database)
+    model = {"base": str(STUDIES / "models" / "pydoc-llama")}
+    table.create(a_spec(name="paused", model=model, data={"train": "/gone.jsonl"}))  # no matter, to cancel it
+    Acts(database).pause("paused", Acting("alice"))
+    optuna.create_study(study_name="paused", storage=trials, direction="minimize").enqueue_trial({})
+    with pytest.raises(KeyboardInterrupt):
+        Endings(database).cancel("paused", Acting("alice"), _killed)
+    with running(home_with_tables):
+        until(lambda: table.get("paused").state == StudyState.CANCELLED, "the runner ends it")
+    (trial,) = optuna.load_study(study_name="paused", storage=trials).trials
+    assert trial.state == optuna.trial.TrialState.FAIL
+    assert "study.failed" not in [event.kind for event in events_after(database, "paused", 0)]
+
+
+def _killed(*_: object) -> Any:
     raise KeyboardInterrupt
 
 

@@ -27,6 +27,7 @@ from hpsearch.storage import (
     Acts,
     Database,
     Datasets,
+    Endings,
     Studies,
     StudyRow,
     count_by_state,
@@ -68,11 +69,11 @@ ALICE = Acting("alice")
 
 
 def cancel(studies: Studies, name: str) -> StudyRow:
-    return Acts(studies._database).cancel(name, ALICE)
+    return Endings(studies._database).cancel(name, ALICE)
 
 
 def delete(studies: Studies, name: str) -> None:
-    Acts(studies._database).delete(name, ALICE)
+    Endings(studies._database).delete(name, ALICE)
 
 
 def kinds(database: Database, study: str) -> list[str]:
@@ -360,7 +361,7 @@ class TestCancelling:
         assert (row.state, row.reason) == ("cancelled", "cancelled")
         assert row.finished_at is not None
         assert studies.claim("runner", LONG) is None
-        assert kinds(database, "tickets") == ["study.queued", "study.cancelled"]
+        assert kinds(database, "tickets") == ["study.queued", "study.cancel_requested", "study.cancelled"]
 
     def test_the_runner_of_a_running_study_is_told(self, studies: Studies) -> None:
         create(studies, "tickets")
@@ -436,7 +437,7 @@ class TestDeleting:
         with pytest.raises(StudyNotFound):
             studies.get("tickets")
         assert kinds(database, "tickets") == []
-        assert kinds(database, "other") == ["study.queued", "study.cancelled"]
+        assert kinds(database, "other") == ["study.queued", "study.cancel_requested", "study.cancelled"]
         assert studies.create(a_spec(seed=9))[1]
 
 

@@ -13,7 +13,7 @@ import pytest
 from hpsearch.errors import DiskFull, UnknownDataset
 from hpsearch.raytune.place import Place
 from hpsearch.settings import Settings
-from hpsearch.storage import Acting, Acts, Database, Datasets, Studies
+from hpsearch.storage import Acting, Database, Datasets, Endings, Studies
 from hpsearch.storage.tidy import DAY, tidy
 from tests.builders import a_spec
 
@@ -52,11 +52,11 @@ def test_what_nobody_needs_goes_and_the_rest_stays(home_with_tables: Settings, t
     fresh, fresh_file = upload("b", DAYS - 1)
     unused, unused_file = upload("c", DAYS + 1)
     Studies(database).create(a_spec(data={"train": str(used_file)}))
-    acts, alice = Acts(database), Acting("alice")
+    endings, alice = Endings(database), Acting("alice")
     for name in ("deleted", "born-again"):
         Studies(database).create(a_spec(name=name))
-        acts.cancel(name, alice)
-        acts.delete(name, alice)
+        endings.cancel(name, alice)
+        endings.delete(name, alice)
     Studies(database).create(a_spec(name="born-again"))
     stays = [
         used_file,
@@ -109,8 +109,8 @@ def test_weights_of_a_namesake_that_begins_meanwhile_stay(
 ) -> None:
     database = Database(home_with_tables.sql_url)
     Studies(database).create(a_spec(name="again"))
-    Acts(database).cancel("again", Acting("alice"))
-    Acts(database).delete("again", Acting("alice"))
+    Endings(database).cancel("again", Acting("alice"))
+    Endings(database).delete("again", Acting("alice"))
     weights = put(home_with_tables.artifacts_folder / "again/0/adapter.safetensors")
 
     def begins_while_sizes_are_summed(_: Path) -> int:

@@ -25,7 +25,7 @@ from hpsearch.shares import Need
 from hpsearch.spec.defaults import default_params, resolve
 from hpsearch.spec.space import Params
 from hpsearch.spec.study import StudySpec
-from hpsearch.storage import Acting, Acts, Standing
+from hpsearch.storage import Acting, Endings, Standing
 from hpsearch.storage.tables import studies
 from tests.builders import a_report, spec_fields
 from tests.conftest import served
@@ -281,7 +281,7 @@ def test_a_study_that_cannot_be_read_hides_no_other_and_can_be_deleted(api: Test
     assert "invented" in answer.json()["detail"]
     assert api.get("/v1/studies/fine").status_code == 200
     service.read_ahead()
-    Acts(service.database).cancel("unread", Acting("alice"))
+    Endings(service.database).cancel("unread", Acting("alice"))
     assert api.delete("/v1/studies/unread").status_code == 204
 
 

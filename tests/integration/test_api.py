@@ -821,7 +821,7 @@ class TestTheUnexpected:
             def __getattr__(self, name: str) -> Any:
                 raise RuntimeError(canary)
 
-        service = replace(api.app.state.service, studies=Broken(), acts=Broken())  # type: ignore[attr-defined]
+        service = replace(api.app.state.service, studies=Broken(), endings=Broken())  # type: ignore[attr-defined]
         api.app.state.service = service  # type: ignore[attr-defined]
         return api
 

@@ -17,7 +17,7 @@ from hpsearch.runner.runner import Runner
 from hpsearch.search import history
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec
-from hpsearch.storage import Acting, Acts, Database, Event, Studies, events_after, optuna_storage
+from hpsearch.storage import Acting, Acts, Database, Endings, Event, Studies, events_after, optuna_storage
 from tests.integration.test_raytune import check_equals_undisturbed, data, spec_of
 
 __all__ = ["data"]  # a fixture
@@ -34,6 +34,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.database = Database(settings.sql_url)
         self.studies, self.acts = Studies(self.database), Acts(self.database)
+        self.endings = Endings(self.database)
         self.storage = optuna_storage(settings.sql_url)
         self.runner = Runner(settings, ray.get_runtime_context().get_session_name())
         self.thread = threading.Thread(target=self.runner.run)
@@ -145,7 +146,7 @@ def test_more_studies_than_devices_take_turns_by_the_weights_of_their_owners(
 
     until(lambda: "it waits for its turn: 4 studies on 2 devices" in told(), "nobody is told that it waits")
     # What people change takes effect at once: the least of them comes first now.
-    service.acts.cancel("heavy", Acting("carol"))
+    service.endings.cancel("heavy", Acting("carol"))
     until(lambda: service.state("heavy") == StudyState.CANCELLED, "not cancelled")
     service.acts.change("three", {"priority": 100}, Acting("alice"))
     until(lambda: service.running("three") == 1, "priority has no effect")

@@ -18,7 +18,7 @@ from hpsearch.api.state import Service
 from hpsearch.search import history
 from hpsearch.settings import Settings
 from hpsearch.shares import Need
-from hpsearch.storage import Acting, Acts, Database, Outbox, Standing, Studies, optuna_storage, tables
+from hpsearch.storage import Acting, Acts, Database, Endings, Outbox, Standing, Studies, optuna_storage, tables
 from hpsearch.storage.figures import figures, set_aside
 from tests.builders import a_spec, spec_fields
 
@@ -37,7 +37,7 @@ def test_the_figures_are_those_of_the_tables(migrated_url: str) -> None:
         studies.create(a_spec(name=name))
     _, lease = studies.claim("runner", 60) or pytest.fail("nothing claimed")
     studies.renew(lease, 60, Standing("cluster", Need(3, 1), 2))
-    Acts(database).cancel("gone", Acting("alice"))
+    Endings(database).cancel("gone", Acting("alice"))
     study = optuna.create_study(study_name="runs", storage=storage)
     for number in range(3):
         trial = study.ask()

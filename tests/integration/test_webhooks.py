@@ -20,7 +20,7 @@ from hpsearch.api.webhooks import ATTEMPTS, Webhook, signature
 from hpsearch.errors import InvalidInput
 from hpsearch.lifecycle import StudyState
 from hpsearch.settings import Settings
-from hpsearch.storage import Acting, Acts, Database, Outbox, Studies
+from hpsearch.storage import Acting, Database, Endings, Outbox, Studies
 from tests.builders import a_spec, spec_fields
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -113,7 +113,7 @@ def test_one_event_is_claimed_by_one_process_and_a_dead_one_s_turn_passes(migrat
     Studies(database).create(a_spec(name="before"))
     assert claim(0) is None  # seen for the first time: it is told what happens from now on
     Studies(database).create(a_spec())
-    Acts(database).cancel("tickets", Acting("alice"))
+    Endings(database).cancel("tickets", Acting("alice"))
     first = claim(0, seconds=0)
     assert (first.event.kind, first.event.study, first.attempt) == ("study.queued", "tickets", 1)
     second = claim(1)

@@ -213,7 +213,8 @@ def test_the_client_speaks_with_the_real_service(service_url: str, tmp_path: Pat
     with pytest.raises(errors.IllegalMove):
         client.delete("tickets")
     assert client.cancel("tickets")["state"] == "cancelled"
-    assert [event["kind"] for event in client.events("tickets")] == ["study.queued", "study.cancelled"]
+    kinds = ["study.queued", "study.cancel_requested", "study.cancelled"]
+    assert [event["kind"] for event in client.events("tickets")] == kinds
     client.delete("tickets")
     with pytest.raises(errors.StudyNotFound):
         client.study("tickets")
