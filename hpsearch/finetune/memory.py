@@ -100,13 +100,29 @@ def limit_tokens(member: Member, share: float) -> None:
     """Let no micro-batch of a fresh member keep more activations than there is room for.
 
     Args:
-        member: That has made no step yet.
+        member: That has made no step yet; a snapshot is restored afterwards.
         share: Part of the free memory that this process may take.
     """
-    prepared = member.prepared
-    room = share * (1 - HEAD_ROOM) * free_bytes(prepared.loaded.device) - member_bytes(member.config, prepared)
-    affordable = int(room / kept_bytes_per_token(member))
+    device = member.prepared.loaded.device
+    left = share * free_bytes(device) - awaited_bytes(member)
+    if device.type == "cuda" and member.config.model.method == "full":
+        left -= _BFLOAT16 * _elements(member)  # a pass's copies of the weights
+    affordable = int((1 - HEAD_ROOM) * left / kept_bytes_per_token(member))
     member.token_budget = max(1, min(member.token_budget, affordable))
+
+
+def awaited_bytes(member: Member) -> int:
+    """What a member takes in its next step, to hold it from then on: gradients and AdamW's moments.
+
+    Its weights are there, and so are an adapter's gradients.
+    """
+    gradients = sum(parameter.nbytes for parameter in member.weights.named.values() if parameter.grad is None)
+    return gradients + (0 if member.steps else 2 * _FLOAT * _elements(member))
+
+
+def _elements(member: Member) -> int:
+    """Of what it trains."""
+    return sum(parameter.numel() for parameter in member.weights.named.values())
 
 
 def kept_bytes_per_token(member: Member) -> float:

@@ -111,13 +111,31 @@ def test_what_is_kept_is_not_known_from_a_trial_that_drops_nothing_or_trains_few
     assert kept["dropping"] >= kept["all"] + inputs
 
 
-def test_little_memory_makes_small_micro_batches_and_the_same_curve(monkeypatch):
-    config = a_config(batch_size=16)
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_a_member_awaits_is_what_its_first_step_allocates(method):
+    config = a_config(method=method, reports_per_epoch=1)
+    member = Member(config, prepare(config))
+
+    def held() -> int:
+        found = [each for parameter in member.weights.named.values() for each in (parameter, parameter.grad)]
+        found += [each for each in member._optimizer.state().values() if each.ndim]
+        return sum(each.nbytes for each in found if each is not None)
+
+    fresh, awaited = held(), memory.awaited_bytes(member)
+    member.advance()
+    assert held() - fresh == awaited > 0
+    assert memory.awaited_bytes(member) == 0
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_little_memory_makes_small_micro_batches_and_the_same_curve(method, monkeypatch):
+    """Of what is free beside a member that is there already, only its gradients and moments are taken."""
+    config = a_config(method=method, batch_size=16)
     prepared = prepare(config)
     plenty = finetune(config, prepared=prepared).reports
     member = Member(config, prepared)
     per_token = memory.kept_bytes_per_token(member)
-    room = (memory.member_bytes(config, prepared) + 100 * per_token) / (1 - memory.HEAD_ROOM)
+    room = memory.awaited_bytes(member) + 100 * per_token / (1 - memory.HEAD_ROOM)
     monkeypatch.setattr(memory, "free_bytes", lambda _device: int(4 * room))
     memory.limit_tokens(member, share=0.25)
     assert 99 <= member.token_budget <= 100
@@ -125,9 +143,15 @@ def test_little_memory_makes_small_micro_batches_and_the_same_curve(monkeypatch)
         member.advance()
     for one, two in zip(member.reports, plenty, strict=True):
         assert one.validation_loss == pytest.approx(two.validation_loss, rel=1e-5)
-    assert memory.fits(config, prepared, share=0.25)
-    monkeypatch.setattr(memory, "free_bytes", lambda _device: memory.member_bytes(config, prepared))
-    assert not memory.fits(config, prepared, share=1.0)
+
+
+def test_one_more_fits_where_all_that_it_holds_does_with_head_room(monkeypatch):
+    config = a_config()
+    prepared = prepare(config)
+    needed = memory.member_bytes(config, prepared) / (1 - memory.HEAD_ROOM)
+    for share, free, fits in ((0.25, 4.01 * needed, True), (0.25, 3.99 * needed, False), (1.0, 0.99 * needed, False)):
+        monkeypatch.setattr(memory, "free_bytes", lambda _device, free=free: int(free))
+        assert memory.fits(config, prepared, share) == fits
 
 
 def test_free_memory_is_some_of_the_machine_s():

@@ -359,9 +359,26 @@ def test_a_gpu_that_pytorch_has_no_kernels_for_is_named(monkeypatch):
         load_model(ModelSpec(base=tiny_model()), torch.device("cuda:0"))
 
 
+def on_cuda(prepared: Prepared) -> Prepared:
+    """As it would be there, for what is reckoned and not computed."""
+    return dataclasses.replace(prepared, loaded=dataclasses.replace(prepared.loaded, device=torch.device("cuda:0")))
+
+
 def test_a_whole_model_on_a_gpu_has_room_for_autocast_s_copies_too():
     config = a_config(method="full")
     prepared = prepare(config)
-    there = dataclasses.replace(prepared, loaded=dataclasses.replace(prepared.loaded, device=torch.device("cuda:0")))
     parameters = sum(each.numel() for each in prepared.loaded.model.parameters())
-    assert memory.member_bytes(config, there) == memory.member_bytes(config, prepared) + 2 * parameters
+    assert memory.member_bytes(config, on_cuda(prepared)) == memory.member_bytes(config, prepared) + 2 * parameters
+
+
+@pytest.mark.parametrize("free", [16.5, 20, 40])
+def test_a_whole_model_s_micro_batches_fill_what_is_left_beside_all_that_it_holds(free, monkeypatch):
+    """On small cards, too: 16.5 bytes a parameter are free once its 4 are there, and it takes 14 of them."""
+    config = a_config(method="full")
+    member = Member(config, prepare(config))
+    kept, parameters = memory.kept_bytes_per_token(member), sum(each.numel() for each in member.weights.named.values())
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: int(free * parameters))
+    member.prepared, member.token_budget = on_cuda(member.prepared), 10**9
+    memory.limit_tokens(member, share=1.0)
+    left = (free - 14) * parameters
+    assert member.token_budget == pytest.approx((1 - memory.HEAD_ROOM) * left / kept, abs=1)
