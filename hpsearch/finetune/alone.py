@@ -62,9 +62,9 @@ def finetune(
     saved = None if checkpoint is None else snapshot.read(checkpoint)
     prepared = prepared or prepare(config, device)
     member = Member(config, prepared, metric)
+    memory.limit_tokens(member, share=1.0)
     tell = on_report or (lambda _report: None)
     if saved is None:
-        memory.limit_tokens(member, share=1.0)
         tell(prepared.baseline)
     else:
         member.restore(saved)

@@ -112,11 +112,9 @@ class Cohort:
         """One step of each of these members."""
         members = [self._members[key] for key in turns]
         loaded, started = members[0].prepared.loaded, time.perf_counter()
+        asked = min(member.token_budget for member in members)
         try:
-            nll, budget = in_less_memory(
-                lambda budget: gradients(loaded, list(turns.values()), budget),
-                min(member.token_budget for member in members),
-            )
+            nll, budget = in_less_memory(lambda budget: gradients(loaded, list(turns.values()), budget), asked)
         except Exception as error:
             if len(turns) == 1:
                 yield next(iter(turns)), [Failed(as_failure(error))]
@@ -128,7 +126,8 @@ class Cohort:
         seconds = (time.perf_counter() - started) / sum(turn.tokens for turn in turns.values())
         due: dict[str, int] = {}
         for member, (key, turn), own in zip(members, turns.items(), nll, strict=True):
-            member.token_budget = budget
+            if budget < asked:  # not where somebody else's was less: who has more trains with it again when they are gone
+                member.token_budget = budget
             try:
                 point = member.update(turn, own, seconds * turn.tokens)
             except Exception as error:  # any failure is this member's alone

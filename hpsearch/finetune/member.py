@@ -76,6 +76,7 @@ class Member:
         """What it trains with; it changes where a phase ends."""
         self.weights = own_weights(self._now, prepared.loaded, prepared.base.layers)
         self._optimizer = Optimizer(self.weights, anatomy, self._now)
+        # Of this device: no part of a snapshot, which may be gone on from on another one.
         self.token_budget = prepared.token_budget
         self.evaluation_budget = prepared.evaluation_budget
         self._nll = torch.zeros((), dtype=torch.float64, device=prepared.loaded.device)
@@ -211,8 +212,6 @@ class Member:
             "seconds": self.seconds,
             "nll": float(self._nll),
             "weight": self._weight,
-            "token_budget": self.token_budget,
-            "evaluation_budget": self.evaluation_budget,
             "reports": [report.as_json() for report in self.reports],
             "best": None if self.best is None else self.reports.index(self.best),
         }
@@ -252,7 +251,6 @@ class Member:
         self.steps, self.tokens, self.seconds = progress["steps"], progress["tokens"], progress["seconds"]
         self._nll.fill_(progress["nll"])
         self._weight = progress["weight"]
-        self.token_budget, self.evaluation_budget = progress["token_budget"], progress["evaluation_budget"]
         self.reports = [Report(**report) for report in progress["reports"]]
         self.best = None if progress["best"] is None else self.reports[progress["best"]]
         self._points = [point for point in self._points if point > self.exposure]
@@ -308,12 +306,13 @@ def evaluated(members: Sequence[Member]) -> list[Evaluation]:
         OutOfMemory: Not even a single sequence of the validation split fits.
     """
     prepared, company = members[0].prepared, reader([member.weights for member in members])
+    asked = min(member.evaluation_budget for member in members)
     evaluations, budget = in_less_memory(
-        lambda budget: evaluate(company, prepared.loaded.anatomy, prepared.validation.examples, budget),
-        min(member.evaluation_budget for member in members),
+        lambda budget: evaluate(company, prepared.loaded.anatomy, prepared.validation.examples, budget), asked
     )
-    for member in members:
-        member.evaluation_budget = budget
+    if budget < asked:
+        for member in members:
+            member.evaluation_budget = budget
     return evaluations
 
 

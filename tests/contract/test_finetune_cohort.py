@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from hpsearch.errors import Diverged, InvalidDataset, OutOfMemory, TrialFailure
 from hpsearch.finetune import Cohort, Failed, Finished, Member, as_failure, finetune, prepare, report_exposures
 from hpsearch.finetune import cohort as cohort_module
+from hpsearch.finetune import member as member_module
 from hpsearch.finetune import step as step_module
 from hpsearch.finetune.replay import Replay
 from hpsearch.results import Report
@@ -292,6 +293,36 @@ class ScarceMemory:
         if batch.ids.numel() > self.capacity:
             raise self.error
         return self.real(model, anatomy, batch, weights)
+
+
+def test_the_micro_batches_of_one_are_another_s_only_while_they_share_a_pass(monkeypatch):
+    prepared, seen = prepare(a_config()), {}
+    for module, name, place in ((cohort_module, "gradients", 2), (member_module, "evaluate", 3)):
+
+        def counted(*arguments, real=getattr(module, name), place=place, name=name):
+            seen.setdefault(name, []).append(arguments[place])
+            return real(*arguments)
+
+        monkeypatch.setattr(module, name, counted)
+    cohort = Cohort()
+    for key, budgets in {"a": (1024, 2048), "b": (64, 128)}.items():
+        member = Member(a_config(), prepared)
+        member.token_budget, member.evaluation_budget = budgets
+        cohort.admit(key, member)
+    cohort.tick()
+    cohort.remove("b")
+    cohort.tick()
+    assert seen == {"gradients": [64, 1024], "evaluate": [128, 2048]}
+
+
+def test_where_a_pass_of_several_runs_out_of_memory_all_of_them_shrink(monkeypatch):
+    prepared, cohort = prepare(a_config()), Cohort()
+    for number in range(2):
+        cohort.admit(str(number), Member(a_config(batch_size=16), prepared))
+    cohort["1"].token_budget = 600
+    monkeypatch.setattr(step_module, "weighted_nll", ScarceMemory(100, MemoryError()))
+    cohort.tick()
+    assert [cohort[key].token_budget for key in cohort] == [75, 75]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])

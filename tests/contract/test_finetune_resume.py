@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hpsearch.errors import InvalidInput
-from hpsearch.finetune import Cohort, Finished, Member, finetune, prepare, snapshot
+from hpsearch.finetune import Cohort, Finished, Member, finetune, memory, prepare, snapshot
 
 HARD = {"dropout": 0.2, "epochs": 2, "batch_size": 6, "lr_schedule": "cosine", "warmup_fraction": 0.2}
 """14 optimizer steps, 7 an epoch."""
@@ -153,13 +153,29 @@ def test_training_on_changes_no_snapshot():
     assert same(one, other)
 
 
-def test_a_smaller_micro_batch_is_remembered():
+def test_the_size_of_a_micro_batch_is_the_device_s_and_not_the_curve_s():
+    """A trial that a small GPU gave up trains with all that a large one has room for, and the other way round."""
     config = subject()
     member = Member(config, prepare(config))
     member.token_budget, member.evaluation_budget = 64, 128
-    restored = Member(config, member.prepared)
-    restored.restore(member.snapshot())
-    assert (restored.token_budget, restored.evaluation_budget) == (64, 128)
+    saved = train_on(member, 3).snapshot()
+    assert not any("budget" in name for name in saved.progress)
+    there = Member(config, member.prepared)
+    there.token_budget, there.evaluation_budget = 50, 10**6
+    there.restore(saved)
+    assert (there.token_budget, there.evaluation_budget) == (50, 10**6)
+
+
+def test_alone_the_room_for_a_micro_batch_is_asked_for_where_one_goes_on_too(tmp_path, monkeypatch):
+    config = subject()
+    prepared = prepare(config)
+    alone = finetune(config, prepared=prepared).reports
+    snapshot.write(train_on(Member(config, prepared), 3).snapshot(), tmp_path)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: 0)
+    outcome = finetune(config, prepared=prepared, checkpoint=tmp_path)
+    assert outcome.member.token_budget == 1
+    for one, two in zip(outcome.reports, alone, strict=True):
+        assert one.validation_loss == pytest.approx(two.validation_loss, rel=1e-5)
 
 
 class Killed(Exception):
