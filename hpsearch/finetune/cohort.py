@@ -126,7 +126,7 @@ class Cohort:
         seconds = (time.perf_counter() - started) / sum(turn.tokens for turn in turns.values())
         due: dict[str, int] = {}
         for member, (key, turn), own in zip(members, turns.items(), nll, strict=True):
-            if budget < asked:  # not where somebody else's was less: who has more trains with it again when they are gone
+            if budget < asked:  # what was somebody else's least is not everybody's
                 member.token_budget = budget
             try:
                 point = member.update(turn, own, seconds * turn.tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
@@ -84,27 +85,29 @@ def has_room(needed: int, device: str, share: float = 1.0) -> bool:
     return needed <= share * (1 - HEAD_ROOM) * free_bytes(torch.device(device))
 
 
-def fits(config: FinetuneConfig, prepared: Prepared, share: float) -> bool:
+def fits(config: FinetuneConfig, prepared: Prepared, share: float, others: Iterable[Member] = ()) -> bool:
     """Whether there is room for one more member, with a micro-batch's activations besides.
 
     Args:
         config: Of the member.
         prepared: What it trains on.
         share: Part of the free memory that this process may take.
+        others: Who trains there already, or is about to.
     """
-    room = share * (1 - HEAD_ROOM) * free_bytes(prepared.loaded.device)
-    return member_bytes(config, prepared) <= room
+    left = share * free_bytes(prepared.loaded.device) - sum(map(awaited_bytes, others))
+    return member_bytes(config, prepared) <= (1 - HEAD_ROOM) * left
 
 
-def limit_tokens(member: Member, share: float) -> None:
+def limit_tokens(member: Member, share: float, others: Iterable[Member] = ()) -> None:
     """Let no micro-batch of a fresh member keep more activations than there is room for.
 
     Args:
         member: That has made no step yet; a snapshot is restored afterwards.
         share: Part of the free memory that this process may take.
+        others: As for `fits`.
     """
     device = member.prepared.loaded.device
-    left = share * free_bytes(device) - awaited_bytes(member)
+    left = share * free_bytes(device) - sum(map(awaited_bytes, [member, *others]))
     if device.type == "cuda" and member.config.model.method == "full":
         left -= _BFLOAT16 * _elements(member)  # a pass's copies of the weights
     affordable = int((1 - HEAD_ROOM) * left / kept_bytes_per_token(member))

@@ -143,11 +143,12 @@ class Training:
             prepared = self._prepare(config, slot.cache, self._is_waited_for)
             self._contracts[key] = prepared.evaluation_contract
             self._in_use[key] = prepared
-            if len(self._cohort) and not memory.fits(config, prepared, self._share):
+            others = [self._cohort[other] for other in self._cohort]
+            if others and not memory.fits(config, prepared, self._share, others):
                 self._delayed.append(key)  # until one of the others leaves
                 return
             member = Member(config, prepared, slot.metric)
-            memory.limit_tokens(member, self._share)
+            memory.limit_tokens(member, self._share, others)
             if slot.alone_until is not None:
                 log.info("trial trains alone", extra={**fields_of(key), "reason": "a process died under it"})
             self._attempts[key] = attempt = Attempt(Path(slot.progress), slot.attempt)

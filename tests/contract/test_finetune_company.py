@@ -154,5 +154,25 @@ def test_one_more_fits_where_all_that_it_holds_does_with_head_room(monkeypatch):
         assert memory.fits(config, prepared, share) == fits
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_the_others_are_about_to_take_is_no_room_for_one_more(method, monkeypatch):
+    """Those that begin in one look have no gradients and moments yet, and would take them in one tick."""
+    config = a_config(method=method)
+    prepared = prepare(config)
+    other, member = Member(config, prepared), Member(config, prepared)
+    needed = memory.member_bytes(config, prepared) / (1 - memory.HEAD_ROOM)
+    awaited = memory.awaited_bytes(other)
+    per_token = memory.kept_bytes_per_token(member) / (1 - memory.HEAD_ROOM)
+    for taken, fits in ((awaited, True), (0.9 * awaited, False)):
+        monkeypatch.setattr(memory, "free_bytes", lambda _device, taken=taken: int(1 + needed + taken))
+        assert memory.fits(config, prepared, 1.0, [other]) == fits
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: int(2 * awaited + 100 * per_token))
+    memory.limit_tokens(member, 1.0, [other])
+    assert 99 <= member.token_budget <= 100
+    other.advance()
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: int(1 + needed))
+    assert memory.fits(config, prepared, 1.0, [other])
+
+
 def test_free_memory_is_some_of_the_machine_s():
     assert 2**20 < memory.free_bytes(torch.device("cpu")) < 2**50

@@ -27,6 +27,7 @@ from hpsearch.raytune.device import environment
 from hpsearch.raytune.messages import Slot
 from hpsearch.raytune.roster import Roster
 from hpsearch.raytune.training import Training
+from hpsearch.spec.finetune import FinetuneConfig
 
 PATIENCE = 60
 
@@ -131,6 +132,31 @@ def test_a_trial_for_whose_model_there_is_no_memory_waits_until_others_are_done(
     assert roster.trials() == ["study/0/1/a"]
     other.let_go()  # alone, it is loaded whatever is free
     assert json.loads(roster.next_message("study/0/1/a"))["kind"] == "Reported"
+
+
+def test_a_trial_that_does_not_fit_beside_what_the_others_will_take_waits(
+    roster: Roster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two whole models begin in one look: the second sees what the first has not taken yet."""
+    slots = {f"study/{number}/1/a": a_slot(tmp_path, number, method="full") for number in range(2)}
+    prepared = prepare(FinetuneConfig.model_validate_json(slots["study/0/1/a"].config))
+    parameters = sum(each.numel() for each in prepared.loaded.model.parameters())
+    cohorts: list[list[str]] = []
+    tick = Cohort.tick
+
+    def seen(cohort: Cohort, *waiting: Any) -> Any:
+        cohorts.append(list(cohort))
+        return tick(cohort, *waiting)
+
+    monkeypatch.setattr(Cohort, "tick", seen)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: int(30 * parameters))  # 12 awaited, and 16 / 0.7 needed
+    with roster._changed:  # which looks when both are there
+        assert not any(roster.admit(key, slot, has_room_for_all=True) for key, slot in slots.items())
+    for key in slots:
+        while json.loads(roster.next_message(key))["kind"] == "Reported":
+            pass
+    assert next(filter(None, cohorts)) == ["study/0/1/a"]
+    assert ["study/0/1/a", "study/1/1/a"] in cohorts, "what was taken is what is not free any more"
 
 
 def reported(roster: Roster, key: str) -> int:
