@@ -15,6 +15,7 @@ from hpsearch.basemodel import describe
 from hpsearch.finetune.lora import targets
 from hpsearch.finetune.member import Member
 from hpsearch.finetune.optimizer import is_trained
+from hpsearch.finetune.precision import computes_in
 from hpsearch.finetune.prepare import Base, Prepared, is_loaded
 from hpsearch.finetune.step import Turn, forward_only
 from hpsearch.finetune.tokenised import TokenisedExample
@@ -26,7 +27,7 @@ HEAD_ROOM = 0.3
 PROBED_TOKENS = 256
 """Of a forward pass that shows what is kept for each."""
 
-_FLOAT, _BFLOAT16 = 4, 2
+_FLOAT = 4
 
 _measured: WeakKeyDictionary[Base, dict[tuple[object, ...], float]] = WeakKeyDictionary()
 
@@ -34,7 +35,7 @@ _measured: WeakKeyDictionary[Base, dict[tuple[object, ...], float]] = WeakKeyDic
 def member_bytes(config: FinetuneConfig, prepared: Prepared) -> int:
     """What one more member holds: its weights, their gradients, AdamW's two moments, and the whole model of a full one.
 
-    On a GPU, a full one's passes hold a copy of its weights in bfloat16 besides.
+    On a GPU with bfloat16, a full one's passes hold a copy of its weights in that besides.
 
     Raises:
         InvalidSpec: An adapter's target does not exist.
@@ -48,8 +49,7 @@ def member_bytes(config: FinetuneConfig, prepared: Prepared) -> int:
         name: parameter.numel() for name, parameter in prepared.loaded.model.named_parameters()
     }
     trained = sum(size for name, size in parameters.items() if is_trained(anatomy, name, frozen))
-    copied = _BFLOAT16 * trained if prepared.loaded.device.type == "cuda" else 0
-    return _FLOAT * (sum(parameters.values()) + 3 * trained) + copied
+    return _FLOAT * (sum(parameters.values()) + 3 * trained) + _copied(prepared.loaded.device) * trained
 
 
 def free_bytes(device: torch.device) -> int:
@@ -70,14 +70,22 @@ def loading_bytes(config: FinetuneConfig, device: str) -> int:
     Raises:
         InvalidInput: As `describe`.
     """
-    model = config.model
+    model, copied = config.model, _copied(torch.device(device))
     parameters = describe(model.base, model.revision).parameters
     each = 0
     if not is_loaded(model, device):
-        each += _BFLOAT16 if device.startswith("cuda") and model.method == "lora" else _FLOAT
+        each += copied if copied and model.method == "lora" else _FLOAT
     if model.method == "full":
-        each += 4 * _FLOAT + (_BFLOAT16 if device.startswith("cuda") else 0)
+        each += 4 * _FLOAT + copied
     return each * parameters
+
+
+def _copied(device: torch.device) -> int:
+    """Bytes of a float32 weight's copy for products of a lower precision; 0 where they are computed in float32."""
+    if device.type == "cuda" and not torch.cuda.is_available():  # loading says why
+        return 0
+    dtype = computes_in(device)
+    return 0 if dtype is torch.float32 else dtype.itemsize
 
 
 def has_room(needed: int, device: str, share: float = 1.0) -> bool:
@@ -108,8 +116,8 @@ def limit_tokens(member: Member, share: float, others: Iterable[Member] = ()) ->
     """
     device = member.prepared.loaded.device
     left = share * free_bytes(device) - sum(map(awaited_bytes, [member, *others]))
-    if device.type == "cuda" and member.config.model.method == "full":
-        left -= _BFLOAT16 * _elements(member)  # a pass's copies of the weights
+    if member.config.model.method == "full":
+        left -= _copied(device) * _elements(member)
     affordable = int((1 - HEAD_ROOM) * left / kept_bytes_per_token(member))
     member.token_budget = max(1, min(member.token_budget, affordable))
 

@@ -26,6 +26,7 @@ import transformers
 from finetune_reference import a_config, tiny_model
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from hpsearch.basemodel import describe
 from hpsearch.errors import TrialFailure, UnsupportedModel
 from hpsearch.finetune import Member, Prepared, company, finetune, memory, prepare, products, step
 from hpsearch.finetune import evaluate as evaluate_module
@@ -364,11 +365,20 @@ def on_cuda(prepared: Prepared) -> Prepared:
     return dataclasses.replace(prepared, loaded=dataclasses.replace(prepared.loaded, device=torch.device("cuda:0")))
 
 
-def test_a_whole_model_on_a_gpu_has_room_for_autocast_s_copies_too():
+def gpu_that_computes_in(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(memory, "computes_in", lambda _device: dtype)
+
+
+@pytest.mark.parametrize(("dtype", "copied"), [(torch.bfloat16, 2), (torch.float32, 0)])
+def test_a_whole_model_on_a_gpu_has_room_for_autocast_s_copies_too(dtype, copied, monkeypatch):
     config = a_config(method="full")
     prepared = prepare(config)
     parameters = sum(each.numel() for each in prepared.loaded.model.parameters())
-    assert memory.member_bytes(config, on_cuda(prepared)) == memory.member_bytes(config, prepared) + 2 * parameters
+    gpu_that_computes_in(dtype, monkeypatch)
+    here, there = memory.loading_bytes(config, "cuda:0"), memory.member_bytes(config, on_cuda(prepared))
+    assert here == (20 + copied) * describe(config.model.base).parameters
+    assert there == (16 + copied) * parameters
 
 
 @pytest.mark.parametrize("free", [16.5, 20, 40])
@@ -377,6 +387,7 @@ def test_a_whole_model_s_micro_batches_fill_what_is_left_beside_all_that_it_hold
     config = a_config(method="full")
     member = Member(config, prepare(config))
     kept, parameters = memory.kept_bytes_per_token(member), sum(each.numel() for each in member.weights.named.values())
+    gpu_that_computes_in(torch.bfloat16, monkeypatch)
     monkeypatch.setattr(memory, "free_bytes", lambda _device: int(free * parameters))
     member.prepared, member.token_budget = on_cuda(member.prepared), 10**9
     memory.limit_tokens(member, share=1.0)

@@ -86,9 +86,12 @@ def test_large_models_are_loaded_one_after_the_other(machine: Machine) -> None:
     assert device.get(ONE, None, [])
 
 
-def test_what_a_load_takes_is_known_before_it() -> None:
+def test_what_a_load_takes_is_known_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = describe(ONE.model.base).parameters
     full = a_config("gpt2", "full")
     assert memory.loading_bytes(full, "cpu") == 20 * describe(full.model.base).parameters
-    assert memory.loading_bytes(ONE, "cuda:0") == 2 * parameters
     assert memory.loading_bytes(ONE, "cpu") in (0, 4 * parameters), "nothing while a test before this one has it loaded"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for dtype in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr(memory, "computes_in", lambda _device, dtype=dtype: dtype)
+        assert memory.loading_bytes(ONE, "cuda:0") == dtype.itemsize * parameters
