@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -116,6 +117,7 @@ class Cohort:
         try:
             nll, budget = in_less_memory(lambda budget: gradients(loaded, list(turns.values()), budget), asked)
         except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold all that the pass has kept
             if len(turns) == 1:
                 yield next(iter(turns)), [Failed(as_failure(error))]
                 return
@@ -159,6 +161,7 @@ class Cohort:
             try:
                 evaluations = evaluated(members)
             except Exception as error:
+                traceback.clear_frames(error.__traceback__)
                 if len(company) == 1:
                     yield company[0], [Failed(as_failure(error))]
                     continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 
 import optuna
 import pytest
@@ -485,6 +486,35 @@ def test_a_member_that_breaks_the_common_pass_fails_alone(caplog):
     assert "each is trained alone" in caplog.text
     for key in ("a", "b"):
         assert losses(events[key]) == pytest.approx(losses(alone), rel=1e-5)
+
+
+class HeldMemory:
+    """Stands in for a pass: the first one fails, and those after it see whether what it held is gone."""
+
+    def __init__(self, monkeypatch, name: str) -> None:
+        self.real, self.held, self.gone = getattr(cohort_module, name), None, []
+        monkeypatch.setattr(cohort_module, name, self)
+
+    def __call__(self, *arguments):
+        if self.held is None:
+            graph = torch.zeros(3)
+            self.held = weakref.ref(graph)
+            raise ValueError("no kernel for this")
+        self.gone.append(self.held() is None)
+        return self.real(*arguments)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("name", ["gradients", "evaluated"])
+def test_what_a_failed_pass_held_is_gone_before_the_next_begins(method, name, monkeypatch):
+    """Adapters are trained again one by one; whole models fail by themselves, and the next one follows."""
+    prepared, memory = prepare(a_config(method=method)), HeldMemory(monkeypatch, name)
+    cohort = Cohort()
+    for key in "ab":
+        cohort.admit(key, Member(a_config(method=method), prepared))
+    events = cohort.tick()
+    assert memory.gone == ([True] * 2 if method == "lora" else [True])
+    assert [isinstance(event, Failed) for _, event in events].count(True) == (0 if method == "lora" else 1)
 
 
 class TestReplay:
