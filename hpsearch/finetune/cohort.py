@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hpsearch.errors import OutOfMemory, TrialFailure
@@ -102,20 +103,24 @@ class Cohort:
                 turns[key] = member.turn()
             except Exception as error:  # any failure is this member's alone: it is named, and the others go on
                 events[key].append(Failed(as_failure(error)))
-        for company in _alike(turns, self._base, self._is_pooled):
-            for key, outcome in self._trained({key: turns[key] for key in company}):
+        companies = _alike(turns, self._base, self._is_pooled)
+        for company in companies:
+            for key, outcome in self._trained({key: turns[key] for key in company}, len(companies) > 1):
                 events[key] += outcome
         for key in [key for key, happened in events.items() if any(isinstance(event, _LAST) for event in happened)]:
             self.remove(key)
         return [(key, event) for key, happened in events.items() for event in happened]
 
-    def _trained(self, turns: dict[str, Turn]) -> Iterator[tuple[str, list[Event]]]:
-        """One step of each of these members."""
+    def _trained(self, turns: dict[str, Turn], is_one_of_several: bool) -> Iterator[tuple[str, list[Event]]]:
+        """One step of each of these members, in one of the passes of a tick."""
         members = [self._members[key] for key in turns]
         loaded, started = members[0].prepared.loaded, time.perf_counter()
         asked = min(member.token_budget for member in members)
         try:
             nll, budget = in_less_memory(lambda budget: gradients(loaded, list(turns.values()), budget), asked)
+            if loaded.device.type == "cuda" and (is_one_of_several or any(member.waits_next for member in members)):
+                # Else whoever waits first books what the device was given for all as its own seconds.
+                torch.cuda.synchronize(loaded.device)
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold all that the pass has kept
             if len(turns) == 1:
@@ -123,7 +128,7 @@ class Cohort:
                 return
             log.warning("pass of several trials failed: each is trained alone", exc_info=True)
             for key, turn in turns.items():  # whose failure it is shows then
-                yield from self._trained({key: turn})
+                yield from self._trained({key: turn}, is_one_of_several=True)
             return
         seconds = (time.perf_counter() - started) / sum(turn.tokens for turn in turns.values())
         due: dict[str, int] = {}

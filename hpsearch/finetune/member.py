@@ -89,9 +89,21 @@ class Member:
         Those that lose their whole completion to the cut are spread evenly over the others: a pass over the data is
         as many examples as were given, which is what a search counts in too.
         """
-        epoch, place = divmod(self.steps, self._steps_per_epoch)
+        return self._exposure_after(self.steps)
+
+    def _exposure_after(self, steps: int) -> int:
+        epoch, place = divmod(steps, self._steps_per_epoch)
         train, batch_size = self.prepared.train, self.config.hyperparameters.batch_size
         return epoch * train.given - (-place * batch_size * train.given // len(train.examples))
+
+    @property
+    def waits_next(self) -> bool:
+        """Whether its next step ends with reading its loss: it is then through with all that the device was given."""
+        return (
+            self.prepared.loaded.device.type == "cpu"
+            or (self.steps + 1) % STEPS_BETWEEN_CHECKS == 0
+            or self._exposure_after(self.steps + 1) >= self._points[0]
+        )
 
     @property
     def is_done(self) -> bool:
@@ -141,7 +153,7 @@ class Member:
         Raises:
             Diverged: The training loss is not finite.
         """
-        started = time.perf_counter()
+        waits, started = self.waits_next, time.perf_counter()
         schedule = self.config.hyperparameters.lr_schedule
         self._optimizer.step(learning_rate_factor(schedule, self.steps, self.total_steps, self._warmup))
         self.steps += 1
@@ -150,7 +162,7 @@ class Member:
         self._nll += nll
         self._weight += turn.weight
         point = self._reached()
-        if point is not None or self._nll.device.type == "cpu" or self.steps % STEPS_BETWEEN_CHECKS == 0:
+        if waits:
             self._training_loss()
         self.seconds += seconds + time.perf_counter() - started
         return point

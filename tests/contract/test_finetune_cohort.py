@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 import weakref
 
 import optuna
@@ -19,6 +20,7 @@ from hpsearch.finetune import Cohort, Failed, Finished, Member, as_failure, fine
 from hpsearch.finetune import cohort as cohort_module
 from hpsearch.finetune import member as member_module
 from hpsearch.finetune import step as step_module
+from hpsearch.finetune.member import STEPS_BETWEEN_CHECKS
 from hpsearch.finetune.replay import Replay
 from hpsearch.results import Report
 from hpsearch.search.pruners import pruner
@@ -515,6 +517,48 @@ def test_what_a_failed_pass_held_is_gone_before_the_next_begins(method, name, mo
     events = cohort.tick()
     assert memory.gone == ([True] * 2 if method == "lora" else [True])
     assert [isinstance(event, Failed) for _, event in events].count(True) == (0 if method == "lora" else 1)
+
+
+class Queue:
+    """Stands in for a GPU, which is given a pass at once and takes its time."""
+
+    def __init__(self, monkeypatch, seconds: float) -> None:
+        self.left, self.waited = 0.0, 0
+        real, loss = cohort_module.gradients, Member._training_loss
+
+        def give(loaded, *arguments):
+            self.left += seconds
+            return real(dataclasses.replace(loaded, device=torch.device("cpu")), *arguments)
+
+        def read(member):
+            self.wait()
+            return loss(member)
+
+        monkeypatch.setattr(cohort_module, "gradients", give)
+        monkeypatch.setattr(Member, "_training_loss", read)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: self.wait())
+
+    def wait(self) -> None:
+        self.waited += self.left > 0
+        time.sleep(self.left)
+        self.left = 0.0
+
+
+@pytest.mark.parametrize(("method", "waits"), [("lora", 1), ("full", 32)])
+def test_no_member_books_what_a_gpu_computes_for_the_others(method, waits, monkeypatch):
+    """Adapters in one pass keep it busy without waiting for it; whole models take turns."""
+    config = a_config(method=method, batch_size=1, reports_per_epoch=1)
+    prepared, cohort = prepare(config), Cohort()
+    for key in "ab":
+        cohort.admit(key, Member(config, prepared))
+        loaded = dataclasses.replace(prepared.loaded, device=torch.device("cuda:0"))
+        cohort[key].prepared = dataclasses.replace(prepared, loaded=loaded)
+    queue = Queue(monkeypatch, seconds=0.03)
+    for _ in range(STEPS_BETWEEN_CHECKS):
+        cohort.tick()
+    one, two = cohort["a"].seconds, cohort["b"].seconds
+    assert one == pytest.approx(two, rel=0.3)
+    assert queue.waited == waits
 
 
 class TestReplay:
