@@ -93,9 +93,9 @@ class Client:
         found: list[dict[str, Any]] = self._json("GET", f"/v1/studies/{name}/borrowed")["data"]
         return found
 
-    def forget_borrowed(self, name: str) -> None:
+    def forget_borrowed(self, name: str, version: str | None = None) -> None:
         """Take away what it has borrowed."""
-        self._request("DELETE", f"/v1/studies/{name}/borrowed")
+        self._request("DELETE", f"/v1/studies/{name}/borrowed", headers=_once(version))
 
     def pause(self, name: str, version: str | None = None) -> dict[str, Any]:
         """Stop a study; `resume` lets it go on. Nothing that was trained is lost."""

@@ -51,6 +51,8 @@ class Act(enum.StrEnum):
     """End one trial at its next report."""
     CONTINUE_TRIAL = "continue_trial"
     """Let a pruned trial go on to its end."""
+    FORGET_BORROWED = "forget_borrowed"
+    """Take away what earlier studies lend its sampler."""
     CANCEL = "cancel"
     """End it for good; its trials are kept."""
     DELETE = "delete"
@@ -71,6 +73,7 @@ ACTS: dict[Act, dict[StudyState, StudyState]] = {
     Act.ADD_TRIAL: _OPEN_OR_AGAIN,
     Act.STOP_TRIAL: _OPEN,
     Act.CONTINUE_TRIAL: _OPEN_OR_AGAIN,
+    Act.FORGET_BORROWED: {**_OPEN, _FINISHED: _FINISHED, _FAILED: _FAILED},
     Act.CANCEL: dict.fromkeys((*_OPEN, _CANCELLED), _CANCELLED),
     Act.DELETE: {state: state for state in StudyState if state.is_over},
 }

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from hpsearch.api.auth import Who
+from hpsearch.api.acts import Condition
 from hpsearch.api.state import Door, Service
 from hpsearch.api.studies import Name, read, submit
 from hpsearch.api.views import View
@@ -154,13 +154,9 @@ def get_borrowed(name: Name, service: Door) -> BorrowedListView:
 
 
 @router.delete("/borrowed", status_code=204, dependencies=[submit])
-def forget_borrowed(name: Name, service: Door, who: Who) -> None:
+def forget_borrowed(name: Name, service: Door, acting: Condition) -> None:
     """Take away what was borrowed: from the next draw on it teaches no more. Doing it twice is once."""
-    service.studies.get(name)
-    study = history.load(service.optuna_storage, name)
-    if study is not None and (borrowed := study.user_attrs.get(BORROWED)):
-        study.set_user_attr(BORROWED, [])
-        service.acts.tell(name, "study.borrowed_forgotten", {"by": who, "trials": len(borrowed)})
+    service.forget_borrowed(name, acting)
 
 
 def _axis(name: str, parameter: Varying) -> AxisView:

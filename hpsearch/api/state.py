@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import optuna
+import sqlalchemy as sa
 from fastapi import Depends, Request
 
 from hpsearch.errors import AdapterNotFound, StudyUnreadable
@@ -19,10 +20,22 @@ from hpsearch.results import Ranking, Trial, TrialState, rank
 from hpsearch.results.budget import Limit, left, limit_spent
 from hpsearch.results.trial import gone_on
 from hpsearch.search import history
+from hpsearch.search.memory import BORROWED
 from hpsearch.settings import Settings
 from hpsearch.spec.cost import Rate
 from hpsearch.spec.finetune import ModelSpec
-from hpsearch.storage import DATABASE_AWAY, Acting, Acts, Database, Datasets, Endings, Studies, StudyRow, last_event
+from hpsearch.storage import (
+    DATABASE_AWAY,
+    Acting,
+    Acts,
+    Database,
+    Datasets,
+    Endings,
+    Studies,
+    StudyRow,
+    fenced,
+    last_event,
+)
 from hpsearch.storage.events import last_events
 
 log = logging.getLogger(__name__)
@@ -145,6 +158,19 @@ class Service:
             return history.close_open(self.optuna_storage, study, text)
 
         return self.endings.cancel(study, acting, close_trials, self.settings.confirmation_folder(study))
+
+    def forget_borrowed(self, study: str, acting: Acting) -> None:
+        """Take away what earlier studies lent it, in one transaction with the event that says so."""
+        row = self.studies.get(study)
+        searched = history.load(self.optuna_storage, study)
+        if searched is None or not (lent := searched.user_attrs.get(BORROWED)):
+            return self.acts.forget_borrowed(row, 0, acting)
+
+        def say_so(connection: sa.Connection) -> None:
+            self.acts.forget_borrowed(row, len(lent), acting, within=connection)
+
+        with fenced(say_so):
+            searched.set_user_attr(BORROWED, [])
 
     def delete(self, study: str, acting: Acting) -> None:
         """Forget a study that is over: our rows, Optuna's trials, the weights."""

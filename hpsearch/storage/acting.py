@@ -37,10 +37,27 @@ class Acting:
 
 
 @contextmanager
-def act(database: Database, name: str, kind: Act, acting: Acting, request: str = "") -> Iterator[Doing]:
-    """One act's transaction, once it is known to be legal, wanted on this version, and not done already."""
+def act(
+    database: Database,
+    name: str,
+    kind: Act,
+    acting: Acting,
+    request: str = "",
+    *,
+    within: sa.Connection | None = None,
+) -> Iterator[Doing]:
+    """One act's transaction, once it is known to be legal, wanted on this version, and not done already.
+
+    Args:
+        database: Where the study is.
+        name: Its name.
+        kind: Of act.
+        acting: Who acts, and under which conditions.
+        request: What a key stands for, besides the act and the study.
+        within: A transaction on Optuna's tables that the act is a part of; a new one without.
+    """
     digest = hashlib.sha256(f"{kind} {name} {request}".encode()).hexdigest()
-    with database.write() as connection:
+    with database.write() if within is None else database.joined(within) as connection:
         now = database.now(connection)
         study = get_study(connection, name)
         if idempotency.study_of(connection, acting.key, digest, now) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import sqlalchemy as sa
 from pydantic import ValidationError
 
 from hpsearch.errors import BudgetSpent, InvalidInput
@@ -17,7 +18,6 @@ from hpsearch.spec.space import Params
 from hpsearch.spec.study import StudySpec
 from hpsearch.storage.acting import Acting, act
 from hpsearch.storage.database import Database
-from hpsearch.storage.events import append
 from hpsearch.storage.rows import StudyRow, get_study
 
 
@@ -128,10 +128,24 @@ class Acts:
                 doing.change("trial.continue_requested", values, number=number, budget=limits)
         return self._get(name)
 
-    def tell(self, name: str, kind: str, details: dict[str, Any]) -> None:
-        """Append what followed from an act."""
-        with self._database.write() as connection:
-            append(connection, name, kind, self._database.now(connection), details)
+    def forget_borrowed(
+        self, study: StudyRow, trials: int, acting: Acting, within: sa.Connection | None = None
+    ) -> None:
+        """Say that what earlier studies lent it is taken away. Doing it twice is once.
+
+        Args:
+            study: As it was when `trials` were counted.
+            trials: So many; none to forget is no event.
+            acting: Who takes them away.
+            within: The transaction that takes them away.
+
+        Raises:
+            StudyNotFound: It is gone; another one may have its name.
+        """
+        with act(self._database, study.name, Act.FORGET_BORROWED, acting, within=within) as doing:
+            doing.study.check_is(study)
+            if doing.is_new and trials:
+                doing.change("study.borrowed_forgotten", {}, trials=trials)
 
     def _get(self, name: str) -> StudyRow:
         with self._database.read() as connection:

@@ -105,6 +105,16 @@ class Database:
                 connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})"))
             yield connection
 
+    @contextmanager
+    def joined(self, connection: sa.Connection) -> Iterator[sa.Connection]:
+        """A transaction on Optuna's tables that has written becomes one of ours too, and takes its turn among them.
+
+        On SQLite it has that already.
+        """
+        if not self.is_sqlite:
+            connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})"))
+        yield connection
+
     def now(self, connection: sa.Connection) -> float:
         """Seconds since 1970 by the database's clock."""
         sqlite, postgres = "(julianday('now') - 2440587.5) * 86400.0", "extract(epoch FROM clock_timestamp())"

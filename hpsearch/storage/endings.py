@@ -15,7 +15,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from hpsearch.errors import ChangedMeanwhile, StudyNotFound
+from hpsearch.errors import ChangedMeanwhile
 from hpsearch.lifecycle import Act, StudyState
 from hpsearch.storage.acting import Acting, Doing, act
 from hpsearch.storage.database import Database
@@ -121,8 +121,7 @@ class Endings:
         """The study as it is now; StudyNotFound when it is gone, also when another has its name."""
         with self._database.read() as connection:
             row = get_study(connection, begun.name)
-        if row.created_at != begun.created_at:
-            raise StudyNotFound(f"study '{row.name}' was deleted meanwhile; the one that has its name now is another")
+        row.check_is(begun)
         return row
 
 

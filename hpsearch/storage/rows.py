@@ -72,6 +72,11 @@ class StudyRow:
         """Names this version of this study: another study of the same name never has it."""
         return f"{round(self.created_at * 1000):x}-{self.version}"
 
+    def check_is(self, known: StudyRow) -> None:
+        """Raise StudyNotFound where this is another study of the same name."""
+        if self.created_at != known.created_at:
+            raise StudyNotFound(f"study '{self.name}' was deleted meanwhile; the one that has its name now is another")
+
 
 @dataclass(frozen=True)
 class Lease:

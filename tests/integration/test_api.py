@@ -10,6 +10,7 @@ import logging
 import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -34,6 +35,7 @@ from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec
 from hpsearch.spec.defaults import default_params, resolve
 from hpsearch.storage import Acting, Lease, StudyRow, optuna_storage
+from hpsearch.storage.events import append
 from tests.builders import a_report, spec_fields
 from tests.conftest import STUDIES
 
@@ -550,7 +552,8 @@ class TestSubmitting:
         ]
         service = api.app.state.service  # type: ignore[attr-defined]
         for name, spent in completed:
-            service.acts.tell(name, "trial.completed", {"number": 0, **spent})
+            with service.database.write() as connection:
+                append(connection, name, "trial.completed", time.time(), {"number": 0, **spent})
         cost = api.post("/v1/studies:check", json=spec_fields(name="next")).json()["cost"]
         assert cost["rate"] == {"study": "older", "trials": 2, "tokens_per_second": 2000.0}
         assert cost["device_hours"] == pytest.approx(cost["search"] / 2000 / 3600)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import optuna
 import pytest
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
+from hpsearch.api.app import create_app
+from hpsearch.api.state import Service
 from hpsearch.cli import app
+from hpsearch.errors import StudyNotFound
+from hpsearch.lifecycle import StudyState
 from hpsearch.results import Failure
-from hpsearch.storage import events_after
+from hpsearch.search.memory import BORROWED
+from hpsearch.settings import Settings
+from hpsearch.storage import Acting, events_after
+from hpsearch.storage.tables import studies
 from tests.contract.test_search import Driven
 from tests.contract.test_search_memory import Learning, a_study
 
@@ -98,7 +106,55 @@ def test_what_was_borrowed_is_seen_and_taken_away(
     assert api.delete("/v1/studies/second/borrowed").status_code == 204
     service = api.app.state.service  # type: ignore[attr-defined]
     told = [event for event in events_after(service.database, "second", 0) if event.kind == "study.borrowed_forgotten"]
-    assert [event.details for event in told] == [{"by": "local", "trials": len(lent)}]
+    assert [event.details for event in told] == [{"by": "local", "trials": len(lent), "state": "queued"}]
+
+
+def test_forgetting_is_an_act_with_its_conditions(migrated_url: str, tmp_path: Path) -> None:
+    home = Settings(home=tmp_path / "home", database_url=migrated_url)
+    api = TestClient(create_app(home), "http://127.0.0.1", raise_server_exceptions=False)
+    service: Service = api.app.state.service  # type: ignore[attr-defined]
+    service.studies.create(a_study(2, "warm", warm_start={"studies": "similar"}))
+    study = optuna.create_study(study_name="warm", storage=service.optuna_storage)
+    study.set_user_attr(BORROWED, [{"study": "first"}])
+
+    def forget(**headers: str) -> tuple[int, str | None]:
+        answer = api.delete(
+            "/v1/studies/warm/borrowed", headers={key.replace("_", "-"): headers[key] for key in headers}
+        )
+        return answer.status_code, None if answer.status_code == 204 else answer.json()["code"]
+
+    def told() -> int:
+        return [event.kind for event in events_after(service.database, "warm", 0)].count("study.borrowed_forgotten")
+
+    assert forget(If_Match='"never"') == (412, "changed_meanwhile")
+    assert len(study.user_attrs[BORROWED]) == 1, "what is refused forgets nothing"
+    seen = service.studies.get("warm").tag
+    assert forget(If_Match=f'"{seen}"', Idempotency_Key="once") == (204, None)
+    assert service.studies.get("warm").tag != seen
+    study.set_user_attr(BORROWED, [{"study": "first"}, {"study": "second"}])
+    assert forget(If_Match=f'"{seen}"', Idempotency_Key="once") == (204, None)
+    assert told() == 1, "repeated with its key, it is no second act"
+    assert forget(If_Match=f'"{seen}"') == (412, "changed_meanwhile")
+    study.set_user_attr(BORROWED, [{"study": "first"}])
+    with service.database.write() as connection:
+        connection.execute(studies.update().values(state=StudyState.CANCELLED))
+    assert forget() == (409, "illegal_move")
+    assert study.user_attrs[BORROWED] == [{"study": "first"}]
+    assert told() == 1
+
+
+def test_what_a_deleted_study_forgets_is_not_told_of_its_namesake(api: TestClient) -> None:
+    service: Service = api.app.state.service  # type: ignore[attr-defined]
+    gone = service.studies.create(a_study(2, "warm"))[0]
+    service.cancel("warm", Acting("alice"))
+    service.delete("warm", Acting("alice"))
+    for forget in (0, 3):
+        with pytest.raises(StudyNotFound):
+            service.acts.forget_borrowed(gone, forget, Acting("alice"))
+    service.studies.create(a_study(2, "warm"))
+    with pytest.raises(StudyNotFound, match="another"):
+        service.acts.forget_borrowed(gone, 3, Acting("alice"))
+    assert [event.kind for event in events_after(service.database, "warm", 0)] == ["study.queued"]
 
 
 def test_a_study_that_should_teach_must_be_there(api: TestClient) -> None:

@@ -27,6 +27,7 @@ DOABLE = {
     "add_trial": {"queued", "running", "paused", "finished", "failed"},
     "stop_trial": {"queued", "running", "paused"},
     "continue_trial": {"queued", "running", "paused", "finished", "failed"},
+    "forget_borrowed": {"queued", "running", "paused", "finished", "failed"},
     "cancel": {"queued", "running", "paused", "cancelled"},
     "delete": {"finished", "failed", "cancelled"},
 }
