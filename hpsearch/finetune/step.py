@@ -128,11 +128,18 @@ def in_less_memory(compute: Callable[[int], T], token_budget: int) -> tuple[T, i
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, on the device or in the process.
 
-    PyTorch's CPU allocator, CUDA and its libraries, which take memory beside PyTorch's, say so by text only.
+    PyTorch's CPU allocator, CUDA and its libraries, which take memory beside PyTorch's, say so by text only. On a part
+    of a GPU (MIG), PyTorch itself fails while it words the error: NVML does not tell there what it asks for
+    (https://github.com/pytorch/pytorch/issues/112377).
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
-_OUT_OF_MEMORY = "can't allocate memory", "error: out of memory", "_STATUS_ALLOC_FAILED"
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "error: out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "NVML_SUCCESS == r INTERNAL ASSERT FAILED",
+)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
 from hpsearch.raytune.address import DeviceAddress, cores_of
@@ -31,7 +32,7 @@ class Device:
     """Runs as a Ray actor; its methods are called from many threads."""
 
     def __init__(self, address: DeviceAddress) -> None:
-        os.environ.update(environment(address))  # before torch is imported
+        os.environ.update(environment(address, os.environ))  # before torch is imported
         configure_logging(device=address.label)
         self._is_gpu = address.kind == "gpu"
         share = 1.0 if self._is_gpu else 1 / cores_of(address.node)
@@ -133,11 +134,30 @@ class Device:
         os._exit(0)
 
 
-def environment(address: DeviceAddress) -> dict[str, str]:
-    """Which GPU the device's process sees, and one thread per core (spinning threads cost 4 to 25 times)."""
+def environment(address: DeviceAddress, given: Mapping[str, str]) -> dict[str, str]:
+    """Which GPU the device's process sees, and one thread per core (spinning threads cost 4 to 25 times).
+
+    On a GPU, PyTorch's memory grows in place: micro-batches differ in shape, and what one leaves free in pieces of its
+    own sizes is of no use to the next. An operator's own settings for that memory stay.
+
+    Args:
+        address: Of the device.
+        given: The environment as it is.
+    """
     seen = address.id if address.kind == "gpu" else ""
     # NVIDIA's and AMD's: where a node has AMD's set, nothing else counts there.
-    return {"CUDA_VISIBLE_DEVICES": seen, "HIP_VISIBLE_DEVICES": seen, "OMP_NUM_THREADS": "1"}
+    chosen = {"CUDA_VISIBLE_DEVICES": seen, "HIP_VISIBLE_DEVICES": seen, "OMP_NUM_THREADS": "1"}
+    can_grow = not any(kernel in platform.release().lower() for kernel in _NO_VIRTUAL_MEMORY)
+    if address.kind == "gpu" and can_grow and not any(name in given for name in _MEMORY_SETTINGS):
+        chosen[_MEMORY_SETTINGS[0]] = "expandable_segments:True"
+    return chosen
+
+
+_MEMORY_SETTINGS = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"
+"""All that PyTorch reads; earlier versions of it don't know the first, and change nothing."""
+
+_NO_VIRTUAL_MEMORY = "microsoft", "tegra"
+"""Kernels of WSL, where the first allocation fails (https://github.com/pytorch/pytorch/issues/192330), and Jetson."""
 
 
 def _when_terminated(end: Callable[[], None]) -> None:

@@ -286,6 +286,7 @@ def test_a_tensor_that_was_left_on_the_cpu_is_found(elsewhere, monkeypatch):
         "HIP error: out of memory",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "../c10/cuda/CUDACachingAllocator.cpp":1154, please report a bug.',
     ],
 )
 def test_libraries_that_take_memory_beside_pytorch_run_out_of_it_too(text, monkeypatch):

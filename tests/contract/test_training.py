@@ -19,6 +19,7 @@ from hpsearch.finetune import Member, memory, prepare, sealed, snapshot
 from hpsearch.finetune import evaluate as evaluation
 from hpsearch.finetune.attempts import Attempt
 from hpsearch.finetune.cohort import Cohort, Finished
+from hpsearch.raytune import device as device_module
 from hpsearch.raytune import models
 from hpsearch.raytune import roster as roster_module
 from hpsearch.raytune import training as training_module
@@ -263,6 +264,18 @@ def test_memory_that_cuda_runs_out_of_while_a_model_loads_is_named(
 
 
 def test_a_device_sees_its_own_gpu_and_no_other() -> None:
-    seen = environment(DeviceAddress("node", "gpu", "2"))
+    seen = environment(DeviceAddress("node", "gpu", "2"), {})
     assert seen["CUDA_VISIBLE_DEVICES"] == seen["HIP_VISIBLE_DEVICES"] == "2"
-    assert environment(DeviceAddress("node", "cpu", "2"))["CUDA_VISIBLE_DEVICES"] == ""
+    assert environment(DeviceAddress("node", "cpu", "2"), {})["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_a_gpu_s_memory_grows_in_place_unless_the_operator_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module.platform, "release", lambda: "6.8.0-45-generic")
+    gpu, ours = DeviceAddress("node", "gpu", "2"), {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert environment(gpu, {}).items() >= ours.items()
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
+        assert "PYTORCH_ALLOC_CONF" not in environment(gpu, {name: "max_split_size_mb:512"})
+    assert "PYTORCH_ALLOC_CONF" not in environment(DeviceAddress("node", "cpu", "2"), {})
+    for kernel in ("5.15.90.1-microsoft-standard-WSL2", "5.15.148-tegra"):  # whose drivers can't
+        monkeypatch.setattr(device_module.platform, "release", lambda kernel=kernel: kernel)
+        assert "PYTORCH_ALLOC_CONF" not in environment(gpu, {})
