@@ -117,7 +117,7 @@ def _add_product(total: Any, one: Tensor, two: Tensor, scale: float) -> None:
 def _add_grouped(outputs: Tensor, inputs: Tensor, parts: Sequence[Applied]) -> list[Tensor]:
     ends, rank = _ends(tuple(part.end for part in parts), inputs.device), _rank(inputs.dtype, parts)
     a, b = (
-        torch.stack([F.pad(each, (0, 0, 0, rank - len(each))) for each in thin])
+        torch.stack([_padded(each, rank) for each in thin])
         for thin in ([part.a for part in parts], [part.b.t() for part in parts])
     )
     a = a.to(inputs.dtype)
@@ -142,6 +142,11 @@ def _grouped_gradients(
     torch._foreach_add_(totals, [each.to(totals[0].dtype) for each in added])
     if of_inputs is not None:
         of_inputs += F.grouped_mm(inner_gradient, a, offs=ends)
+
+
+def _padded(thin: Tensor, rank: int) -> Tensor:
+    """With rows of zeros up to the rank; asking first spares a copy."""
+    return thin if len(thin) == rank else F.pad(thin, (0, 0, 0, rank - len(thin)))
 
 
 def _rank(dtype: torch.dtype, parts: Sequence[Applied]) -> int:
@@ -169,7 +174,7 @@ def _scales(scales: tuple[float, ...], device: torch.device) -> Tensor:
 
 def _is_grouped(inputs: Tensor, width: int, parts: Sequence[Applied]) -> bool:
     """Whether one call for all is possible here, and quicker."""
-    if inputs.device.type != "cuda" or len(parts) < 2 or not hasattr(F, "grouped_mm"):
+    if inputs.device.type != "cuda" or len(parts) < 2 or not _has_kernels(inputs.device, inputs.dtype):
         return False
     covered = parts[0].start == 0 and parts[-1].end == len(inputs)
     if not covered or any(one.end != two.start for one, two in pairwise(parts)):
@@ -178,18 +183,38 @@ def _is_grouped(inputs: Tensor, width: int, parts: Sequence[Applied]) -> bool:
     if inputs.shape[1] % step or width % step or not inputs.is_contiguous():
         return False
     # Sizes by their logarithms: a way that is quicker for 80 rows is so for 100.
-    rows = len(inputs) // len(parts)
-    return _grouped_is_quicker(
-        inputs.device, inputs.dtype, inputs.shape[1], width, len(parts[0].a), len(parts).bit_length(), rows.bit_length()
-    )
+    count, rows = _power_of_two(len(parts)), _power_of_two(len(inputs) // len(parts))
+    try:
+        return _grouped_is_quicker(inputs.device, inputs.dtype, inputs.shape[1], width, len(parts[0].a), count, rows)
+    except torch.OutOfMemoryError:  # beside what the pass keeps; it is tried again when there is room
+        return False
+
+
+def _power_of_two(number: int) -> int:
+    """The largest that is not above the number: what is tried out is no larger than what is there."""
+    return 1 << max(0, number.bit_length() - 1)
+
+
+@functools.cache
+def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products are grouped on the device: elsewhere PyTorch makes one after another, and waits for the device
+    before, to read where each part begins (pytorch/aten/src/ATen/native/cuda/GroupedBlas.cpp). Trying it out would not
+    show that: nothing else is to be waited for then.
+    """
+    if not hasattr(F, "grouped_mm") or dtype != torch.bfloat16 or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device)[0] in {9, 10}
 
 
 @functools.cache
 def _grouped_is_quicker(  # noqa: PLR0917 - a key
-    device: torch.device, dtype: torch.dtype, width: int, outputs: int, rank: int, parts_log: int, rows_log: int
+    device: torch.device, dtype: torch.dtype, width: int, outputs: int, rank: int, count: int, rows: int
 ) -> bool:
-    """Tried out on numbers that mean nothing."""
-    count, rows = 3 * 2**parts_log // 4, max(1, 3 * 2**rows_log // 4)
+    """Tried out on numbers that mean nothing.
+
+    Raises:
+        torch.OutOfMemoryError: There was no room to; nothing is known then.
+    """
     with torch.inference_mode(mode=False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         parts = [
             Applied(
@@ -199,11 +224,11 @@ def _grouped_is_quicker(  # noqa: PLR0917 - a key
                 (start + 1) * rows,
                 1.0,
             )
-            for start in range(max(2, count))
+            for start in range(count)
         ]
         for part in parts:
             part.a.grad, part.b.grad = torch.zeros_like(part.a), torch.zeros_like(part.b)
-        total = len(parts) * rows
+        total = count * rows
         there = (
             torch.zeros(total, width, device=device, dtype=dtype),
             torch.zeros(total, outputs, device=device, dtype=dtype),
@@ -217,6 +242,8 @@ def _grouped_is_quicker(  # noqa: PLR0917 - a key
 
         try:
             return _seconds(grouped, device) < _seconds(looped, device)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError, TypeError):  # this device or precision knows no grouped products
             return False
 

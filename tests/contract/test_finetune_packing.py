@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -159,6 +161,93 @@ def test_grouped_products_are_those_of_one_member_after_another(dtype):
         assert one.dtype == two.dtype
         error = (one.float() - two.float()).norm() / two.float().norm()
         assert error < (1e-5 if dtype == torch.float32 else 0.02)
+
+
+def test_adapters_of_an_aligned_rank_are_not_copied_to_align_them(monkeypatch):
+    monkeypatch.setattr(products.F, "pad", None)
+    adapters = [an_adapter(8, 16, 24, torch.float32) for _ in range(2)]
+    parts = [Applied(a, b, 4 * place, 4 * place + 4, 1.0) for place, (a, b) in enumerate(adapters)]
+    with torch.no_grad():
+        _, a, _ = products._add_grouped(torch.zeros(8, 24), doubles(8, 16).float(), parts)
+    assert a.shape == (2, 8, 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What is asked of a layer's input on a GPU."""
+
+    count: int
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda:0")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.count, 64
+
+    def __len__(self) -> int:
+        return self.count
+
+    def is_contiguous(self) -> bool:
+        return True
+
+
+def parts_of(count: int, members: int) -> list[Applied]:
+    """So many rows, shared as evenly as they can be."""
+    ends = [count * place // members for place in range(members + 1)]
+    return [Applied(*an_adapter(8, 64, 64), start, end, 1.0) for start, end in pairwise(ends)]
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "hip", "has_them"),
+    [
+        ((9, 0), torch.bfloat16, None, True),
+        ((10, 0), torch.bfloat16, None, True),
+        ((8, 0), torch.bfloat16, None, False),
+        ((12, 0), torch.bfloat16, None, False),
+        ((9, 0), torch.float32, None, False),
+        ((9, 4), torch.bfloat16, "6.4", False),
+    ],
+)
+def test_products_are_grouped_where_a_gpu_has_kernels_for_that(capability, dtype, hip, has_them, monkeypatch):
+    """Elsewhere PyTorch waits for the GPU in each of them, which trying them out on an idle one would not show."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(products, "_grouped_is_quicker", lambda *_: True)
+    products._has_kernels.cache_clear()
+    assert products._is_grouped(Rows(200, dtype=dtype), 64, parts_of(200, 3)) == has_them
+    products._has_kernels.cache_clear()
+
+
+def test_no_more_is_tried_out_than_is_there(monkeypatch):
+    seen = []
+    monkeypatch.setattr(products, "_has_kernels", lambda *_: True)
+    monkeypatch.setattr(products, "_grouped_is_quicker", lambda *key: seen.append(key[-2:]))
+    for count, members in ((200, 2), (1023, 7), (1024, 8), (1025, 9)):
+        products._is_grouped(Rows(count), 64, parts_of(count, members))
+        tried, rows = seen[-1]
+        assert 2 <= tried <= members < 2 * tried
+        assert count / 4 < tried * rows <= count
+
+
+def test_where_there_is_no_room_to_try_it_is_tried_again_later(monkeypatch):
+    def no_room(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    key = torch.device("cpu"), torch.float32, 64, 64, 8, 2, 4
+    products._grouped_is_quicker.cache_clear()
+    monkeypatch.setattr(products, "_seconds", no_room)
+    with pytest.raises(torch.OutOfMemoryError):
+        products._grouped_is_quicker(*key)
+    times = iter([1.0, 2.0])
+    monkeypatch.setattr(products, "_seconds", lambda *_: next(times))
+    assert products._grouped_is_quicker(*key)
+    products._grouped_is_quicker.cache_clear()
+    monkeypatch.setattr(products, "_has_kernels", lambda *_: True)
+    monkeypatch.setattr(products, "_grouped_is_quicker", no_room)
+    assert not products._is_grouped(Rows(200), 64, parts_of(200, 3))
 
 
 @pytest.mark.parametrize("biased", [True, False])
