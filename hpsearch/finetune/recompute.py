@@ -18,18 +18,24 @@ from hpsearch.finetune.packing import groups_read, packed
 
 
 @contextmanager
-def recomputing(model: Any, blocks: nn.Module) -> Iterator[None]:
-    """Inside, forward and backward passes of the model keep no activations of its blocks."""
+def recomputing(model: Any, blocks: nn.Module, *, draws: bool) -> Iterator[None]:
+    """Inside, forward and backward passes of the model keep no activations of its blocks.
+
+    Args:
+        model: Whose blocks they are.
+        blocks: A list of them.
+        draws: Whether they draw from the global generators, whose states are kept for each block then.
+    """
     try:
         for block in blocks.children():
-            block.forward = _again(model, block.forward)  # on the instance: it hides the class's own
+            block.forward = _again(model, block.forward, draws)  # on the instance: it hides the class's own
         yield
     finally:
         for block in blocks.children():
             vars(block).pop("forward", None)
 
 
-def _again(model: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _again(model: Any, forward: Callable[..., Any], draws: bool) -> Callable[..., Any]:
     """A block's forward pass that can be repeated when the backward pass asks for it, out of `packed` by then."""
 
     def checkpointed(*inputs: Any, **named: Any) -> Any:
@@ -39,6 +45,6 @@ def _again(model: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
             with packed(model, groups):
                 return forward(*inputs, **named)
 
-        return checkpoint(run, *inputs, use_reentrant=False, **named)
+        return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=draws, **named)
 
     return checkpointed

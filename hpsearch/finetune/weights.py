@@ -187,4 +187,6 @@ def _activations(configs: Sequence[FinetuneConfig], loaded: LoadedModel, model: 
     """Kept for the backward pass, or computed again when any of the configs says so."""
     if not any(config.model.activation_checkpointing for config in configs):
         return nullcontext()
-    return recomputing(model, model.get_submodule(loaded.anatomy.blocks))
+    # A model in training mode may draw without any dropout, as routers of experts do; a frozen base never does.
+    draws = any(config.model.method == "full" for config in configs)
+    return recomputing(model, model.get_submodule(loaded.anatomy.blocks), draws=draws)

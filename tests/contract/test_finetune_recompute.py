@@ -9,7 +9,7 @@ import pytest
 import torch
 from finetune_reference import a_config
 
-from hpsearch.finetune import Member, finetune, prepare, snapshot
+from hpsearch.finetune import Member, finetune, prepare, recompute, snapshot
 from hpsearch.finetune.step import gradients
 from hpsearch.finetune.weights import _activations
 from hpsearch.spec.finetune import FinetuneConfig
@@ -34,6 +34,20 @@ def test_several_micro_batches_draw_what_they_drew():
     config = a_config(dropout=0.3, batch_size=10)
     prepared = dataclasses.replace(prepare(config), token_budget=60)
     assert curve(with_checkpointing(config), prepared) == curve(config, prepared)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_adapters_drop_needs_no_generator_s_state(method, monkeypatch):
+    real, kept = recompute.checkpoint, set()
+
+    def seen(*inputs, preserve_rng_state, **named):
+        kept.add(preserve_rng_state)
+        return real(*inputs, preserve_rng_state=preserve_rng_state, **named)
+
+    monkeypatch.setattr(recompute, "checkpoint", seen)
+    config = with_checkpointing(a_config(method=method, dropout=0.2))
+    Member(config, prepare(config)).advance()
+    assert kept == {method == "full"}
 
 
 def test_frozen_layers_stay_frozen():
