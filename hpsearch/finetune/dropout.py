@@ -54,7 +54,8 @@ class Dropout:
         Returns:
             uint8, [N, width]: products with bool are several times slower on a CPU.
         """
-        channels, at_once = _channels(layer, width, self.rows.device), max(1, _DRAWN_AT_A_TIME // width)
+        channels = _channels(layer, width, self.rows.device)
+        at_once = max(1, _drawn_at_a_time(self.rows.device) // width)
         parts = zip(torch.split(self.rows, at_once), torch.split(self.limits, at_once), strict=True)
         kept = [_drawn(rows ^ channels).ge_(limits).to(torch.uint8) for rows, limits in parts]
         return kept[0] if len(kept) == 1 else torch.cat(kept)
@@ -62,7 +63,14 @@ class Dropout:
 
 _ODD, _ALSO_ODD = -0x61C8864680B583EB, -0x40A7B892E31B1A47  # splitmix64's (Steele et al. 2014), as signed numbers
 _SHORT_ODD, _ALSO_SHORT_ODD = 0x7FEB352D, -0x7B935975  # lowbias32's (Wellons 2018), as signed numbers
-_DRAWN_AT_A_TIME = 2**22  # 32 MiB of numbers, of which a byte each stays
+
+
+def _drawn_at_a_time(device: torch.device) -> int:
+    """Numbers, of 8 bytes for a moment, of which one stays.
+
+    A CPU is quicker with few, which stay near; a GPU with few calls, and 512 MiB is little beside what a pass keeps.
+    """
+    return 2**22 if device.type == "cpu" else 2**26
 
 
 def _key(numbers: Tensor) -> Tensor:

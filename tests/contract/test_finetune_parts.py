@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from hpsearch.errors import InvalidSpec
 from hpsearch.finetune import Member, finetune, prepare, report_exposures
+from hpsearch.finetune import dropout as dropout_module
 from hpsearch.finetune import loss as loss_module
 from hpsearch.finetune.batches import Layout, Share, _padded_cuts, micro_batches
 from hpsearch.finetune.dropout import Dropout, set_dropout
@@ -261,20 +262,38 @@ def kept(rate: float = 0.5, seed: int = 1, layer: int = 2, tokens: int = 64, wid
     return dropout.kept(layer, width)
 
 
-def test_what_is_dropped_depends_on_seed_layer_token_and_channel_alone(monkeypatch):
+def test_what_is_dropped_depends_on_seed_layer_token_and_channel_alone():
     assert torch.equal(kept(), kept())
     company = [(0.9, 4, torch.arange(5)), (0.5, 1, torch.tensor([7, 3])), (0.0, 1, torch.arange(5))]
     beside = Dropout.of(company).kept(2, 64)
     assert torch.equal(beside[5:7], kept()[[7, 3]])  # whatever stands beside it
     assert beside[7:].all()  # nothing of a member that drops nothing
     assert Dropout.of([(0.0, 1, torch.arange(5))]) is None
-    with monkeypatch.context() as smaller:
-        smaller.setattr("hpsearch.finetune.dropout._DRAWN_AT_A_TIME", 200)
-        cut = kept()
-    assert torch.equal(cut, kept(tokens=70)[:64])
     for other in (kept(seed=3), kept(layer=5), kept().roll(1, 0), kept().roll(1, 1)):
         agreement = float((other == kept()).float().mean())
         assert agreement == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("drawn", [1, 200, 1000, 10**9])
+def test_what_is_dropped_does_not_depend_on_how_much_is_drawn_at_a_time(drawn, monkeypatch):
+    expected = kept(tokens=70)[:64]
+    monkeypatch.setattr("hpsearch.finetune.dropout._drawn_at_a_time", lambda _device: drawn)
+    assert torch.equal(kept(), expected)
+
+
+@pytest.mark.parametrize(("device", "pieces"), [("cpu", 4), ("meta", 1)])
+def test_a_gpu_draws_for_many_tokens_at_a_time_and_a_core_for_few(device, pieces, monkeypatch):
+    real, drawn = dropout_module._drawn, []
+
+    def seen(numbers):
+        drawn.append(len(numbers))
+        return real(numbers)
+
+    monkeypatch.setattr(dropout_module, "_drawn", seen)
+    dropout = Dropout.of([(0.5, 1, torch.arange(4096, device=device))])
+    assert dropout is not None
+    assert dropout.kept(2, 4096).shape == (4096, 4096)
+    assert drawn == [4096 // pieces] * pieces
 
 
 def test_no_two_tokens_or_channels_are_dropped_alike():
