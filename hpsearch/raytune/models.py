@@ -128,10 +128,12 @@ class Models:
             NoRoom: It does not fit beside what is used; it may when others are done.
             InvalidInput: The model or the data can't be used.
         """
-        from hpsearch.finetune.prepare import prepare, prepared_key
+        from hpsearch.finetune.prepare import is_loaded, load_base, prepare, prepared_key
 
         key = prepared_key(config)
         if key not in self._prepared:
+            # Held while what is idle goes: other data, or a longer context, on the base that is there.
+            _base = load_base(config.model, self._device) if is_loaded(config.model, self._device) else None
             self._forget(used, KEPT_MODELS - 1)
             with self._admitted(config, used), lengthy("loading the model and the data"):
                 self._prepared[key] = prepare(config, self._device, cache, goes_on)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def test_what_is_idle_goes_before_another_model_is_loaded(machine: Machine) -> N
     assert device.get(ONE, None, [one]) is one
     other = device.get(OTHER, None, [])
     assert list(device._prepared.values()) == [other]
+
+
+@pytest.mark.parametrize("is_gpu", [False, True])
+def test_a_base_that_is_idle_is_not_loaded_again_for_other_data(
+    is_gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device lets go of what is idle before it loads, a GPU of all of it."""
+    device = Models(is_gpu=is_gpu, share=1.0, node=NodeMemory(tmp_path / "memory"))
+    monkeypatch.setattr(device, "_device", "cpu")
+    one = weakref.ref(device.get(ONE, None, []).base)
+    other = device.get(a_config("llama", data="prompt_completion"), None, [])
+    assert other.base is one()
+    assert (len(device._prepared) == 1) == is_gpu
 
 
 def test_what_does_not_fit_beside_what_is_used_waits(machine: Machine) -> None:
