@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Literal
 
 CrashPoint = Literal[
+    "after_baseline",
     "after_ask",
     "before_start",
     "after_start",

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from hpsearch.basemodel import BaseModel, describe
@@ -31,6 +32,7 @@ from hpsearch.runner.fair import Fair
 from hpsearch.runner.heartbeat import Heartbeat
 from hpsearch.runner.turns import Turn
 from hpsearch.search import Confirmation, Lineage, Search, history
+from hpsearch.search.told import untold
 from hpsearch.settings import Settings
 from hpsearch.spec.defaults import default_params
 from hpsearch.spec.study import StudySpec
@@ -124,6 +126,8 @@ class Driving:
         if left == StudyState.CANCELLED != state:
             with fenced(lambda connection: self._studies.check_within(connection, lease)):
                 history.close_open(self._storage, lease.study, "the study was cancelled")
+            for each in untold(history.load(self._storage, lease.study), partial(self._studies.told, lease.study)):
+                self._studies.append_event(lease, *each)
             shutil.rmtree(self._settings.confirmation_folder(lease.study), ignore_errors=True)
             self._studies.end(lease, left, "cancelled")
         return left
@@ -153,6 +157,7 @@ class Driving:
         def should_stop() -> Stop | None:
             return heartbeat.wish() or (Stop.IN_ORDER if self._is_stopping() or turn.gives_way else None)
 
+        told = partial(self._studies.told, lease.study)
         model = _described(spec, should_stop, event)
         if model is None:
             return StudyState.QUEUED, "it was stopped while it waited for the model hub", None
@@ -168,6 +173,7 @@ class Driving:
             resumed_at=study.resumed_at or 0.0,
             fence=lambda: self._studies.check(lease),
             event=event,
+            told=told,
             orders=lambda: heartbeat.orders,
             fulfilled=lambda wish: self._studies.fulfil(lease, wish),
         )
@@ -196,6 +202,7 @@ class Driving:
                 default_params=defaults,
                 fence=lambda: self._studies.check(lease),
                 event=event,
+                told=told,
             )
             beside = replace(place, artifacts=self._settings.confirmation_folder(spec.name))
             left = driven(confirmation, beside)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import optuna
@@ -24,6 +25,7 @@ from hpsearch.search import history
 from hpsearch.search.search import Search
 from hpsearch.search.strategy import Independent
 from hpsearch.search.taught import TEACHES
+from hpsearch.search.told import Happening, Told, of_end
 from hpsearch.search.whole import Event
 from hpsearch.spec.budget import BudgetSpec
 from hpsearch.spec.points import key
@@ -52,6 +54,7 @@ class Confirmation(Search):
         default_params: The `auto` defaults.
         fence: Raises LeaseLost when this process must not write any more.
         event: Told what happened.
+        told: What `event` was told of the study.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Confirmation(Search):
         default_params: Params,
         fence: Callable[[], None],
         event: Event,
+        told: Told | None = None,
     ) -> None:
         asked = searched.spec.confirm
         assert asked is not None  # whoever drives the study has looked
@@ -90,7 +94,8 @@ class Confirmation(Search):
             default_params=default_params,
             resumed_at=time.time(),  # what failed when it was tried before says nothing now
             fence=fence,
-            event=self._told,
+            event=self._tell_of,
+            told=None if told is None else lambda kinds: self._told_of(kinds, told),
         )
         self._strategy = LinedUp(self, self._points)
         self._line_up()
@@ -119,7 +124,7 @@ class Confirmation(Search):
         test = self.spec.data.test
         return {} if test is None else {"data": {**(trial.config or {})["data"], "test": test}}
 
-    def _told(self, kind: str, details: dict[str, Any]) -> None:
+    def _tell_of(self, kind: str, details: dict[str, Any]) -> None:
         """As an event of the study: of which trial, under which seed."""
         if kind == "study.warning":
             self._tell_study(kind, details)
@@ -127,6 +132,21 @@ class Confirmation(Search):
             confirms, seed = _place(self.frozen()[details["number"]].user_attrs)
             about: dict[str, Any] = {name: details[name] for name in _ABOUT if name in details}
             self._tell_study(f"confirmation.{_TOLD[kind]}", {"number": confirms, "seed": seed, **about})
+
+    def _told_of(self, kinds: Collection[str], told: Told) -> Iterator[Happening]:
+        """The reverse: what `_tell_of` has told of which training, as far as there are as many as were told."""
+        known = {f"confirmation.{name}": kind for kind, name in _TOLD.items() if kind in kinds}
+        count = Counter[tuple[str, int, int]]()
+        for kind, details in told([*known, "study.warning"]):
+            if kind in known:
+                count[known[kind], details["number"], details["seed"]] += 1
+            else:
+                yield kind, details
+        for again in (frozen for frozen in self.frozen() if frozen.state.is_finished()):
+            kind, _ = of_end(history.as_trial(again, curve=False))
+            count[kind, *_place(again.user_attrs)] -= 1
+            if count[kind, *_place(again.user_attrs)] >= 0:
+                yield kind, {"number": again.number}
 
     def note(self) -> None:
         """Nothing: the study's own page of the dashboard says what was found out."""

@@ -18,6 +18,9 @@ from hpsearch.search.taught import CONTINUES, PARENT, RETRY_OF, failure_of
 BASELINE = "baseline"
 """Study attribute: the untouched base model's figures and their evaluation contract."""
 
+WARNINGS = "warnings"
+"""Study attribute: what came with the baseline that people should know of the data."""
+
 ASIDE = "set_aside"
 """Study attribute: devices that get no trials for a while, by name, with `until` and `reason`."""
 

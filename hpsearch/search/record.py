@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -15,6 +14,7 @@ from hpsearch.results.sealed import SealedScore
 from hpsearch.search import history
 from hpsearch.search.losses import RETRIES, Loss, Losses
 from hpsearch.search.taught import RETRY_OF, TEACHES
+from hpsearch.search.told import Told, of_end, untold
 from hpsearch.search.trials import Trials
 
 NOTED_EVERY = 10
@@ -43,12 +43,10 @@ class Record(Trials):
             trial.set_user_attr(history.SEALED, sealed.as_json())
             if sealed.unread is not None:
                 self._event("study.warning", {"text": f"data.test could not be read: {sealed.unread}"})
-        spent = self._keep_cost(number)
-        value = float(getattr(best, self._metric))
-        self._tell(trial, value)
+        self._keep_cost(number)
+        self._tell(trial, float(getattr(best, self._metric)))
         del self._live[number]
-        reused = {"reused_from": trial.user_attrs["reused_from"]} if "reused_from" in trial.user_attrs else {}
-        self._event("trial.completed", {"number": number, "value": value, **outline(best), **(reused or spent)})
+        self._tell_end(number)
         if number % NOTED_EVERY == NOTED_EVERY - 1:
             self.note()
 
@@ -89,17 +87,13 @@ class Record(Trials):
         self._keep_cost(number)
         self._end(trial, OptunaState.PRUNED)
         self._live.pop(number, None)
-        ended = history.as_trial(self.frozen()[number])
-        why = {"text": ended.pruned_because} if ended.pruned_because else {}
-        self._event("trial.pruned", {"number": number, "exposure": ended.exposure, **why})
+        self._tell_end(number)
 
-    def _keep_cost(self, number: int) -> dict[str, float]:
+    def _keep_cost(self, number: int) -> None:
         """What was spent under this number."""
         ended = history.as_trial(self.frozen()[number])
-        spent = {"device_seconds": ended.device_seconds, "tokens": ended.tokens}
-        for name, figure in spent.items():
+        for name, figure in (("device_seconds", ended.device_seconds), ("tokens", ended.tokens)):
             self._trial(number).set_user_attr(name, figure)
-        return spent
 
     def interrupt(self, number: int, text: str, loss: Loss = Loss.WORKER) -> None:
         """Nobody trains the trial any more, and it has not ended: it waits to be handed out again, under its number.
@@ -132,12 +126,21 @@ class Record(Trials):
             text = f"{text[:1500]}: it goes on alone, until it gets further, because that may be its fault"
         self._event("trial.interrupted", {"number": number, "text": text[:2000], "exposure": ended.exposure})
 
-    def take_over(self, text: str) -> None:
-        """Whom the process before this one left running waits to be handed out again; what it had decided is done."""
+    def take_over(self, told: Told | None) -> None:
+        """What the process before this one had not told is told, and what it had decided is done.
+
+        Whom it left running waits to be handed out again.
+
+        Args:
+            told: What the study has told; without, nothing is told again.
+        """
+        if told is not None:
+            for each in untold(self._study, told):
+                self._event(*each)
         for frozen in self.frozen():
             is_decided = "failure" in frozen.user_attrs or "pruned_at" in frozen.user_attrs
             if frozen.state == OptunaState.RUNNING or (frozen.state == OptunaState.WAITING and is_decided):
-                self.interrupt(frozen.number, text, Loss.OUTSIDE)
+                self.interrupt(frozen.number, "the process that drove the study ended", Loss.OUTSIDE)
 
     def fail(self, number: int, failure: Failure, text: str) -> None:
         """The trial has no value.
@@ -164,7 +167,7 @@ class Record(Trials):
             crash_point("after_retry")
         self._end(trial, OptunaState.FAIL)
         self._live.pop(number, None)
-        self._event("trial.failed", {"number": number, "failure": str(failure), "text": text[:2000]})
+        self._tell_end(number)
 
     def _is_retried(self, number: int) -> bool:
         """By another trial, which a process that died before this one's end has lined up."""
@@ -176,6 +179,9 @@ class Record(Trials):
             self._tell(trial, state=state)
         else:  # it waits: Optuna's `tell` is for trials that run
             self._storage.set_trial_state_values(trial._trial_id, state)
+
+    def _tell_end(self, number: int) -> None:
+        self._event(*of_end(history.as_trial(self.frozen()[number])))
 
     def _tell(self, trial: optuna.Trial, value: float | None = None, state: OptunaState | None = None) -> None:
         crash_point("before_tell")
@@ -202,9 +208,4 @@ class Record(Trials):
         self._fence()
         history.decide_failure(self._storage, frozen._trial_id, failure, text)
         self._storage.set_trial_state_values(frozen._trial_id, OptunaState.FAIL)
-        self._event("trial.failed", {"number": frozen.number, "failure": str(failure), "text": text[:2000]})
-
-
-def outline(report: Report) -> dict[str, Any]:
-    """What an event says of a report."""
-    return {"exposure": report.exposure, "epoch": report.epoch, "training_loss": report.training_loss}
+        self._tell_end(frozen.number)

@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
 
@@ -26,8 +25,9 @@ from hpsearch.search.memory import Lineage, Memory, lessons
 from hpsearch.search.population import Population
 from hpsearch.search.pruners import pruner
 from hpsearch.search.reasons import why_pruned
-from hpsearch.search.record import Record, outline
+from hpsearch.search.record import Record
 from hpsearch.search.strategy import Independent, Strategy, tried
+from hpsearch.search.told import Told, outline
 from hpsearch.search.whole import Event
 from hpsearch.search.wishes import Wishes
 from hpsearch.spec.auto import with_search_resolved
@@ -52,6 +52,7 @@ class Search(Record):
         resumed_at: When a person had the ended search go on.
         fence: Raises LeaseLost when this process must not write any more; called before every write.
         event: Told what happened, in the order it happened.
+        told: What `event` was told of this study; without, what a process that died had not told stays untold.
         orders: What people want of the study by now: asked before every trial and at every report.
         fulfilled: Told of each of their wishes that is done, or can't be done any more.
     """
@@ -68,6 +69,7 @@ class Search(Record):
         resumed_at: float = -math.inf,
         fence: Callable[[], None] = lambda: None,
         event: Event = lambda _kind, _details: None,
+        told: Told | None = None,
         orders: Callable[[], Orders | None] = lambda: None,
         fulfilled: Callable[[Wish], None] = lambda _wish: None,
     ) -> None:
@@ -100,7 +102,7 @@ class Search(Record):
         """What the first trial tries: as good an example of a trial as any."""
         if not self._study.user_attrs.get("spec"):
             self._begin()
-        self.take_over("the process that drove the study ended")
+        self.take_over(told)
 
     @property
     def heeded(self) -> int | None:
@@ -176,10 +178,6 @@ class Search(Record):
     def is_out_of_time(self) -> bool:
         """Whether the wall-clock budget is used up, as far as people had extended it when their orders were heeded."""
         return self.spec.budget.wall_clock is not None and self._elapsed() >= self.spec.budget.wall_clock
-
-    def unreported(self) -> list[int]:
-        """The running trials that have nothing to show yet, not even the baseline."""
-        return [number for number, trial in self._live.items() if not trial.user_attrs.get("curve")]
 
     def room(self) -> int:
         """How many trials `ask` could hand out now, at most."""
@@ -261,11 +259,6 @@ class Search(Record):
         if decision is Decision.PRUNE:
             self.condemned(number, report.exposure, why, by=self._wishes.stops(number))
         return decision
-
-    def _repeats(self, number: int, curve: Sequence[dict[str, Any]], report: Report) -> bool:
-        """Whether a report is the one that the curve has already at its exposure."""
-        known = next((each[self._metric] for each in curve if each["exposure"] == report.exposure), math.nan)
-        return math.isclose(known, getattr(report, self._metric), rel_tol=self._repeatable(number))
 
     def _decide(self, number: int, report: Report) -> tuple[Decision, str]:
         """What happens to the trial, and why if it is not what it was begun for."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from hpsearch.results import Trial, TrialState
+from hpsearch.results import Report, Trial, TrialState
 from hpsearch.results.trial import first_of, gone_on
 from hpsearch.search import history
 from hpsearch.search.whole import Event, Whole
@@ -88,6 +89,11 @@ class Trials(Whole):
         device = str(self._live[number].user_attrs.get("device", ""))
         return REPEATABLE["gpu" if device.rpartition("/")[2].startswith("gpu") else "cpu"]
 
+    def _repeats(self, number: int, curve: Sequence[dict[str, Any]], report: Report) -> bool:
+        """Whether a report is the one that the curve has already at its exposure."""
+        known = next((each[self._metric] for each in curve if each["exposure"] == report.exposure), math.nan)
+        return math.isclose(known, getattr(report, self._metric), rel_tol=self._repeatable(number))
+
     def replayed(self, number: int, steps: int, company: int, deviation: float) -> None:
         """The trial's first steps were made again alone: how far apart they are is kept, and said when it is much."""
         self._fence()
@@ -104,6 +110,10 @@ class Trials(Whole):
     def is_running(self, number: int) -> bool:
         """Whether the trial still waits for its end."""
         return number in self._live
+
+    def unreported(self) -> list[int]:
+        """The running trials that have nothing to show yet, not even the baseline."""
+        return [number for number, trial in self._live.items() if not trial.user_attrs.get("curve")]
 
     def idle_snapshots(self, parked: int) -> frozenset[int]:
         """The numbers whose snapshots nobody will go on from: of trials that ended, but for the best pruned ones.

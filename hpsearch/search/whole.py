@@ -7,8 +7,9 @@ from typing import Any
 
 import optuna
 
+from hpsearch.crash import crash_point
 from hpsearch.results import Report
-from hpsearch.search import history, note
+from hpsearch.search import history, note, told
 from hpsearch.spec.study import StudySpec
 
 Event = Callable[[str, dict[str, Any]], None]
@@ -32,10 +33,12 @@ class Whole:
     def _keep_baseline(self, report: Report, contract: str, warnings: Sequence[str]) -> None:
         if history.baseline(self._study) is None:
             figures = {name: value for name, value in report.as_json().items() if name.startswith("validation_")}
+            if warnings:
+                self._study.set_user_attr(history.WARNINGS, list(warnings))
             self._study.set_user_attr(history.BASELINE, {**figures, "evaluation_contract": contract})
-            self._event("study.baseline", figures)
-            for text in warnings:
-                self._event("study.warning", {"text": text})
+            crash_point("after_baseline")
+            for each in told.of_baseline(self._study):
+                self._event(*each)
 
     @property
     def baseline(self) -> dict[str, Any] | None:
@@ -53,11 +56,11 @@ class Whole:
         self._fence()
         if verdict != history.verdict(self._study):
             self._study.set_user_attr(history.VERDICT, verdict)
-        told = {name: verdict[name] for name in ("outcome", "recommended", "text")}
-        if told != self._study.user_attrs.get(history.VERDICT_TOLD):
+        outline = {name: verdict[name] for name in ("outcome", "recommended", "text")}
+        if outline != self._study.user_attrs.get(history.VERDICT_TOLD):
             self.note()
-            self._event("study.verdict", told)
-            self._study.set_user_attr(history.VERDICT_TOLD, told)
+            self._event("study.verdict", outline)
+            self._study.set_user_attr(history.VERDICT_TOLD, outline)
 
     def placed_before(self, circumstances: dict[str, Any]) -> int | None:
         """How many trials shared each device when it was last decided, if the circumstances were the same."""

@@ -51,6 +51,12 @@ def events_after(database: Database, study: str, last_id: int, limit: int = 500)
     return _read(database, query)
 
 
+def events_of(database: Database, study: str, kinds: Collection[str]) -> list[Event]:
+    """All events of some kinds of a study, oldest first."""
+    of_kinds = sa.and_(events.c.study == study, events.c.kind.in_(kinds))
+    return _read(database, sa.select(events).where(of_kinds).order_by(events.c.id))
+
+
 def last_events(database: Database, studies: Collection[str], kind: str, limit: int = 20) -> list[Event]:
     """The newest events of one kind of some studies, oldest first."""
     of_kind = sa.and_(events.c.study.in_(studies), events.c.kind == kind)

@@ -13,7 +13,7 @@ from hpsearch.spec.study import StudySpec
 from hpsearch.storage import idempotency
 from hpsearch.storage.claims import NOTHING, Standing
 from hpsearch.storage.database import Database
-from hpsearch.storage.events import append
+from hpsearch.storage.events import append, events_of
 from hpsearch.storage.rows import Lease, Page, StudyRow, as_study, get_study, wishes_of
 from hpsearch.storage.tables import studies, wishes
 from hpsearch.storage.takeovers import cleared_by, cleared_by_time, counted, is_expired, may_be_claimed, suspicion
@@ -263,6 +263,10 @@ class Studies:
         with self._database.write() as connection:
             self._update_leased(connection, lease, {"lease_owner": lease.owner, **cleared_by(kind)})
             append(connection, lease.study, kind, self._database.now(connection), details)
+
+    def told(self, study: str, kinds: Collection[str]) -> list[tuple[str, dict[str, Any]]]:
+        """The kinds and the details of the study's events of some kinds, oldest first."""
+        return [(event.kind, event.details) for event in events_of(self._database, study, kinds)]
 
     @staticmethod
     def _holds(lease: Lease) -> sa.ColumnElement[bool]:

@@ -13,6 +13,7 @@ from hpsearch.results import Failure, TrialState, rank
 from hpsearch.results.sealed import SealedScore
 from hpsearch.search import Asked, Confirmation, Decision, history
 from hpsearch.search.confirmation import candidates, fresh_seeds
+from hpsearch.search.told import Told
 from hpsearch.spec.budget import BudgetSpec
 from hpsearch.spec.defaults import default_params
 from hpsearch.storage import optuna_storage
@@ -37,7 +38,7 @@ def searched(storage: optuna.storages.BaseStorage, trials: int = 6, **changes: A
 class Again:
     """A confirmation, and what Ray does with it."""
 
-    def __init__(self, driven: Driven) -> None:
+    def __init__(self, driven: Driven, told: Told | None = None) -> None:
         self.driven = driven
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.search = Confirmation(
@@ -47,6 +48,7 @@ class Again:
             default_params=default_params(driven.spec, EXAMPLES),
             fence=lambda: None,
             event=lambda kind, details: self.events.append((kind, details)),
+            told=told,
         )
 
     def ask(self) -> Asked | None:
@@ -318,6 +320,25 @@ def test_a_verdict_that_was_kept_and_not_told_is_told_by_the_next_process(
     for _ in range(2):
         following.search.judged(judged)
     assert [kind for kind, _ in following.events].count("study.verdict") == 1
+
+
+def test_the_end_of_a_training_that_was_not_told_is_told_by_the_next_process(
+    storage: optuna.storages.BaseStorage,
+) -> None:
+    driven = searched(storage)
+    again = Again(driven)
+    for number in range(2):  # of one place, one after the other: the second is tried again
+        again.search.fail(again.begin().number, Failure.DIVERGED if number else Failure.WORKER_LOST, "it had to come")
+    again.run_all()
+    ends = [each for each in again.events if each[0] in {"confirmation.completed", "confirmation.failed"}]
+    assert len(ends) == len(again.search.frozen())
+    for place in range(len(ends)):
+        told = [*driven.events, *ends[:place], *ends[place + 1 :]]
+        assert Again(driven, lambda kinds, told=told: [each for each in told if each[0] in kinds]).events == [
+            ends[place]
+        ]
+    assert Again(driven, lambda _: ends).events == []
+    assert Again(driven, lambda _: []).events == ends
 
 
 class Dying(list[Any]):

@@ -19,6 +19,7 @@ from hpsearch.search import Search, history
 from hpsearch.settings import Settings
 from hpsearch.spec.defaults import resolve
 from hpsearch.storage import Acting, Acts, Database, Endings, Studies, events_after, optuna_storage
+from hpsearch.storage.tables import events
 from tests.builders import a_report
 from tests.contract.test_runner import readable, running, until
 
@@ -163,3 +164,15 @@ def test_a_study_that_was_paused_while_it_was_confirmed_goes_on_with_what_is_mis
     assert study.quick.trained == {NAME: 3, history.confirmation_of(NAME): TRAININGS}
     assert study.weights() == SEARCHED
     assert study.kinds().count("study.verdict") == 1
+
+
+def test_a_study_tells_the_ends_that_its_runner_died_too_early_to_tell(study: Study) -> None:
+    paused_in_the_middle(study)
+    ends = ["study.baseline", "trial.completed", "confirmation.completed"]
+    told = [study.kinds().count(kind) for kind in ends]
+    with study.database.write() as connection:
+        connection.execute(events.delete().where(events.c.kind.in_(ends)))
+    assert told == [1, 3, 2]
+    Acts(study.database).resume(NAME, Acting("alice"))
+    study.run_until(StudyState.FINISHED)
+    assert [study.kinds().count(kind) for kind in ends] == [1, 3, TRAININGS]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from hpsearch.crash import VARIABLE, CrashPoint
 from hpsearch.results import Failure, Trial, TrialState
 from hpsearch.search import Asked, Decision, history
+from hpsearch.search.told import KINDS, Happening, of_end
 from hpsearch.spec import StudySpec
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.storage import optuna_storage
@@ -50,13 +53,16 @@ class Kill:
     """And returns of functions, from then on."""
 
 
-class Told(list[tuple[str, dict[str, Any]]]):
-    """Events of a process that is to be killed."""
+class Journal(list[Happening]):
+    """Events of a process that may be killed, in a file that outlives it."""
 
-    def __init__(self, kill: Kill) -> None:
-        self._reports, self._calls = kill.reports, kill.calls
+    def __init__(self, path: Path, kill: Kill | None) -> None:
+        super().__init__(map(tuple, map(json.loads, path.read_text().splitlines())) if path.exists() else ())
+        self._reports, self._calls = (0, 0) if kill is None else (kill.reports, kill.calls)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def append(self, event: tuple[str, dict[str, Any]]) -> None:
+    def append(self, event: Happening) -> None:
+        os.write(self._file, f"{json.dumps(event)}\n".encode())  # at once, or not at all
         if event[0] == "trial.reported":
             self._reports -= 1
             if self._reports == 0:
@@ -71,15 +77,14 @@ class Told(list[tuple[str, dict[str, Any]]]):
 class Searched:
     """A database, and processes that search in it until they are killed."""
 
-    def __init__(self, url: str, spec: StudySpec) -> None:
-        self.url, self.spec = url, spec
+    def __init__(self, file: Path, spec: StudySpec) -> None:
+        self.url, self.spec, self.journal = f"sqlite:///{file}", spec, file.with_suffix(".events")
 
     def search(self, crash_at: str, replay: float, kill: Kill | None) -> None:
         """In this process, to the end: asks, trains a made-up loss, reports, tells."""
         os.environ[VARIABLE] = crash_at
-        driven = Driven(optuna_storage(self.url), self.spec)
-        if kill is not None:
-            driven.events = Told(kill)
+        events = Journal(self.journal, kill)
+        driven = Driven(optuna_storage(self.url), self.spec, events, told=lambda _: list(events))
         while (asked := driven.ask()) is not None:
             behind = int((asked.reported or 0) * (1 - replay))
             if self.spec is POPULATION:
@@ -108,7 +113,13 @@ class Searched:
         return -status
 
     def trials(self) -> list[Trial]:
-        return Driven(optuna_storage(self.url), self.spec).trials()
+        return history.trials(history.load(optuna_storage(self.url), self.spec.name))
+
+    def check_told(self) -> None:
+        """That the baseline, what came with it, and the end of each trial were told once."""
+        told = Counter((kind, details.get("number")) for kind, details in Journal(self.journal, None) if kind in KINDS)
+        ends = Counter((of_end(trial)[0], trial.number) for trial in self.trials())
+        assert told == ends + Counter({("study.baseline", None): 1})
 
 
 def train(driven: Driven, asked: Asked, behind: int) -> None:
@@ -146,7 +157,7 @@ def searched(template: str, folder: str, spec: StudySpec, *names: str) -> list[S
     studies = []
     for name in names:
         shutil.copy(template, f"{folder}/{name}.db")
-        studies.append(Searched(f"sqlite:///{folder}/{name}.db", spec))
+        studies.append(Searched(Path(folder, f"{name}.db"), spec))
     return studies
 
 
@@ -161,6 +172,7 @@ def population(template: str, folder: str) -> None:
     assert disturbed.fork() == 0
     assert list(map(_outcome, disturbed.trials())) == list(map(_outcome, undisturbed.trials()))
     assert sum(trial.parent is not None for trial in undisturbed.trials()) == 3
+    disturbed.check_told()
 
 
 def main(template: str, folder: str) -> None:
@@ -178,6 +190,7 @@ def main(template: str, folder: str) -> None:
         assert study.fork() == 0
         assert sum(trial.attempts for trial in study.trials()) > TRIALS
         assert list(map(_outcome, study.trials())) == list(map(_outcome, undisturbed.trials()))
+        study.check_told()
     trials = undisturbed.trials()
     assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
     assert {trial.number for trial in trials if trial.state == TrialState.FAIL} == DIVERGED | LOST

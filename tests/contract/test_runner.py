@@ -27,7 +27,7 @@ from hpsearch.runner.driving import place_of
 from hpsearch.runner.fair import Fair
 from hpsearch.runner.runner import Runner
 from hpsearch.runner.turns import Turn, rotate
-from hpsearch.search import Search
+from hpsearch.search import Search, history
 from hpsearch.settings import Settings
 from hpsearch.shares import Need, Share
 from hpsearch.spec.study import StudySpec
@@ -367,8 +367,9 @@ def test_a_runner_does_not_take_its_own_studies_over(driven: Driven) -> None:
     assert _claimed(table) == ["driven"], "another runner takes it over"
 
 
+@pytest.mark.parametrize("is_closed", [False, True], ids=["open", "closed and not told"])
 def test_a_study_that_is_cancelled_as_it_is_laid_down_has_its_trials_closed_before_it_says_so(
-    home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch
+    home_with_tables: Settings, monkeypatch: pytest.MonkeyPatch, is_closed: bool
 ) -> None:
     database, trials = Database(home_with_tables.sql_url), optuna_storage(home_with_tables.sql_url)
     table = Studies(database)
@@ -382,10 +383,14 @@ def test_a_study_that_is_cancelled_as_it_is_laid_down_has_its_trials_closed_befo
         with pytest.raises(KeyboardInterrupt):
             driving_it._leave(lease, StudyState.QUEUED, "stopped")
     assert table.get("laid-down").state == StudyState.RUNNING, "the next runner does it"
+    if is_closed:  # and it died before it could say so
+        history.close_open(trials, "laid-down", "the study was cancelled")
     assert driving_it._leave(lease, StudyState.QUEUED, "stopped") == StudyState.CANCELLED
     assert table.get("laid-down").state == StudyState.CANCELLED
     (trial,) = optuna.load_study(study_name="laid-down", storage=trials).trials
     assert trial.state == optuna.trial.TrialState.FAIL
+    told = [event.kind for event in events_after(database, "laid-down", 0)]
+    assert told[-2:] == ["trial.failed", "study.cancelled"]
 
 
 def test_a_cancel_that_broke_off_is_done_by_the_next_runner(home_with_tables: Settings) -> None:

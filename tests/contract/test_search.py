@@ -25,6 +25,7 @@ from hpsearch.results.budget import SAME_FAILURES, counts
 from hpsearch.search import Asked, Decision, Search, history
 from hpsearch.search.losses import PATIENCE, RETRIES, Loss
 from hpsearch.search.taught import lesson
+from hpsearch.search.told import Happening
 from hpsearch.spec import StudySpec
 from hpsearch.spec.budget import BudgetSpec
 from hpsearch.spec.defaults import default_params, resolve
@@ -64,9 +65,11 @@ def sqlite(tmp_path: Path, sqlite_template: Path) -> Storage:
 class Driven:
     """A search, and twenty lines that do what Ray does: ask, train a made-up loss, report, complete."""
 
-    def __init__(self, storage: Storage, spec: StudySpec, **changes: Any) -> None:
+    def __init__(
+        self, storage: Storage, spec: StudySpec, events: list[Happening] | None = None, **changes: Any
+    ) -> None:
         self.spec, self.storage = spec, storage
-        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.events: list[Happening] = [] if events is None else events
         self.search = Search(
             spec,
             storage,

@@ -1,6 +1,8 @@
-"""A trial's end that was decided and not written, because whoever wrote it died: whoever comes next writes it, once."""
+"""What was decided and not written, or written and not told, because whoever was at it died: the next one does it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import optuna
 import pytest
@@ -11,6 +13,7 @@ from hpsearch.results.budget import hopeless
 from hpsearch.search import Decision, history
 from hpsearch.search.evidence import curve_of
 from hpsearch.search.taught import RETRY_OF
+from hpsearch.search.told import KINDS, Happening
 from tests.builders import a_report
 from tests.contract.test_search import CONTRACT, Driven, Storage, points, spec_of, sqlite, storage
 
@@ -92,3 +95,52 @@ def test_a_reason_to_fail_says_nothing_of_a_trial_that_has_completed_all_the_sam
     curve = curve_of(frozen, maximise=False)
     assert curve is not None
     assert (curve.has_failed, curve.has_value) == (False, True)
+
+
+WARNED = "12 examples were cut"
+
+
+def ended(storage: Storage, **changes: Any) -> Driven:
+    """One trial of each end: pruned, failed and completed; and the defaults."""
+    driven = Driven(storage, spec_of(4), **changes)
+    for place, asked in enumerate(driven.must_ask() for _ in range(4)):
+        driven.search.report(asked.number, a_report(0, 4.0), CONTRACT, [WARNED])
+        if place == 1:
+            driven.search.condemned(asked.number, 0, "it was the last of four")
+            driven.search.prune(asked.number)
+        elif place == 2:
+            driven.search.fail(asked.number, Failure.DIVERGED, "the loss is nan")
+        else:
+            driven.run(asked, start=50)
+    return driven
+
+
+def untold(driven: Driven) -> list[Happening]:
+    return [each for each in driven.events if each[0] in KINDS]
+
+
+def test_what_was_not_told_is_told_by_whoever_comes_next_as_it_would_have_been(storage: Storage) -> None:
+    driven = ended(storage)
+    ends = ["trial.completed", "trial.pruned", "trial.failed", "trial.completed"]
+    assert [kind for kind, _ in untold(driven)] == ["study.baseline", "study.warning", *ends]
+    again = Driven(storage, driven.spec, told=lambda _: [])
+    assert again.events == untold(driven)
+    assert (
+        Driven(storage, driven.spec, told=lambda kinds: [each for each in again.events if each[0] in kinds]).events
+        == []
+    )
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_only_what_was_not_told_is_told(sqlite: Storage, kind: str) -> None:
+    driven = ended(sqlite)
+    told = [each for each in driven.events if each[0] != kind]
+    again = Driven(sqlite, driven.spec, told=lambda _: told)
+    assert again.events == [each for each in driven.events if each[0] == kind]
+
+
+def test_what_was_left_undone_is_told_once(sqlite: Storage) -> None:
+    """Told by the one that does it, though it asks what was told as well."""
+    died = died_failing(sqlite, Failure.ERROR)
+    again = Driven(sqlite, died.spec, told=lambda _: died.events)
+    assert [kind for kind, _ in again.events] == ["trial.failed"]
