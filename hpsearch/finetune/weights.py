@@ -153,10 +153,8 @@ def full_training(weights: FullWeights, step: int, number: int) -> Iterator[Any]
     """
     weights.model.train()
     with _activations([weights.config], weights.loaded, weights.model):
-        if weights.config.hyperparameters.dropout == 0:
-            yield weights.model
-            return
-        # The dropout inside of models draws from the global generators: lend it a stream of the member's own.
+        # What models draw in training, dropout and the jitter of routers, comes from the global generators: they are
+        # lent a stream of the member's own.
         device = weights.loaded.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(derived_seed(weights.config.seed, "dropout", step, number))

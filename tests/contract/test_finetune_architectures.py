@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,23 @@ ARCHITECTURES = ["llama", "llama-untied", "qwen2", "gemma", "gemma2", "granite",
 def test_training_lowers_the_loss(architecture, method):
     reports = finetune(a_config(architecture, method, reports_per_epoch=1)).reports
     assert reports[-1].validation_loss < reports[0].validation_loss
+
+
+def test_what_a_model_draws_without_dropout_is_the_members_own(tmp_path):
+    """Routers of experts jitter in training; whoever else draws from the global generator changes nothing."""
+    folder = tmp_path / "jitters"
+    shutil.copytree(tiny_model("phimoe"), folder)
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | {"router_jitter_noise": 0.2, "input_jitter_noise": 0.2}))
+    config = a_config("phimoe", "full", base=str(folder), reports_per_epoch=2)
+    curves = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        curves.append([report.validation_loss for report in finetune(config).reports])
+    assert curves[0] == curves[1]
+    other = [report.validation_loss for report in finetune(config.model_copy(update={"seed": 5})).reports]
+    assert other[0] == curves[0][0]
+    assert other[-1] != curves[0][-1]
 
 
 @pytest.mark.parametrize(
