@@ -44,8 +44,11 @@ class Client:
         )
 
     def submit(self, spec: dict[str, Any], idempotency_key: str | None = None) -> tuple[dict[str, Any], bool]:
-        """Queue a study; the answer is the study and whether it is new. Submitting the same spec twice is once."""
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        """Queue a study; the answer is the study and whether it is new. Submitting the same spec twice is once.
+
+        A key of one's own makes it once also where the spec has come to mean something else, or its data is gone.
+        """
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         answer = self._request("POST", "/v1/studies", json=spec, headers=headers, timeout=LONG)
         return answer.json(), answer.status_code == 201
 
@@ -126,10 +129,12 @@ class Client:
         changes = _given(priority=priority, parallelism=parallelism)
         return self._json("PATCH", f"/v1/studies/{name}", json=changes, headers=_once(version))
 
-    def clone(self, name: str, new_name: str, changes: dict[str, Any] | None = None) -> tuple[dict[str, Any], bool]:
+    def clone(
+        self, name: str, new_name: str, changes: dict[str, Any] | None = None, version: str | None = None
+    ) -> tuple[dict[str, Any], bool]:
         """Queue a study like this one with changes laid over its spec; the answer says whether it is new."""
         body = {"name": new_name, "changes": changes or {}}
-        answer = self._request("POST", f"/v1/studies/{name}/clone", json=body, timeout=LONG)
+        answer = self._request("POST", f"/v1/studies/{name}/clone", json=body, headers=_once(version), timeout=LONG)
         return answer.json(), answer.status_code == 201
 
     def add_trial(self, name: str, params: dict[str, Any], version: str | None = None) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from hpsearch.api.state import Door
 from hpsearch.api.studies import Key, Name, admin, answer_created, check_warm_start, submit, tagged
 from hpsearch.api.trials import Number
 from hpsearch.api.views import StudyView
-from hpsearch.errors import IllegalMove, InvalidInput, TrialFinished
-from hpsearch.results import TrialState
+from hpsearch.errors import InvalidInput
 from hpsearch.spec.budget import BudgetExtension
 from hpsearch.spec.changes import CloneSpec, StudyChanges, clone
 from hpsearch.spec.confirm import ConfirmSpec
 from hpsearch.spec.space import Params
 from hpsearch.storage import Acting
+from hpsearch.storage.idempotency import digest
 
 router = APIRouter(prefix="/v1/studies/{name}", tags=["acts"])
 
@@ -82,13 +82,17 @@ def change_study(name: Name, changes: StudyChanges, service: Door, acting: Condi
 @router.post("/clone", status_code=201, dependencies=[submit], responses={200: {"model": StudyView}})
 def clone_study(name: Name, wanted: CloneSpec, service: Door, acting: Condition, response: Response) -> StudyView:
     """Queue a study like this one under another name, with changes. It begins anew: trials are not copied."""
+    request = digest("clone", name, wanted.model_dump_json())
+    known = service.studies.created_by(acting.key, request)
+    if known is not None:
+        return answer_created(response, known, created=False)
     source = service.studies.get(name)
     acting.check(source)
     spec = clone(source.spec, wanted)
     check_warm_start(spec, service)
     checked = Preflight(spec, service.settings, service.datasets, origins=source.spec.data)
-    created = service.studies.create(checked.spec, acting.key, checked.fingerprint, acting.by, clone_of=name)
-    return answer_created(response, *created)
+    made = service.studies.create(checked.spec, acting.key, checked.fingerprint, acting.by, name, request=request)
+    return answer_created(response, *made)
 
 
 @router.post("/trials", status_code=202, dependencies=[submit])
@@ -115,10 +119,7 @@ def add_trial(
 def stop_trial(name: Name, number: Number, service: Door, acting: Condition, response: Response) -> StudyView:
     """End one trial at its next report, as PRUNED; one that waits is not begun."""
     service.studies.get(name)
-    trial = service.trial(name, number)
-    if trial.state.is_finished:
-        raise TrialFinished(f"trial {number} of '{name}' has ended already: {trial.state}")
-    return tagged(response, service.acts.stop_trial(name, number, acting))
+    return tagged(response, service.acts.stop_trial(name, number, acting, service.fault_of_stopping(name, number)))
 
 
 @router.post("/trials/{number}/continue", status_code=202, dependencies=[submit])
@@ -129,13 +130,8 @@ def continue_trial(name: Name, number: Number, service: Door, acting: Condition,
     finished or failed is queued again.
     """
     service.studies.get(name)
-    trial = service.trial(name, number)
-    if trial.state != TrialState.PRUNED:
-        raise IllegalMove(f"trial {number} of '{name}' is {trial.state}: only PRUNED ones can be continued")
-    other = service.goes_on_as(name, number)
-    if other is not None:
-        raise IllegalMove(f"trial {number} of '{name}' goes on already, as trial {other}")
-    return tagged(response, service.acts.continue_trial(name, number, acting, service.spent(name)))
+    fault = service.fault_of_continuing(name, number)
+    return tagged(response, service.acts.continue_trial(name, number, acting, service.spent(name), fault))
 
 
 @router.post("/cancel", status_code=202, dependencies=[submit])

@@ -14,7 +14,7 @@ import optuna
 import sqlalchemy as sa
 from fastapi import Depends, Request
 
-from hpsearch.errors import AdapterNotFound, StudyUnreadable
+from hpsearch.errors import AdapterNotFound, IllegalMove, StudyUnreadable, TrialFinished
 from hpsearch.lifecycle import StudyState
 from hpsearch.results import Ranking, Trial, TrialState, rank
 from hpsearch.results.budget import Limit, left, limit_spent
@@ -95,9 +95,20 @@ class Service:
         """One trial; TrialNotFound without it."""
         return history.trial(history.load(self.optuna_storage, study), number)
 
-    def goes_on_as(self, study: str, number: int) -> int | None:
-        """The number under which a pruned trial goes on; None when nobody has it continued."""
-        return gone_on(history.trials(history.load(self.optuna_storage, study), curves=False)).get(number)
+    def fault_of_stopping(self, study: str, number: int) -> TrialFinished | None:
+        """Why a trial can't be stopped; TrialNotFound when there is none."""
+        state = self.trial(study, number).state
+        return TrialFinished(f"trial {number} of '{study}' has ended already: {state}") if state.is_finished else None
+
+    def fault_of_continuing(self, study: str, number: int) -> IllegalMove | None:
+        """Why a trial can't be continued; TrialNotFound when there is none."""
+        state = self.trial(study, number).state
+        if state != TrialState.PRUNED:
+            return IllegalMove(f"trial {number} of '{study}' is {state}: only PRUNED ones can be continued")
+        other = gone_on(history.trials(history.load(self.optuna_storage, study), curves=False)).get(number)
+        if other is not None:
+            return IllegalMove(f"trial {number} of '{study}' goes on already, as trial {other}")
+        return None
 
     def spent(self, name: str, *, resumes: bool = False) -> Limit | None:
         """The limit of a study's budget that leaves no room for a trial of one's own, or for any of a failed study."""

@@ -23,6 +23,7 @@ from hpsearch.spec.study import NAME_PATTERN, StudySpec
 from hpsearch.storage import StudyRow
 from hpsearch.storage.events import last_events
 from hpsearch.storage.figures import set_aside
+from hpsearch.storage.idempotency import digest
 
 router = APIRouter(prefix="/v1", tags=["studies"])
 read, submit, admin = (Depends(Require(role)) for role in Role)
@@ -44,10 +45,14 @@ def create_study(
     spec: StudySpec, service: Door, who: Who, response: Response, idempotency_key: Key = None
 ) -> StudyView:
     """Queue a study. The same name with the same spec answers 200 with the study that is there."""
+    request = digest("create", spec.name, spec.model_dump_json())
+    known = service.studies.created_by(idempotency_key, request)
+    if known is not None:
+        return answer_created(response, known, created=False)
     check_warm_start(spec, service)
     checked = Preflight(spec, service.settings, service.datasets)
-    row, created = service.studies.create(checked.spec, idempotency_key, checked.fingerprint, who)
-    return answer_created(response, row, created)
+    made = service.studies.create(checked.spec, idempotency_key, checked.fingerprint, who, request=request)
+    return answer_created(response, *made)
 
 
 def check_warm_start(spec: StudySpec, service: Door) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from hpsearch import errors
 from hpsearch.cli.progress import Progress, follow
 from hpsearch.cli.specs import read_spec, upload_data
 from hpsearch.cli.tables import ranking_table, schedules, verdict_lines
@@ -34,11 +32,7 @@ def submit_spec(client: Client, spec: Path, name: str | None, *, quiet: bool = F
     if name is not None:
         wanted["name"] = name
     sent = upload_data(wanted, spec.parent, client, quiet=quiet)
-    key = hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
-    try:
-        study, created = client.submit(sent, key)
-    except errors.IdempotencyMismatch:  # the same words mean something else by now, such as a model in another root
-        study, created = client.submit(sent)
+    study, created = client.submit(sent)
     if not quiet:
         state = "queued" if created else f"is there already ({study['state']})"
         print(f"study '{study['name']}' {state}: {client.url}/v1/studies/{study['name']}", file=sys.stderr)  # noqa: T201

@@ -7,10 +7,11 @@ from hpsearch.storage.database import Database
 from hpsearch.storage.datasets import DatasetRow, Datasets
 from hpsearch.storage.endings import Endings
 from hpsearch.storage.events import Event, events_after, last_event
+from hpsearch.storage.line import place_in_line
 from hpsearch.storage.optuna_storage import DATABASE_AWAY, fenced, optuna_storage
 from hpsearch.storage.outbox import Delivery, Outbox
 from hpsearch.storage.rows import Lease, Page, StudyRow, count_by_state
-from hpsearch.storage.studies import Studies, place_in_line
+from hpsearch.storage.studies import Studies
 from hpsearch.storage.takeovers import MOST_TAKEOVERS
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,7 +55,7 @@ def act(
         request: What a key stands for, besides the act and the study.
         within: A transaction on Optuna's tables that the act is a part of; a new one without.
     """
-    digest = hashlib.sha256(f"{kind} {name} {request}".encode()).hexdigest()
+    digest = idempotency.digest(kind, name, request)
     with database.write() if within is None else database.joined(within) as connection:
         now = database.now(connection)
         study = get_study(connection, name)

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import ValidationError
 
-from hpsearch.errors import BudgetSpent, InvalidInput
+from hpsearch.errors import BudgetSpent, Conflict, InvalidInput
 from hpsearch.lifecycle import Act, StudyState, WishKind
 from hpsearch.results.budget import Limit
 from hpsearch.spec.budget import BudgetExtension, BudgetSpec
@@ -16,7 +16,7 @@ from hpsearch.spec.closed import as_invalid_spec
 from hpsearch.spec.confirm import ConfirmSpec
 from hpsearch.spec.space import Params
 from hpsearch.spec.study import StudySpec
-from hpsearch.storage.acting import Acting, act
+from hpsearch.storage.acting import Acting, Doing, act
 from hpsearch.storage.database import Database
 from hpsearch.storage.rows import StudyRow, get_study
 
@@ -103,23 +103,32 @@ class Acts:
                 doing.change("study.trial_added", values, wish=identifier, params=params, budget=limits)
         return self._get(name)
 
-    def stop_trial(self, name: str, number: int, acting: Acting) -> StudyRow:
-        """Ask the runner to end one trial at its next report; a waiting one is not begun. Asking twice is once."""
+    def stop_trial(self, name: str, number: int, acting: Acting, fault: Conflict | None = None) -> StudyRow:
+        """Ask the runner to end one trial at its next report; a waiting one is not begun. Asking twice is once.
+
+        Raises:
+            Conflict: The `fault` of the trial, if it has one: not when it is the act's own, repeated with its key.
+        """
         with act(self._database, name, Act.STOP_TRIAL, acting, str(number)) as doing:
+            _check_faultless(doing, fault)
             if doing.is_new and not doing.is_wished(WishKind.STOP, number):
                 doing.wish({"kind": WishKind.STOP, "number": number})
                 doing.change("trial.stop_requested", {}, number=number)
         return self._get(name)
 
-    def continue_trial(self, name: str, number: int, acting: Acting, spent: Limit | None = None) -> StudyRow:
+    def continue_trial(
+        self, name: str, number: int, acting: Acting, spent: Limit | None = None, fault: Conflict | None = None
+    ) -> StudyRow:
         """Ask the runner to let a pruned trial go on, under a new number. The budget grows by the one trial.
 
         Asking twice is once.
 
         Raises:
             BudgetSpent: `spent` is the limit that leaves no room for it.
+            Conflict: The `fault` of the trial, if it has one: not when it is the act's own, repeated with its key.
         """
         with act(self._database, name, Act.CONTINUE_TRIAL, acting, str(number)) as doing:
+            _check_faultless(doing, fault)
             if doing.is_new and not doing.is_wished(WishKind.CONTINUE, number):
                 _check_unspent(name, spent)
                 doing.wish({"kind": WishKind.CONTINUE, "number": number})
@@ -150,6 +159,11 @@ class Acts:
     def _get(self, name: str) -> StudyRow:
         with self._database.read() as connection:
             return get_study(connection, name)
+
+
+def _check_faultless(doing: Doing, fault: Conflict | None) -> None:
+    if doing.is_new and fault is not None:
+        raise fault
 
 
 def _check_unspent(name: str, spent: Limit | None) -> None:

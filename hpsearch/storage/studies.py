@@ -14,29 +14,10 @@ from hpsearch.storage import idempotency
 from hpsearch.storage.claims import NOTHING, Standing
 from hpsearch.storage.database import Database
 from hpsearch.storage.events import append, events_of
+from hpsearch.storage.line import IN_LINE, WAITS_SINCE, is_free
 from hpsearch.storage.rows import Lease, Page, StudyRow, as_study, get_study, wishes_of
 from hpsearch.storage.tables import studies, wishes
-from hpsearch.storage.takeovers import cleared_by, cleared_by_time, counted, is_expired, may_be_claimed, suspicion
-
-
-def place_in_line(since: Any, priority: Any) -> Any:
-    """Who is claimed first, lowest first: of a time and a number, or of their columns.
-
-    A point of priority is worth a minute of waiting. So the highest starts first, and no stream of higher ones keeps a
-    low one waiting for ever.
-
-    Args:
-        since: When it began to wait.
-        priority: The study's.
-    """
-    return since - 60.0 * priority
-
-
-_WAITS_SINCE = sa.case(
-    (studies.c.state == StudyState.RUNNING, studies.c.created_at),  # its runner died: it had its place already
-    else_=sa.func.coalesce(studies.c.turned_at, studies.c.created_at),
-)
-_IN_LINE = place_in_line(_WAITS_SINCE, studies.c.priority)
+from hpsearch.storage.takeovers import cleared_by, cleared_by_time, counted, may_be_claimed, suspicion
 
 
 class Studies:
@@ -52,6 +33,8 @@ class Studies:
         fingerprint: str | None = None,
         by: str = "",
         clone_of: str | None = None,
+        *,
+        request: str | None = None,
     ) -> tuple[StudyRow, bool]:
         """Queue a study; the same name with the same spec is the same study.
 
@@ -61,6 +44,7 @@ class Studies:
             fingerprint: Of the spec as it was asked for, where that differs from what is kept.
             by: The name of the client's token.
             clone_of: The study that it was made from.
+            request: What the key stands for (`idempotency.digest`); left out, the fingerprint.
 
         Returns:
             The study, and whether it is new.
@@ -70,9 +54,10 @@ class Studies:
             IdempotencyMismatch: The key was used for another request.
         """
         fingerprint = fingerprint or spec.fingerprint()
+        request = request or fingerprint
         with self._database.write() as connection:
             now = self._database.now(connection)
-            known = idempotency.study_of(connection, idempotency_key, fingerprint, now)
+            known = idempotency.study_of(connection, idempotency_key, request, now)
             if known is not None:
                 return get_study(connection, known), False
             is_new = not _has_this_spec(connection, spec.name, fingerprint)
@@ -91,8 +76,18 @@ class Studies:
                 connection.execute(studies.insert().values(values))
                 origin = {} if clone_of is None else {"clone_of": clone_of}
                 append(connection, spec.name, "study.queued", now, {"by": by, **origin})
-            idempotency.keep(connection, idempotency_key, fingerprint, spec.name, now)
+            idempotency.keep(connection, idempotency_key, request, spec.name, now)
             return get_study(connection, spec.name), is_new
+
+    def created_by(self, key: str | None, request: str) -> StudyRow | None:
+        """The study that an earlier request with this key has created, so that nothing is checked twice; None if none.
+
+        Raises:
+            IdempotencyMismatch: The key was used for another request.
+        """
+        with self._database.read() as connection:
+            known = idempotency.study_of(connection, key, request, self._database.now(connection))
+            return None if known is None else get_study(connection, known)
 
     def check_name(self, name: str, fingerprint: str) -> None:
         """Raise NameTaken where `create` would."""
@@ -133,12 +128,9 @@ class Studies:
         """
         with self._database.write() as connection:
             now = self._database.now(connection)
-            # One that was cancelled with nobody driving it, and whose trials are not closed: see `Endings.cancel`.
-            half_cancelled = sa.and_(studies.c.state == StudyState.PAUSED, studies.c.requested == StudyState.CANCELLED)
-            free = sa.or_(studies.c.state == StudyState.QUEUED, half_cancelled, is_expired(now))
-            query = sa.select(studies, counted(now).label("counted")).where(free, may_be_claimed(owner, now))
+            query = sa.select(studies, counted(now).label("counted")).where(is_free(now), may_be_claimed(owner, now))
             query = query.where(studies.c.name.not_in(but_not))
-            query = query.order_by(suspicion(now), _IN_LINE, studies.c.created_at).limit(1)
+            query = query.order_by(suspicion(now), IN_LINE, studies.c.created_at).limit(1)
             row = connection.execute(query.with_for_update(skip_locked=True)).mappings().first()
             if row is None:
                 return None
@@ -169,8 +161,8 @@ class Studies:
         """
         with self._database.read() as connection:
             now = self._database.now(connection)
-            waits = sa.and_(studies.c.state == StudyState.QUEUED, now - seconds > _WAITS_SINCE)
-            query = sa.select(_IN_LINE).where(waits).order_by(_IN_LINE).limit(most)
+            waits = sa.and_(studies.c.state == StudyState.QUEUED, now - seconds > WAITS_SINCE)
+            query = sa.select(IN_LINE).where(waits).order_by(IN_LINE).limit(most)
             return [float(place) for place in connection.execute(query).scalars()], now
 
     def renew(self, lease: Lease, seconds: float, standing: Standing | None = None) -> Orders:
