@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 DOUBLED_BY = 10
@@ -211,7 +211,7 @@ def _turns(
         return claims
     if devices == 0:
         return ()
-    parts = _parts(claims, devices, owner_weights)
+    parts = _parts(_as_they_block(claims, devices), devices, owner_weights)
 
     def order(claim: Claim) -> tuple[int, float]:
         part = parts[claim.study]
@@ -228,6 +228,18 @@ def _turns(
         elif not claim.need.held:  # what fits behind it waits too, or it would never have a whole device
             break
     return turns
+
+
+def _as_they_block(claims: Sequence[Claim], devices: int) -> Sequence[Claim]:
+    """The claims by what they take of each other's time.
+
+    Where somebody's trial does not fit beside those that hold something, whoever goes on holding keeps it from a whole
+    device, however little of one it has itself: then a trial of each counts as large as any.
+    """
+    room = devices - sum((claim.size for claim in claims if claim.need.held), Fraction(0))
+    if all(claim.need.held or claim.size <= room for claim in claims):
+        return claims
+    return [replace(claim, need=replace(claim.need, per_device=1)) for claim in claims]
 
 
 def _slices(count: float) -> float:

@@ -167,6 +167,16 @@ def test_turns_divide_the_time_as_the_weights_say(
         assert got[study] / (got.total()) == pytest.approx(part / whole, abs=0.03)
 
 
+@pytest.mark.parametrize(
+    ("packs", "devices", "least"),
+    [([8, 1], 1, 0.45), ([4, 1, 1], 2, 0.6), ([1, 4, 4], 1, 0.2), ([3, 1], 1, 0.45), ([32, 1, 1], 1, 0.3)],
+)
+def test_who_packs_a_device_and_who_needs_a_whole_one_take_turns(packs: list[int], devices: int, least: float) -> None:
+    claims = [claim(str(place), per_device=many) for place, many in enumerate(packs)]
+    got = simulated(claims, devices, 100)
+    assert min(got[one.study] for one in claims) >= least * 100 * TICKS
+
+
 def test_fifty_studies_on_two_devices_all_get_their_turns() -> None:
     got = simulated([claim(f"study-{n}", wanted=1) for n in range(50)], 2, 100)
     assert len(got) == 50
