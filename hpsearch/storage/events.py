@@ -40,8 +40,9 @@ def append(connection: sa.Connection, study: str, kind: str, at: float, details:
     connection.execute(events.insert().values(study=study, kind=kind, at=at, details=json.dumps(details)))
     if kind in KEPT:
         same = sa.and_(events.c.study == study, events.c.kind == kind)
-        ids = connection.execute(sa.select(events.c.id).where(same).order_by(events.c.id)).scalars().all()
-        connection.execute(events.delete().where(events.c.id.in_(ids[: -KEPT[kind]])))
+        newest_first = sa.select(events.c.id).where(same).order_by(events.c.id.desc())
+        too_old = newest_first.offset(KEPT[kind]).limit(1).scalar_subquery()
+        connection.execute(events.delete().where(same, events.c.id <= too_old))
 
 
 def events_after(database: Database, study: str, last_id: int, limit: int = 500) -> list[Event]:
@@ -60,7 +61,8 @@ def events_of(database: Database, study: str, kinds: Collection[str]) -> list[Ev
 def last_events(database: Database, studies: Collection[str], kind: str, limit: int = 20) -> list[Event]:
     """The newest events of one kind of some studies, oldest first."""
     of_kind = sa.and_(events.c.study.in_(studies), events.c.kind == kind)
-    # By a sum: ordered by the id itself, PostgreSQL looks through the events of all studies, newest first.
+    # By a sum: ordered by the id itself, PostgreSQL looks through everybody's events, newest first, where the studies
+    # are many: it takes theirs to be as new as others'.
     return _read(database, sa.select(events).where(of_kind).order_by((events.c.id + 0).desc()).limit(limit))[::-1]
 
 

@@ -85,7 +85,10 @@ def figures(database: Database) -> Figures:
 
 
 def _named(key: str, state: str) -> sa.Select[Any]:
-    """The words that trials of one state have for an attribute, each with their number."""
+    """The words that trials of one state have for an attribute, each with their number.
+
+    Found by these trials, which are few: attributes are many, and Optuna's only index of them begins with the trial.
+    """
     stands = sa.cast(TRIALS.c.state, sa.String) == state  # a type of its own in PostgreSQL
     of_trial = sa.and_(TRIALS.c.trial_id == ATTRIBUTES.c.trial_id, stands)
     query = sa.select(ATTRIBUTES.c.value_json, sa.func.count()).join(TRIALS, of_trial)

@@ -55,10 +55,12 @@ events = sa.Table(
     "hpsearch_events",
     metadata,
     sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    sa.Column("study", sa.String(63), nullable=False, index=True),
+    sa.Column("study", sa.String(63), nullable=False),
     sa.Column("kind", sa.String(32), nullable=False),
     sa.Column("at", sa.Double, nullable=False),
     sa.Column("details", sa.Text, nullable=False),
+    sa.Index("ix_hpsearch_events_study_id", "study", "id"),
+    sa.Index("ix_hpsearch_events_study_kind_id", "study", "kind", "id"),
     sqlite_autoincrement=True,
 )
 

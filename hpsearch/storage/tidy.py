@@ -73,7 +73,12 @@ def _of_deleted_studies(database: Database, settings: Settings, dry: bool) -> li
     """Only what this database knows to be deleted: a folder that it knows nothing of may be another database's."""
     folders = [path for path in settings.artifacts_folder.iterdir() if path.is_dir()]
     with database.read() as connection:
-        deleted = set(connection.execute(sa.select(events.c.study).where(events.c.kind == DELETED)).scalars())
+        living = set(connection.execute(sa.select(studies.c.name)).scalars())
+        gone = sa.and_(
+            events.c.study.in_([folder.name for folder in folders if folder.name not in living]),
+            events.c.kind == DELETED,
+        )
+        deleted = set(connection.execute(sa.select(events.c.study).where(gone)).scalars())
     found = []
     for folder in folders:
         if folder.name not in deleted:

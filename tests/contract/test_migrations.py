@@ -81,4 +81,5 @@ def test_a_database_of_an_earlier_revision_opens_with_everything_in_it(database_
         found.reflect(connection)
     for name, table in metadata.tables.items():
         assert {column.name for column in found.tables[name].columns} == {column.name for column in table.columns}
+        assert {index.name for index in found.tables[name].indexes} == {index.name for index in table.indexes}
     database.close()
