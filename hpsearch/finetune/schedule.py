@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from hpsearch.spec.space import LRSchedule
+from hpsearch.spec.schedules import LRSchedule
 
 
 def warmup_steps(total_steps: int, warmup_fraction: float) -> int:

@@ -104,14 +104,14 @@ class Draw(BaseSampler):
         params: Params = {}
         for attempt in range(SAMPLER_ATTEMPTS):
             params = {**self._drawn(shown, seen, place, attempt, given), **given}
-            if self._is_new(params):
+            if self._is_new(params, given):
                 return params
         if listed is not None:
             return listed
         for attempt in range(RANDOM_ATTEMPTS):
             chance = RandomSampler(seed=seed_of(self._points.spec.seed, place, SAMPLER_ATTEMPTS + attempt))
             params = {**self._independent(chance, shown, seen, {}), **given}
-            if self._is_new(params):
+            if self._is_new(params, given):
                 return params
         return params
 
@@ -128,9 +128,11 @@ class Draw(BaseSampler):
         fitting = [point for point in untried or () if given.items() <= point.items()]
         return dice.choice(fitting) if fitting else None
 
-    def _is_new(self, params: Params) -> bool:
+    def _is_new(self, params: Params, given: Params) -> bool:
+        """Whether the params may be tried, were not yet, and are such that all that was given matters."""
         chosen = self._points.active(params)
-        return key(chosen) not in self._tried and self._points.unmet(chosen) is None
+        is_heeded = given.keys() - chosen.keys() <= {"epochs"}  # which are free where the most of them answer for fewer
+        return is_heeded and key(chosen) not in self._tried and self._points.unmet(chosen) is None
 
     def _drawn(self, study: Any, trial: FrozenTrial, place: int, attempt: int, given: Params) -> Params:
         spec = self._points.spec
@@ -141,7 +143,7 @@ class Draw(BaseSampler):
             attempt,
             conditional=bool(self._points.sometimes),
             defaults=self._points.defaults,
-            is_new=lambda params: self._is_new({**params, **given}),
+            is_new=lambda params: self._is_new({**params, **given}, given),
         )
         if isinstance(spec.sampler, QMCSpec | CurvesSamplerSpec):
             # They would wait for a first trial to learn the space from.

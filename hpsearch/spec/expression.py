@@ -12,10 +12,12 @@ import difflib
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, StringConstraints
+
+from hpsearch.spec.schedules import LRSchedule
 
 Kind = Literal["number", "text", "yes or no"]
 Names = Mapping[str, int | float | str]
@@ -35,6 +37,9 @@ NAMES: dict[str, Kind] = {
     "steps": "number",
 }
 """What a condition may name: the ten parameters, `examples` of the training set, and `steps` of one epoch."""
+
+TEXTS = {"lr_schedule": get_args(LRSchedule)}
+"""What a name that stands for a text can be."""
 
 LONGEST = 500
 LARGEST_NUMBER = 1e15
@@ -184,8 +189,18 @@ def _kind(node: ast.expr, text: str) -> Kind:  # noqa: PLR0911, PLR0912 - one pe
                 expect(first, other)
                 if first != "number" and isinstance(comparison, _ORDERS):
                     raise fault(f"a {first} is neither more nor less; compare it with == or !=")
+            for name, piece in _never(node):
+                raise fault(f"{name} is never that; it is {', '.join(TEXTS[name])}", piece)
             return "yes or no"
     raise fault("this is not in the language: numbers, texts, names, + - * / // %, comparisons, in, and, or, not")
+
+
+def _never(comparison: ast.Compare) -> Iterator[tuple[str, ast.Constant]]:
+    """Texts that a name in a comparison can never be, with the name."""
+    pieces = list(ast.walk(comparison))
+    names = [piece.id for piece in pieces if isinstance(piece, ast.Name) and piece.id in TEXTS]
+    texts = [piece for piece in pieces if isinstance(piece, ast.Constant) and isinstance(piece.value, str)]
+    yield from ((name, text) for name in names for text in texts if text.value not in TEXTS[name])
 
 
 def _unknown(name: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from hpsearch.errors import InvalidSpec
 from hpsearch.spec.closed import Closed
 from hpsearch.spec.data import DataSpec
-from hpsearch.spec.space import LRSchedule
+from hpsearch.spec.schedules import LRSchedule
 
 TARGETS_FIELD = "model.lora.target_modules"
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from hpsearch.spec.closed import Closed, fault_at
 from hpsearch.spec.expression import Condition, names_in
-
-LRSchedule = Literal["constant", "linear", "cosine"]
-"""Shape of the learning rate after warm-up, over the trial's own steps: flat, or down to zero at the last one."""
+from hpsearch.spec.schedules import LRSchedule
 
 Value = int | float | str
 Params = dict[str, Value]
@@ -50,6 +48,8 @@ class _Range(_Conditional):
 
     def values(self, points: int | None = None) -> tuple[Value, ...] | None:
         """All its points, lowest first. Of a range without steps, that many even ones, or None without a number."""
+        if self.low == self.high:
+            return (self.low,)
         if self.step is not None:
             count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
             return tuple(self.nearest(self.low + place * self.step) for place in range(count))
@@ -236,6 +236,10 @@ LIMITS: dict[str, tuple[float, float]] = {
 OPEN_BELOW = frozenset({"learning_rate_multiplier", "layer_lr_decay"})
 
 
+AFTER_BATCH_SIZE = frozenset({"steps", "learning_rate_multiplier"})
+"""What a condition may name that follows from the batch size: the steps of an epoch, and a multiplier left `auto`."""
+
+
 class SearchSpace(Closed):
     """The ten parameters; what is left out is `auto`: the provider-style default, resolved per trial."""
 
@@ -264,10 +268,17 @@ class SearchSpace(Closed):
     def _check_conditions(self) -> Self:
         conditional = self.conditions()
         for name, condition in conditional.items():
-            for other in sorted(names_in(condition) & {*conditional, name}):
+            named = names_in(condition)
+            for other in sorted((named | self._behind(named)) & {*conditional, name}):
                 itself = "itself" if other == name else f"'{other}', which has a `when` of its own"
-                raise fault_at(f"{name}.when", f"it depends on {itself}; it may name any other parameter")
+                through = "" if other in named else f", through {' and '.join(sorted(named & AFTER_BATCH_SIZE))}"
+                raise fault_at(f"{name}.when", f"it depends on {itself}{through}; it may name any other parameter")
         return self
+
+    def _behind(self, named: Collection[str]) -> frozenset[str]:
+        """The parameters that decide others which a condition names."""
+        given = set[str]() if self.learning_rate_multiplier == "auto" else {"learning_rate_multiplier"}
+        return frozenset({"batch_size"} if (AFTER_BATCH_SIZE - given) & set(named) else ())
 
     def conditions(self) -> dict[str, str]:
         """The parameters that vary only under a condition, and the condition."""

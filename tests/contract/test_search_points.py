@@ -103,6 +103,22 @@ class TestConditions:
             assert chosen.warmup_fraction == trial.params.get("warmup_fraction", 0.0)
         assert {len(trial.params) for trial in driven.trials()} >= {3}
 
+    @pytest.mark.parametrize("kind", ["auto", "random"])
+    def test_what_a_first_trial_asks_for_is_drawn_where_it_matters(self, kind: str) -> None:
+        asked = [{"warmup_fraction": 0.1 * place} for place in range(1, 5)]
+        driven = Driven(memory(), spec_of(8, sampler=sampler(kind), search_space=self.SPACE, first_trials=asked))
+        driven.run_all()
+        wanted = [trial.params for trial in driven.trials() if trial.origin == "first_trials"]
+        assert [params["warmup_fraction"] for params in wanted] == [one["warmup_fraction"] for one in asked]
+        assert {params["lr_schedule"] for params in wanted} == {"cosine"}
+
+    def test_a_range_of_one_value_is_one_value(self) -> None:
+        space = {"epochs": {"choices": [1, 2]}, "dropout": {"low": 0.1, "high": 0.1}}
+        driven = Driven(memory(), spec_of(8, search_space=space))
+        driven.run_all()
+        assert sorted(trial.params["epochs"] for trial in driven.trials()) == [1, 2]
+        assert driven.search.ending() == (True, "the search space is exhausted: every point was tried")
+
     def test_a_grid_counts_a_point_once_whatever_does_not_matter_there(self) -> None:
         space = {
             "lr_schedule": {"choices": ["linear", "cosine"]},

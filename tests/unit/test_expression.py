@@ -123,3 +123,29 @@ def test_a_parameter_may_not_wait_for_one_that_waits_itself() -> None:
         a_spec(search_space=space)
     with pytest.raises(ValidationError, match="depends on itself"):
         a_spec(search_space={"dropout": {"low": 0, "high": 0.5, "when": "dropout > 0.1"}})
+
+
+@pytest.mark.parametrize(
+    ("condition", "through"),
+    [("steps > 10", "steps"), ("learning_rate_multiplier > 0.1 and steps > 1", "learning_rate_multiplier and steps")],
+)
+def test_a_condition_does_not_depend_on_a_conditional_through_what_follows_from_it(
+    condition: str, through: str
+) -> None:
+    sometimes = {"choices": [4, 8], "when": "lr_schedule == 'cosine'"}
+    space = {"batch_size": sometimes, "dropout": {"low": 0, "high": 0.5, "when": condition}}
+    said = f"depends on 'batch_size', which has a `when` of its own, through {through};"
+    with pytest.raises(ValidationError, match=said):
+        a_spec(search_space=space)
+    with pytest.raises(ValidationError, match="depends on itself, through steps;"):
+        a_spec(search_space={"batch_size": {"choices": [4, 8], "when": "steps > 10"}})
+    a_spec(search_space={**space, "batch_size": {"choices": [4, 8]}})
+    a_spec(search_space={**space, "learning_rate_multiplier": 1.0, "dropout": 0.1})
+
+
+@pytest.mark.parametrize(
+    "condition", ["lr_schedule == 'Cosine'", "'flat' != lr_schedule", "lr_schedule in ('linear', 'x')"]
+)
+def test_a_schedule_that_there_is_not_is_no_condition(condition: str) -> None:
+    with pytest.raises(ValidationError, match="lr_schedule is never that; it is constant, linear, cosine"):
+        a_spec(require=condition)

@@ -19,7 +19,7 @@ def reach(require: list[str] | None = None, **space: Any) -> list[str]:
     return check_reach(a_spec(**fields), examples=400)
 
 
-@pytest.mark.parametrize("require", [[], ["epochs <= 3"], ["learning_rate_multiplier * epochs < 0.2"], ["steps > 10"]])
+@pytest.mark.parametrize("require", [[], ["epochs <= 3"], ["learning_rate_multiplier * epochs < 25"], ["steps > 10"]])
 def test_what_can_be_met_is_no_matter(require: list[str]) -> None:
     assert reach(require, epochs=EPOCHS, learning_rate_multiplier=RATE, lr_schedule=SCHEDULES) == []
     sometimes = {**EPOCHS, "when": "lr_schedule == 'linear'"}
@@ -52,3 +52,42 @@ def test_nothing_to_search_is_one_point() -> None:
     assert reach(["epochs < 9"], epochs=2) == []
     with pytest.raises(InvalidSpec, match="epochs < 2"):
         reach(["epochs < 2"], epochs=2)
+
+
+WARMUP = {"low": 0.0, "high": 0.2, "when": "lr_schedule == 'cosine'"}
+
+
+def with_first(*trials: dict[str, Any], require: list[str] | None = None) -> list[str]:
+    space = {"warmup_fraction": WARMUP, "lr_schedule": SCHEDULES, "epochs": EPOCHS}
+    return check_reach(a_spec(search_space=space, first_trials=trials, require=require or []), examples=400)
+
+
+def test_a_first_trial_whose_wish_matters_nowhere_is_refused() -> None:
+    assert with_first({"warmup_fraction": 0.1}, {"warmup_fraction": 0.1, "lr_schedule": "cosine"}) == []
+    with pytest.raises(InvalidSpec, match="its `when` holds nowhere beside the rest of this trial") as caught:
+        with_first({"epochs": 2}, {"warmup_fraction": 0.1, "lr_schedule": "linear"})
+    assert caught.value.field == "first_trials.1.warmup_fraction"
+
+
+def test_trials_of_a_persons_own_that_break_a_requirement_are_named() -> None:
+    assert with_first({"epochs": 2}, require=["epochs <= 2 or lr_schedule == 'linear'"]) == []
+    (warning,) = with_first({"epochs": 3}, require=["epochs <= 2"])[-1:]
+    assert warning == "first_trials.0: it can't meet what `require` says, so it is never trained"
+    assert with_first(require=["epochs == 1"]) == [
+        "require: the defaults don't meet 'epochs == 1', so they are not tried, and no verdict compares with them"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pruner", "said"),
+    [
+        ({"type": "median", "min_reports": 5}, []),
+        ({"type": "median", "min_reports": 6}, ["pruner.min_reports: the longest trial has 6 reports"]),
+        ({"type": "median", "startup_trials": 8}, ["pruner.startup_trials: the budget has 8 trials"]),
+        ({"type": "patient", "pruner": {"type": "threshold", "worst": 1, "min_reports": 9}}, ["pruner.min_reports"]),
+    ],
+)
+def test_a_rule_that_never_acts_is_named(pruner: dict[str, Any], said: list[str]) -> None:
+    found = check_reach(a_spec(search_space={"epochs": EPOCHS}, pruner=pruner, budget={"trials": 8}), examples=400)
+    assert len(found) == len(said)
+    assert all(warning.startswith(start) for warning, start in zip(found, said, strict=True))
