@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import statistics
@@ -184,18 +185,26 @@ def _chance(name: str, ranked: Sequence[Trial]) -> float | None:
     the groups' mean ranks, as in Kruskal and Wallis 1952. Shuffled with a fixed seed: the same trials, the same answer.
     Of many trials, it is their chi-squared limit.
     """
-    values = [trial.params[name] for trial in ranked if name in trial.params]
+    having = [trial for trial in ranked if name in trial.params]
+    values = [trial.params[name] for trial in having]
     if len(values) < FEWEST or len(set(values)) < 2:
         return None
-    groups = _groups(values)
-    ranks = [float(place) for place in range(len(values))]
+    groups, ranks = _groups(values), _mid_ranks([trial.value for trial in having])
     found, dice, as_large = _spread(groups, ranks), random.Random(0), 0
     if len(values) > MOST_SHUFFLED:
-        return _chi_squared(found / (len(values) * (len(values) + 1) / 12), len(groups) - 1)
+        whole = _spread([[place] for place in range(len(ranks))], ranks)
+        return _chi_squared(found * (len(ranks) - 1) / whole, len(groups) - 1) if whole else 1.0
     for _ in range(SHUFFLES):
         dice.shuffle(ranks)
         as_large += _spread(groups, ranks) >= found
     return (as_large + 1) / (SHUFFLES + 1)
+
+
+def _mid_ranks(values: Sequence[float | None]) -> list[float]:
+    """Of values in order; equal ones have the same, or the order of their trials would be taken for an effect."""
+    runs = [len(list(run)) for _, run in itertools.groupby(values)]
+    ends = itertools.accumulate(runs)
+    return [end - (run + 1) / 2 for run, end in zip(runs, ends, strict=True) for _ in range(run)]
 
 
 def _chi_squared(x: float, freedom: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import optuna
@@ -83,6 +84,22 @@ class Patient(BasePruner):
         return is_poor and has_turned(values, self._direction, self._patience, self._min_delta)
 
 
+class Trained(BasePruner):
+    """Another pruner, shown what a trial has reported since it was trained.
+
+    The baseline is its first report and the same for all: a trial that made the model worse would have it for its best.
+    """
+
+    def __init__(self, pruner: BasePruner) -> None:
+        self._pruner = pruner
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """What the other pruner says."""
+        shown = copy.copy(trial)
+        shown.intermediate_values = {step: value for step, value in trial.intermediate_values.items() if step}
+        return self._pruner.prune(study, shown)
+
+
 class ReportByReport(BasePruner):
     """Wilcoxon's signed-rank test of the reports that a trial and the best one made at the same exposure.
 
@@ -122,4 +139,4 @@ def _without_rungs(spec: PercentileSpec | MedianSpec | ThresholdSpec, warmup: in
             return ThresholdPruner(upper=spec.worst, n_warmup_steps=warmup)
         return ThresholdPruner(lower=spec.worst, n_warmup_steps=warmup)
     percentile = spec.percentile if isinstance(spec, PercentileSpec) else 50.0
-    return PercentilePruner(percentile, n_startup_trials=spec.startup_trials, n_warmup_steps=warmup)
+    return Trained(PercentilePruner(percentile, n_startup_trials=spec.startup_trials, n_warmup_steps=warmup))

@@ -65,7 +65,7 @@ class PercentileSpec(Closed):
     percentile: float = Field(50, gt=0, lt=100)
     """50 is the median rule."""
     startup_trials: int = Field(5, ge=1, le=1000)
-    """Finished trials before any is stopped."""
+    """Completed trials before any is stopped."""
     min_reports: int = Field(2, ge=1, le=1000)
     """Report intervals that every trial gets."""
 
@@ -75,7 +75,7 @@ class MedianSpec(Closed):
 
     type: Literal["median"] = "median"
     startup_trials: int = Field(5, ge=1, le=1000)
-    """Finished trials before any is stopped."""
+    """Completed trials before any is stopped."""
     min_reports: int = Field(2, ge=1, le=1000)
     """Report intervals that every trial gets."""
 

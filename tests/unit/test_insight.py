@@ -132,3 +132,19 @@ def test_chance_alone_is_seldom_taken_for_an_effect() -> None:
         drawn = [{"dropout": dice.uniform(0, 0.5)} for _ in range(20)]
         wrong += looked_at({"dropout": {"low": 0, "high": 0.5}}, *drawn).effects[0].is_measurable is True
     assert wrong <= 13  # of 60 with a chance of 0.1 each; more in one of a thousand
+
+
+@pytest.mark.parametrize("most_shuffled", [200, 5])
+def test_the_order_of_equal_values_is_no_effect(monkeypatch: pytest.MonkeyPatch, most_shuffled: int) -> None:
+    """A sampler that settles draws otherwise late than early; equal values are ranked by when they were tried."""
+    monkeypatch.setattr("hpsearch.results.insight.MOST_SHUFFLED", most_shuffled)
+    dice, wrong = random.Random(2), 0
+    space = SearchSpace.model_validate({"dropout": {"low": 0, "high": 0.3}})
+    for _ in range(60):
+        params = [{"dropout": min(max(dice.gauss(0.25 - 0.2 * place / 24, 0.04), 0.0), 0.3)} for place in range(24)]
+        trials = [a_trial(place, dice.choice([0.9, 0.9, 0.8]), params=each) for place, each in enumerate(params)]
+        ranked = sorted(trials, key=lambda trial: (trial.value, trial.number))
+        wrong += insight(space, ranked, {}).effects[0].is_measurable is True
+    assert wrong <= 13
+    (effect,) = insight(space, [a_trial(place, 0.9, params=each) for place, each in enumerate(params)], {}).effects
+    assert effect.is_measurable is False

@@ -1,4 +1,4 @@
-"""Wilcoxon's test of two curves, as a rule that stops trials."""
+"""Rules that stop trials: Wilcoxon's test of two curves, and what counts as a trial's own report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from hpsearch.search.pruners import pruner
-from hpsearch.spec.pruner import WilcoxonSpec
+from hpsearch.spec.pruner import MedianSpec, WilcoxonSpec
 
 Direction = Literal["minimize", "maximize"]
 BEST = {0: 3.0, 10: 2.0, 20: 1.5, 30: 1.2, 40: 1.0, 50: 0.9, 60: 0.85}
@@ -65,3 +65,22 @@ def test_only_reports_at_the_same_exposure_are_compared() -> None:
 
 def test_nobody_stops_before_a_trial_is_complete() -> None:
     assert stopped_at(dict.fromkeys(BEST, 9.0), WilcoxonSpec(), best=None) is None
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_the_untouched_model_s_report_is_nobody_s_best(direction: Direction) -> None:
+    """Optuna's percentile rule takes the best of all steps: who only made the model worse was never stopped."""
+    sign = 1 if direction == "minimize" else -1
+    rule = pruner(MedianSpec(startup_trials=3, min_reports=1), 100, 2, 2, direction)
+    study = optuna.create_study(direction=direction, pruner=rule)
+    for value in (6.0, 6.5, 7.0):
+        known = {0: sign * 5.0, 50: sign * value}
+        study.add_trial(optuna.trial.create_trial(value=sign * value, intermediate_values=known))
+    worse, better = study.ask(), study.ask()
+    for trial, value in ((worse, 9.0), (better, 6.1)):
+        trial.report(sign * 5.0, 0)
+        assert not trial.should_prune()
+        trial.report(sign * value, 50)
+    assert worse.should_prune()
+    assert not better.should_prune()
+    assert worse.study.trials[3].intermediate_values[0] == sign * 5.0
