@@ -139,7 +139,7 @@ def hopeless(trials: Sequence[Trial], resumed_at: float = -math.inf, *, most_fai
     ended = [
         trial
         for trial in trials
-        if trial.state.is_finished and trial.number not in retried and not _refused(trial)
+        if trial.state.is_finished and trial.number not in retried and not _says_nothing(trial)
         if (trial.finished_at or 0.0) > resumed_at
     ]
     ended.sort(key=lambda trial: (trial.finished_at or 0.0, trial.number))
@@ -149,7 +149,7 @@ def hopeless(trials: Sequence[Trial], resumed_at: float = -math.inf, *, most_fai
         return f"{len(broken)} trials failed, the limit of the budget (budget.failures) is {most_failures}; {what}"
     last = ended[-SAME_FAILURES:]
     reasons, devices = {trial.failure for trial in last}, {trial.device for trial in last}
-    if len(last) < SAME_FAILURES or len(reasons) != 1 or reasons <= {None, Failure.DIVERGED, Failure.CANCELLED}:
+    if len(last) < SAME_FAILURES or len(reasons) != 1 or reasons <= {None, Failure.DIVERGED}:
         return None
     others = {trial.device for trial in trials if trial.state == TrialState.RUNNING and trial.reports} - devices
     if others and None not in devices:
@@ -157,6 +157,9 @@ def hopeless(trials: Sequence[Trial], resumed_at: float = -math.inf, *, most_fai
     return f"{SAME_FAILURES} trials in a row failed with '{last[-1].failure}': {last[-1].failure_text}"
 
 
-def _refused(trial: Trial) -> bool:
-    """A person's own params that don't meet the requirements say nothing of the search's."""
-    return trial.failure == Failure.INFEASIBLE and trial.origin != "search"
+def _says_nothing(trial: Trial) -> bool:
+    """Of whether the next one would fail: nobody trained it, by wish or because a search was over.
+
+    Nor do a person's own params that don't meet the requirements.
+    """
+    return trial.failure == Failure.CANCELLED or (trial.failure == Failure.INFEASIBLE and trial.origin != "search")

@@ -190,10 +190,10 @@ class Driving:
         left = driven(search, place)
         if left is not None:
             return left
+        ended_well, reason = search.ending()  # asked first: what is closed next is no part of why it ended
         search.close(Failure.ERROR, "the search ended while the trial was running")
         search.close_waiting("the search is over")
         search.note()
-        ended_well, reason = search.ending()
         if ended_well and search.spec.confirm is not None:
             confirmation = Confirmation(
                 search,

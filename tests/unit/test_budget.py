@@ -114,6 +114,13 @@ def test_different_reasons_are_not_hopeless() -> None:
     assert hopeless([failed(number, reason) for number, reason in enumerate(reasons)]) is None
 
 
+def test_trials_that_nobody_trained_do_not_interrupt_a_row_of_failures() -> None:
+    """As those that waited when the search was over, or that a person took back."""
+    trials = [a_trial(0), *(failed(number, Failure.ERROR) for number in range(1, SAME_FAILURES + 1))]
+    assert hopeless([*trials, *(failed(number, Failure.CANCELLED) for number in range(50, 53))]) == hopeless(trials)
+    assert hopeless(trials) is not None
+
+
 def test_it_is_the_order_of_ending_that_counts_not_the_number() -> None:
     trials = [failed(number, Failure.ERROR, finished_at=float(number)) for number in range(1, SAME_FAILURES + 1)]
     assert hopeless([a_trial(0, finished_at=99.0), *trials]) is None
