@@ -113,7 +113,8 @@ class Record(Trials):
             self.prune(number)
             return
         trial, losses = self._trial(number), Losses.of(ended).with_one(loss)
-        if losses.lost >= RETRIES and loss is not Loss.NONE and ended.params:
+        was_drawn = ended.config is not None  # where nothing varies, it has no params even then
+        if losses.lost >= RETRIES and loss is not Loss.NONE and was_drawn:
             count = losses.lost + losses.orphaned
             self.fail(number, Failure.WORKER_LOST, f"{text}, {count} times without getting further")
             return
@@ -156,7 +157,7 @@ class Record(Trials):
             self._storage.set_trial_system_attr(trial._trial_id, "constraints", [1.0])
         losses, is_lost = Losses.of(ended), failure == Failure.WORKER_LOST
         again = failure == Failure.OUTDATED_CHECKPOINT or (is_lost and losses.lost < RETRIES)
-        if ended.params and again and not self._is_retried(number):
+        if ended.config is not None and again and not self._is_retried(number):
             # First the retry, then the end of this attempt: dying in between must not lose the params.
             inherited = dataclasses.replace(losses, lost=losses.lost + is_lost).as_attributes()
             origin = {"origin": "retry", RETRY_OF: number, history.SPARED: ended.is_spared, **inherited}
