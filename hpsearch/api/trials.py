@@ -13,8 +13,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Query
 from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from hpsearch.api.state import Door
 from hpsearch.api.studies import Name, read
@@ -58,14 +58,24 @@ def get_adapter(name: Name, number: Number, service: Door) -> FileResponse:
     """The trial's weights as a tar file: an adapter in PEFT's format, or a whole model in Hugging Face's."""
     service.studies.get(name)
     folder = FilePath(service.adapter(name, number))
-    with (
-        tempfile.NamedTemporaryFile(prefix="hpsearch-adapter-", suffix=".tar", delete=False) as packed,
-        tarfile.open(fileobj=packed, mode="w") as archive,
-    ):
-        archive.add(folder, arcname=f"{name}-{number}")
-    clean_up = BackgroundTask(FilePath(packed.name).unlink, missing_ok=True)
-    filename = f"{name}-{number}.tar"
-    return FileResponse(packed.name, media_type="application/x-tar", filename=filename, background=clean_up)
+    packed = tempfile.NamedTemporaryFile(prefix="hpsearch-adapter-", suffix=".tar", delete=False)  # noqa: SIM115
+    try:
+        with packed, tarfile.open(fileobj=packed, mode="w") as archive:
+            archive.add(folder, arcname=f"{name}-{number}")
+    except BaseException:  # such as a disk that is full: what is packed so far must not stay on it
+        FilePath(packed.name).unlink(missing_ok=True)
+        raise
+    return _Passing(packed.name, media_type="application/x-tar", filename=f"{name}-{number}.tar")
+
+
+class _Passing(FileResponse):
+    """A file that is gone once it was sent, or could not be."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            FilePath(self.path).unlink(missing_ok=True)
 
 
 def _existing(name: Name, service: Door) -> None:

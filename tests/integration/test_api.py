@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import json
 import logging
 import shutil
 import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -22,9 +24,10 @@ import optuna
 import pytest
 from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from hpsearch import __version__
-from hpsearch.api import preflight
+from hpsearch.api import preflight, trials
 from hpsearch.api.app import create_app
 from hpsearch.api.linted import Linted
 from hpsearch.api.state import Service
@@ -757,6 +760,35 @@ class TestTrials:
         with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
             assert archive.getnames() == ["tickets-1", "tickets-1/adapter_config.json"]
             assert archive.extractfile("tickets-1/adapter_config.json").read() == b'{"r": 8}'  # type: ignore[union-attr]
+
+    def test_a_download_leaves_no_file_whether_it_is_sent_or_not(
+        self, searched: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither on a disk that is full, nor behind a client that went away."""
+        folder = tmp_path / "temporary"
+        folder.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        path = "/v1/studies/tickets/trials/1/adapter"
+        assert searched.get(path).status_code == 200
+        assert list(folder.iterdir()) == []
+        answer = trials.get_adapter("tickets", 1, searched.app.state.service)  # type: ignore[attr-defined]
+        assert len(list(folder.iterdir())) == 1
+
+        async def receive() -> Message:
+            await asyncio.Event().wait()
+            return {}
+
+        async def gone(_: Message) -> None:
+            raise OSError("the client went away")
+
+        with pytest.raises(OSError, match="went away"):
+            asyncio.run(answer({"type": "http", "method": "GET", "headers": []}, receive, gone))
+        assert list(folder.iterdir()) == []
+        full = OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr(tarfile.TarFile, "add", lambda *_, **__: (_ for _ in ()).throw(full))
+        client = TestClient(searched.app, "http://127.0.0.1", raise_server_exceptions=False)
+        assert_problem(client.get(path), 500, "internal_error")
+        assert list(folder.iterdir()) == []
 
     @pytest.mark.parametrize("number", [2, 3, 4])
     def test_other_trials_have_no_weights(self, searched: TestClient, number: int) -> None:
