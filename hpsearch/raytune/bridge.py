@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,13 +16,16 @@ from hpsearch.raytune.holding import ASKED_AGAIN_SECONDS, Holding
 from hpsearch.raytune.messages import Barred, InLine, Released, decode
 from hpsearch.raytune.outcome import Outcome
 from hpsearch.raytune.place import Place
-from hpsearch.raytune.placement import Placement
+from hpsearch.raytune.placement import Placement, Room
 from hpsearch.raytune.stopping import Stopping
 from hpsearch.search import Asked, Loss, Search
 from hpsearch.spec.finetune import FinetuneConfig
 
 ROOM_SECONDS = 1.0
 """How long it is taken for granted that the search has use for so many trials, while none comes or goes."""
+
+CLUSTER_SECONDS = 2.0
+"""Within this, a machine that joins is used, and none that has gone is counted on."""
 
 DESERTED_SECONDS = 30.0
 """Devices that are set aside are tried again when for so long nothing was trained on any other."""
@@ -56,6 +60,7 @@ class Bridge:
         self._health = Health()
         self._outcome = Outcome(search, place, self._health, holding, is_dropping=self.stops)
         self._known_room = (0, 0.0, -1)
+        self._known_cluster = Room(0, 0), -math.inf
         self.rests = False
         """Whether the last thing Tune was told is that the study must wait for its turn."""
         self._numbers: dict[str, int] = {}
@@ -99,11 +104,11 @@ class Bridge:
             return str(Searcher.FINISHED)
         running = len(self._running())
         most = self.search.spec.parallelism.max_concurrent_trials  # people may change it meanwhile
-        allowed = self._placement.sensible if most == "auto" else most
-        room = self._placement.room - len(self._barred)
         taken = running + (self._placement.per_device - 1) * len(self._outcome.alone)
-        free = min(allowed - running, room - taken)
         try:
+            there = self._there()
+            room = there.trials - len(self._barred)
+            free = min((there.sensible if most == "auto" else most) - running, room - taken)
             if free <= 0:
                 self._holding.may_begin(running, running)  # which it may not: what is wanted is said
                 return None
@@ -162,6 +167,14 @@ class Bridge:
 
     def _running(self) -> list[int]:
         return [number for number in self._numbers.values() if self.search.is_running(number)]
+
+    def _there(self) -> Room:
+        """What the cluster has room for. Asking it takes a while, so the answer is kept for one."""
+        known, at = self._known_cluster
+        if time.monotonic() - at > CLUSTER_SECONDS:
+            known = self._placement.room()
+            self._known_cluster = known, time.monotonic()
+        return known
 
     def _room(self, running: int) -> int:
         """How many trials more the study has use for. Asking the search reads all trials, so the answer is kept."""

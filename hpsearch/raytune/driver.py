@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray
@@ -19,7 +20,7 @@ from hpsearch.raytune.adapter import AskSearcher, ReportScheduler, StudyStopper
 from hpsearch.raytune.bridge import Bridge
 from hpsearch.raytune.holding import Holding
 from hpsearch.raytune.place import Place
-from hpsearch.raytune.placement import Placement, place_trials
+from hpsearch.raytune.placement import place_trials
 from hpsearch.raytune.stopping import ShouldStop, Stopping
 from hpsearch.raytune.trainable import FinetuneTrial
 from hpsearch.search import Asked, Search
@@ -117,9 +118,9 @@ def drive(
     holding.per_device = placement.per_device
     stopping = Stopping(should_stop)
     bridge = Bridge(search, config_of, place, stopping, placement=placement, holding=holding)
-    _fit(bridge, placement)
+    _fit(bridge, placement.resources)
     while bridge.rests and holding.wait(should_stop):
-        _fit(bridge, placement)
+        _fit(bridge, placement.resources)
     if stopping.error is not None and not isinstance(stopping.error, DiskFull):
         raise stopping.error
     if stopping.is_wanted:  # those that did not come to the end of a step in time, too
@@ -131,13 +132,13 @@ def drive(
     return stopping.is_wanted or bridge.rests or should_stop() is not None
 
 
-def _fit(bridge: Bridge, placement: Placement) -> None:
+def _fit(bridge: Bridge, resources: Mapping[str, float]) -> None:
     """Let Tune run trials until none is left, or the study must wait for its turn: then it holds nothing."""
     bridge.rests = False
     # Tune keeps trainables by name, for all threads of the process, in a dictionary that is not safe to change at once.
-    kind = "finetune-" + "-".join(f"{amount:g}-{resource}" for resource, amount in sorted(placement.resources.items()))
+    kind = "finetune-" + "-".join(f"{amount:g}-{resource}" for resource, amount in sorted(resources.items()))
     with _REGISTERING:
-        tune.register_trainable(kind, tune.with_resources(FinetuneTrial, placement.resources))
+        tune.register_trainable(kind, tune.with_resources(FinetuneTrial, dict(resources)))
     folder = Path(tempfile.mkdtemp(prefix="hpsearch-tune-"))
     try:
         tuner = tune.Tuner(
@@ -146,7 +147,6 @@ def _fit(bridge: Bridge, placement: Placement) -> None:
                 search_alg=AskSearcher(bridge),
                 scheduler=ReportScheduler(bridge),
                 num_samples=-1,
-                max_concurrent_trials=placement.room,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError
@@ -49,17 +50,24 @@ Asking = tuple[str, str | None, float]
 """What a device is asked with: a typical config as JSON, the folder of tokenised data, and seconds without progress."""
 
 
-@dataclass(frozen=True)
-class Placement:
-    """What Tune is told."""
+class Room(NamedTuple):
+    """What the cluster has room for, as it is now."""
 
-    resources: dict[str, float]
-    """Of one trial."""
-    per_device: int
-    room: int
-    """Trials at once, at most."""
+    trials: int
+    """At once, at most."""
     sensible: int
     """The same, where `max_concurrent_trials` is `auto`."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What was decided for the time that a study is driven; its kind of device stays the same in that."""
+
+    resources: dict[str, float]
+    """Of one trial, as Tune is told."""
+    per_device: int
+    room: Callable[[], Room]
+    """Asks the cluster: nodes come and go."""
 
 
 def place_trials(
@@ -81,35 +89,41 @@ def place_trials(
         should_stop: Looked at while something is measured.
         may_hold: Told how many devices are of use, it answers how many are this study's now; others' are not loaded.
     """
-    spec, cluster = search.spec, ray.cluster_resources()
-    gpus, cores = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
-    devices = gpus or cores
-    sensible = devices
-    if not gpus:  # each core's process holds a float32 copy of the model; a full fine-tune five more for AdamW
-        copies = 6 if spec.model.method == "full" else 2
-        fitting = int(cluster.get("memory", 0)) // (PROCESS_BYTES + 4 * model.parameters * copies)
-        sensible = min(devices, max(1, fitting))
+    spec = search.spec
+    kind = "GPU" if ray.cluster_resources().get("GPU", 0) >= 1 else "CPU"
+    # Each core's process holds a float32 copy of the model; a full fine-tune five more for AdamW.
+    copies = 6 if spec.model.method == "full" else 2
+    each = 0 if kind == "GPU" else PROCESS_BYTES + 4 * model.parameters * copies
+    devices, sensible = _room(kind, each, per_device=1)
     typical = config_of(Asked(0, search.typical_params, "defaults")).model_dump_json()
     asking = (typical, None if place.cache is None else str(place.cache), place.stalled_seconds)
     wanted = spec.parallelism.max_concurrent_trials
-    if not gpus:
+    if kind == "CPU":
         at_once = min(limit for limit in (sensible, wanted, spec.budget.trials) if isinstance(limit, int))
         for address in _cores(may_hold(at_once)):
             open_device(address).get_ready.remote(*asking)
     per_device = spec.parallelism.trials_per_device
-    circumstances = {"devices": devices, "gpus": gpus > 0, "most": _most(spec, devices)}
+    circumstances = {"devices": devices, "gpus": kind == "GPU", "most": _most(spec, devices)}
     if per_device == "auto" and (known := search.placed_before(circumstances)) is not None:
         per_device = known  # the runner before this one has measured it
     if per_device == "auto":
-        found = _measured(spec, devices, asking, should_stop)
+        found = _measured(spec, kind, devices, asking, should_stop)
         if found is None:
             return None
         per_device, reason, is_known = found
         search.placed(per_device, devices, reason, circumstances if is_known else None)
     resources = {"CPU": share_of(per_device)}
-    if gpus:
+    if kind == "GPU":
         resources = {"CPU": share_of(per_device, min(1.0, _cores_per_gpu())), "GPU": share_of(per_device)}
-    return Placement(resources, per_device, devices * per_device, sensible * per_device)
+    return Placement(resources, per_device, functools.partial(_room, kind, each, per_device))
+
+
+def _room(kind: str, each: int, per_device: int) -> Room:
+    """What the cluster's devices of a kind have room for now; each takes so many bytes of its machine's memory."""
+    cluster = ray.cluster_resources()
+    devices = int(cluster.get(kind, 0))
+    fitting = max(1, int(cluster.get("memory", 0)) // each) if each else devices
+    return Room(devices * per_device, min(devices, fitting) * per_device)
 
 
 def share_of(per_device: int, whole: float = 1.0) -> float:
@@ -135,7 +149,7 @@ def _cores(count: int) -> list[DeviceAddress]:
 
 
 def _measured(
-    spec: StudySpec, devices: int, asking: Asking, should_stop: Callable[[], object]
+    spec: StudySpec, kind: str, devices: int, asking: Asking, should_stop: Callable[[], object]
 ) -> tuple[int, str, bool] | None:
     """How many trials share a device, why, and whether that is known for good; None when told to stop."""
     if spec.model.method == "full":
@@ -143,7 +157,6 @@ def _measured(
     most = _most(spec, devices)
     if most == 1:
         return 1, "more at once would be chosen knowing too little", True
-    kind = "GPU" if ray.cluster_resources().get("GPU", 0) >= 1 else "CPU"
     group = placement_group([{kind: 1}])
     try:
         deadline = time.monotonic() + FREE_SECONDS

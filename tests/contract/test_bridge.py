@@ -35,7 +35,7 @@ from hpsearch.raytune.messages import (
     encode,
 )
 from hpsearch.raytune.place import Place
-from hpsearch.raytune.placement import Placement
+from hpsearch.raytune.placement import Placement, Room
 from hpsearch.raytune.stopping import Stop, Stopping
 from hpsearch.results import Failure, TrialState
 from hpsearch.search import Asked
@@ -63,7 +63,7 @@ class Tune:
             lambda asked: resolve(spec, asked.params, EXAMPLES, "llama", 10**6),
             Place(folder),
             Stopping(lambda: None),
-            placement=Placement({"CPU": 1}, per_device, room, room),
+            placement=Placement({"CPU": 1}, per_device, lambda: Room(room, room)),
             holding=self.holding,
         )
         self._ids = 0
@@ -386,7 +386,7 @@ def test_a_study_that_was_told_to_stop_while_it_waited_for_its_turn_is_not_over(
             return next(self.turns)
 
     monkeypatch.setattr(driver, "_wait_for_workers", lambda _: None)
-    monkeypatch.setattr(driver, "place_trials", lambda *_, **__: Placement({"CPU": 1}, 1, ROOM, ROOM))
+    monkeypatch.setattr(driver, "place_trials", lambda *_, **__: Placement({"CPU": 1}, 1, lambda: Room(ROOM, ROOM)))
     monkeypatch.setattr(driver, "_fit", lambda bridge, _: setattr(bridge, "rests", True))
     model = describe(str(STUDIES / "models" / "pydoc-llama"))
     assert driver.drive(tune.driven.search, model, EXAMPLES, Place(tmp_path), holding=Waiting())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,24 @@ REUSED_SECONDS = 3
 
 
 @pytest.fixture
-def node(ray_address: str, tmp_path: Path) -> Iterator[Node]:
-    """A second one of one core, on the session's cluster."""
-    joined = Node.start(tmp_path / "node.log", f"--address={ray_address}")
-    deadline = time.monotonic() + PATIENCE
-    while not any(each["NodeID"] == joined.id and each["Alive"] for each in ray.nodes()):
-        assert time.monotonic() < deadline, "the node does not join"
-        time.sleep(0.1)
-    yield joined
-    joined.kill()
+def join(ray_address: str, tmp_path: Path) -> Iterator[Callable[[], Node]]:
+    """Has a second one of one core join the session's cluster."""
+    joined: list[Node] = []
+
+    def start() -> Node:
+        node = Node.start(tmp_path / "node.log", f"--address={ray_address}")
+        joined.append(node)
+        _until(lambda: [each for each in ray.nodes() if each["NodeID"] == node.id and each["Alive"]])
+        return node
+
+    yield start
+    for node in joined:
+        node.kill()
     reset_ray_address()  # `ray start` leaves it: whoever asks for the Ray of this machine would wait for this one
 
 
-def test_a_killed_node_is_known_to_be_dead_before_the_cluster_notices(node: Node) -> None:
+def test_a_killed_node_is_known_to_be_dead_before_the_cluster_notices(join: Callable[[], Node]) -> None:
+    node = join()
     assert node_stays(node.id)
     fault = NodeFault(node, signal.SIGKILL)
     fault.inject()
@@ -47,11 +52,12 @@ def test_a_killed_node_is_known_to_be_dead_before_the_cluster_notices(node: Node
     assert not node_stays(node.id)
 
 
-def test_a_node_that_is_told_to_end_lets_go_of_its_trials_in_order(
-    node: Node, data: dict[str, str], storage: Any, tmp_path: Path
+def test_a_node_that_joins_is_used_and_lets_go_of_its_trials_in_order_when_it_is_told_to_end(
+    join: Callable[[], Node], data: dict[str, str], storage: Any, tmp_path: Path
 ) -> None:
-    """At once, not when its time is up; and what Tune then gives to the actor that was there goes elsewhere."""
-    cores = int(ray.cluster_resources()["CPU"])
+    """By a study that trained before it came. At its end at once, not when its time is up; and what Tune then gives to
+    the actor that was there goes elsewhere."""
+    cores = int(ray.cluster_resources()["CPU"]) + 1
     space = {"epochs": 1000, "batch_size": 4, "learning_rate_multiplier": {"low": 0.1, "high": 1.0}, "dropout": 0.2}
     spec = spec_of(
         data,
@@ -59,13 +65,15 @@ def test_a_node_that_is_told_to_end_lets_go_of_its_trials_in_order(
         search_space=space,
         objective={"reports_per_epoch": 4},
         budget={"trials": cores},
-        parallelism={"trials_per_device": 1, "max_concurrent_trials": cores},
+        parallelism={"trials_per_device": 1, "max_concurrent_trials": 64},
     )
     study = Study(spec, storage, tmp_path)
     stop = threading.Event()
     driving = threading.Thread(target=study.drive, args=(lambda: Stop.IN_ORDER if stop.is_set() else None,))
     driving.start()
     try:
+        _until(lambda: [t for t in study.search.trials() if t.reports])
+        node = join()
         there = _until(lambda: [t for t in study.search.trials() if _is_on(t, node) and len(t.reports) > 2])
         node.process.terminate()
         interrupted = _until(lambda: [each for kind, each in study.events if kind == "trial.interrupted"])
