@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
 import uuid
@@ -21,6 +22,8 @@ from hpsearch.storage.tables import datasets, events, studies
 DAY = 24 * 3600.0
 ASIDE = ".deleted-"
 """How the folder of a study begins that is being removed; no study's name begins so."""
+UPLOAD = re.compile("ds-[0-9a-f]{32}")
+"""What an upload is called: its row, its file but for the suffix, and wherever a spec names it."""
 
 
 @dataclass(frozen=True)
@@ -121,19 +124,39 @@ def _ray(temporary: Path, days: float) -> Iterator[Leftover]:
 
 
 def _unused_uploads(database: Database, settings: Settings, days: float, dry: bool) -> list[Leftover]:
-    """Row and file go while no other writer can name them: our writers take turns."""
+    """Of rows, and of files whose row was not written any more. Nobody waits while they are looked for.
+
+    A database that knows no uploads may be the wrong one for this home: it says nothing of files.
+    """
+    with database.read() as connection:
+        known = set(connection.execute(sa.select(datasets.c.id)).scalars())
+    stored = {path.stem for path in settings.datasets_folder.glob("ds-*.jsonl") if UPLOAD.fullmatch(path.stem)}
+    paths = {each: settings.datasets_folder / f"{each}.jsonl" for each in (known | stored if known else ())}
+    idle = {identifier: path for identifier, path in paths.items() if _idle_days(path) > days}
+    if not idle:
+        return []
+    with database.read() as connection:
+        seen = connection.execute(sa.select(sa.func.coalesce(sa.func.max(events.c.id), 0))).scalar_one()  # first
+        specs = connection.execute(sa.select(studies.c.spec)).scalars()
+        named = {identifier for spec in specs for identifier in UPLOAD.findall(spec)}
     found = []
-    with database.write() as connection:
-        specs = "\n".join(connection.execute(sa.select(studies.c.spec)).scalars())
-        for identifier in connection.execute(sa.select(datasets.c.id)).scalars().all():
-            path = settings.datasets_folder / f"{identifier}.jsonl"
-            if identifier in specs or _idle_days(path) <= days:
-                continue
-            found.append(Leftover(path, _size(path), "an upload that no study names"))
-            if not dry:
-                connection.execute(datasets.delete().where(datasets.c.id == identifier))
-                path.unlink(missing_ok=True)
+    for identifier, path in sorted(idle.items()):
+        leftover = Leftover(path, _size(path), "an upload that no study names")
+        if identifier not in named and (dry or _forget(database, identifier, path, days, seen)):
+            found.append(leftover)
     return found
+
+
+def _forget(database: Database, identifier: str, path: Path, days: float, seen: int) -> bool:
+    """Remove row and file while no other writer can name or renew them, if none has since an event."""
+    began = sa.and_(events.c.id > seen, events.c.kind == "study.queued")
+    with database.write() as connection:
+        since = sa.select(studies.c.spec).where(studies.c.name.in_(sa.select(events.c.study).where(began)))
+        if _idle_days(path) <= days or any(identifier in spec for spec in connection.execute(since).scalars()):
+            return False
+        connection.execute(datasets.delete().where(datasets.c.id == identifier))
+        path.unlink(missing_ok=True)
+    return True
 
 
 def _size(path: Path) -> int:

@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from hpsearch.errors import DiskFull, UnknownDataset
 from hpsearch.raytune.place import Place
@@ -51,7 +54,11 @@ def test_what_nobody_needs_goes_and_the_rest_stays(home_with_tables: Settings, t
     used, used_file = upload("a", 100)
     fresh, fresh_file = upload("b", DAYS - 1)
     unused, unused_file = upload("c", DAYS + 1)
-    Studies(database).create(a_spec(data={"train": str(used_file)}))
+    # Whoever uploaded these died before the rows were written.
+    rowless, rowless_used, rowless_fresh = (
+        put(uploads.path(f"ds-{letter * 32}"), days) for letter, days in (("d", DAYS + 1), ("e", 100), ("f", DAYS - 1))
+    )
+    Studies(database).create(a_spec(data={"train": str(used_file), "validation": str(rowless_used)}))
     endings, alice = Endings(database), Acting("alice")
     for name in ("deleted", "born-again"):
         Studies(database).create(a_spec(name=name))
@@ -61,6 +68,9 @@ def test_what_nobody_needs_goes_and_the_rest_stays(home_with_tables: Settings, t
     stays = [
         used_file,
         fresh_file,
+        rowless_used,
+        rowless_fresh,
+        put(settings.datasets_folder / "ds-of-a-person.jsonl", 100),
         put(settings.artifacts_folder / "tickets/0/adapter.safetensors", 100),
         put(settings.artifacts_folder / "born-again/0/adapter.safetensors", 100),
         put(settings.artifacts_folder / "of-another-database/0/adapter.safetensors", 100),
@@ -77,6 +87,7 @@ def test_what_nobody_needs_goes_and_the_rest_stays(home_with_tables: Settings, t
     (temporary / "ray/session_latest").symlink_to(stays[-1].parents[1])
     goes = [
         unused_file,
+        rowless,
         put(settings.artifacts_folder / "deleted/0/adapter.safetensors"),
         put(settings.artifacts_folder / "tickets/.2.abc/adapter.safetensors", 2),
         put(settings.artifacts_folder / ".deleted-old-1/adapter.safetensors", 2),
@@ -102,6 +113,63 @@ def test_what_nobody_needs_goes_and_the_rest_stays(home_with_tables: Settings, t
         uploads.get(unused)
     assert tidy(database, settings, temporary, DAYS) == []
     database.close()
+
+
+def test_a_database_that_knows_no_uploads_removes_none(home_with_tables: Settings, tmp_path: Path) -> None:
+    """Such as one that `hpsearch clean` makes where HPSEARCH_DATABASE_URL was forgotten."""
+    database = Database(home_with_tables.sql_url)
+    file = put(home_with_tables.datasets_folder / f"ds-{'a' * 32}.jsonl", 100)
+    assert tidy(database, home_with_tables, tmp_path / "tmp", DAYS) == []
+    assert file.exists()
+    database.close()
+
+
+class Between:
+    """Called once, when all specs have been read."""
+
+    def __init__(self, database: Database, do: Callable[[], object]) -> None:
+        self._do: Callable[[], object] | None = do
+        self.statements: list[str] = []
+        """Those that read specs while other writers wait."""
+        sa.event.listen(database._engine, "after_cursor_execute", self._after)
+
+    def _after(self, connection: sa.Connection, _: Any, statement: str, *__: Any) -> None:
+        if not statement.startswith("SELECT hpsearch_studies.spec"):
+            return
+        if connection.get_execution_options().get("hpsearch_write"):
+            self.statements.append(statement)
+        elif self._do is not None:
+            do, self._do = self._do, None
+            do()
+
+
+@pytest.mark.parametrize("happens", ["named", "uploaded", "nothing"])
+def test_an_upload_that_somebody_needs_meanwhile_stays_and_nobody_waits_for_the_look_at_all_specs(
+    migrated_url: str, home: Settings, happens: str
+) -> None:
+    database, others = Database(migrated_url), Database(migrated_url)
+    uploads = Datasets(others, home.datasets_folder)
+
+    def upload() -> Path:
+        part = home.datasets_folder / "new"
+        part.write_text("x" * 100)
+        return uploads.path(uploads.add(part, "a" * 64, "chat", 10, ()).id)
+
+    file = put(upload(), DAYS + 1)
+    meanwhile: dict[str, Callable[[], object]] = {
+        "named": lambda: Studies(others).create(a_spec(name="late", data={"train": str(file)})),
+        "uploaded": upload,
+        "nothing": lambda: None,
+    }
+    Studies(others).create(a_spec(name="early"))
+    between = Between(database, meanwhile[happens])
+    removed = [leftover.path for leftover in tidy(database, home, home.home, DAYS)]
+    assert removed == ([file] if happens == "nothing" else [])
+    assert file.exists() == (happens != "nothing")
+    assert all("hpsearch_events.id >" in statement for statement in between.statements)
+    assert between.statements or happens == "uploaded"
+    for each in (database, others):
+        each.close()
 
 
 def test_weights_of_a_namesake_that_begins_meanwhile_stay(
