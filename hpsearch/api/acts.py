@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Header, Response
 
 from hpsearch.api.auth import Who
-from hpsearch.api.preflight import Preflight
 from hpsearch.api.state import Door
 from hpsearch.api.studies import Key, Name, admin, answer_created, check_warm_start, submit, tagged
 from hpsearch.api.trials import Number
@@ -90,7 +89,7 @@ def clone_study(name: Name, wanted: CloneSpec, service: Door, acting: Condition,
     acting.check(source)
     spec = clone(source.spec, wanted)
     check_warm_start(spec, service)
-    checked = Preflight(spec, service.settings, service.datasets, origins=source.spec.data)
+    checked = service.checked(spec, origins=source.spec.data)
     made = service.studies.create(checked.spec, acting.key, checked.fingerprint, acting.by, name, request=request)
     return answer_created(response, *made)
 

@@ -36,8 +36,10 @@ def create_app(settings: Settings) -> FastAPI:
     # Wrapped once: Optuna then keeps finished trials in memory instead of reading them at every request.
     storage = optuna.storages.get_storage(optuna_storage(settings.sql_url))
     uploads = Datasets(database, settings.datasets_folder)
-    service = Service(settings, database, Studies(database), Acts(database), Endings(database), uploads, storage)
-    sender = webhooks.Sender(Outbox(database), webhooks.load(settings.webhooks_path))
+    hooks = webhooks.load(settings.webhooks_path)
+    tables = Studies(database), Acts(database), Endings(database)
+    service = Service(settings, database, *tables, uploads, storage, frozenset(hooks))
+    sender = webhooks.Sender(Outbox(database), hooks)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -58,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = service
     app.state.tokens = Tokens.load(settings.tokens_path, must_exist=settings.tokens_file is not None)
-    app.state.metrics = Metrics(database)
+    app.state.metrics = Metrics(database, hooks)
     app.add_middleware(OwnPagesOnly, local=not app.state.tokens)
     app.add_middleware(LimitedBody, most=LARGEST_SPEC, unlimited="/v1/datasets")
     app.add_middleware(Measured, metrics=app.state.metrics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -29,7 +29,8 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 class Metrics:
     """The registry of one application."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, webhooks: Collection[str] = ()) -> None:
+        """Begin counting; of webhooks, those that this process tells are published."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # nobody asks when a series began
         self._registry = CollectorRegistry()
         self.requests = Counter(
@@ -40,7 +41,7 @@ class Metrics:
             "hpsearch_http_request_seconds", "Until the answer's first byte.", ["method", "route"],
             registry=self._registry, buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
         )  # fmt: skip
-        self._registry.register(_Domain(database))
+        self._registry.register(_Domain(database, webhooks))
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
@@ -51,8 +52,8 @@ class Metrics:
 class _Domain:
     """What the tables say."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, webhooks: Collection[str]) -> None:
+        self._database, self._webhooks = database, webhooks
         self._read_at = -HELD_SECONDS
         self._figures: Figures
 
@@ -72,7 +73,8 @@ class _Domain:
         yield _gauge("hpsearch_lease_age_seconds", "Since the runner of a study was heard.", "study", known.lease_ages)
         yield _gauge("hpsearch_study_held", "Trials that a running study holds devices for.", "study", known.held)
         yield _gauge("hpsearch_study_share", "Trials that a running study may hold.", "study", known.shares)
-        yield _gauge("hpsearch_webhook_attempts", "Failed so far, for the event in turn.", "webhook", known.webhooks)
+        told = {name: failed for name, failed in known.webhooks.items() if name in self._webhooks}
+        yield _gauge("hpsearch_webhook_attempts", "Failed so far, for the event in turn.", "webhook", told)
         yield _gauge("hpsearch_devices_set_aside", "Failing what others train.", "study", known.set_aside)
         queue = "How long the study that waits longest has waited."
         yield GaugeMetricFamily("hpsearch_queue_age_seconds", queue, value=known.queue_age)

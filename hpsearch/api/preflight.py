@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ class Preflight:
         spec: StudySpec,
         settings: Settings,
         datasets: Datasets,
+        *,
+        webhooks: Collection[str] = (),
         keep: bool = True,
         origins: DataSpec | None = None,
     ) -> None:
@@ -63,6 +65,7 @@ class Preflight:
             spec: As it was sent.
             settings: Where to look, and the limits.
             datasets: The uploads.
+            webhooks: The names of those that are told.
             keep: Whether what is downloaded from the hub is kept like an upload, for the study to read. Without, the
                 spec names it on the hub at its commit.
             origins: Data of a stored study: a file that is named there too has its origin.
@@ -71,7 +74,7 @@ class Preflight:
             InvalidInput: The first thing that is wrong, with its field, its line and what to do.
         """
         self._settings, self._datasets = settings, datasets
-        check_known(spec, settings.webhooks_path)
+        check_known(spec, webhooks)
         self.spec = self._located(spec, origins)
         self.fingerprint = self.spec.fingerprint()
         """Of what was asked, before a hub model's branch became a commit: asking again is the same study."""

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ import optuna
 import sqlalchemy as sa
 from fastapi import Depends, Request
 
+from hpsearch.api.preflight import Preflight
 from hpsearch.errors import AdapterNotFound, IllegalMove, StudyUnreadable, TrialFinished
 from hpsearch.lifecycle import StudyState
 from hpsearch.results import Ranking, Trial, TrialState, rank
@@ -23,7 +24,9 @@ from hpsearch.search import history
 from hpsearch.search.memory import BORROWED
 from hpsearch.settings import Settings
 from hpsearch.spec.cost import Rate
+from hpsearch.spec.data import DataSpec
 from hpsearch.spec.finetune import ModelSpec
+from hpsearch.spec.study import StudySpec
 from hpsearch.storage import (
     DATABASE_AWAY,
     Acting,
@@ -85,7 +88,13 @@ class Service:
     endings: Endings
     datasets: Datasets
     optuna_storage: optuna.storages.BaseStorage
+    webhooks: Collection[str] = ()
+    """The names of those that this process tells."""
     outlines: Outlines = field(default_factory=lambda: Outlines(OUTLINED_STUDIES))
+
+    def checked(self, spec: StudySpec, *, keep: bool = True, origins: DataSpec | None = None) -> Preflight:
+        """A spec after all checks; see `Preflight`."""
+        return Preflight(spec, self.settings, self.datasets, webhooks=self.webhooks, keep=keep, origins=origins)
 
     def page(self, study: str, limit: int, after: int | None, state: TrialState | None) -> tuple[list[Trial], bool]:
         """Some trials of a study that exists, by number, and whether there are more."""

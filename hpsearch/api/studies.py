@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 
 from hpsearch.api.auth import Require, Who
-from hpsearch.api.preflight import Preflight
 from hpsearch.api.state import Door
 from hpsearch.api.study_views import DeviceAsideView, StudyDetailView
 from hpsearch.api.tokens import Role
@@ -50,7 +49,7 @@ def create_study(
     if known is not None:
         return answer_created(response, known, created=False)
     check_warm_start(spec, service)
-    checked = Preflight(spec, service.settings, service.datasets)
+    checked = service.checked(spec)
     made = service.studies.create(checked.spec, idempotency_key, checked.fingerprint, who, request=request)
     return answer_created(response, *made)
 
@@ -82,7 +81,7 @@ def tagged(response: Response, row: StudyRow) -> StudyView:
 def check_study(spec: StudySpec, service: Door) -> CheckView:
     """Everything that creating would check, and what `auto` would mean; nothing is queued."""
     check_warm_start(spec, service)
-    checked = Preflight(spec, service.settings, service.datasets, keep=False)
+    checked = service.checked(spec, keep=False)
     warnings = list(checked.warnings)
     try:
         service.studies.check_name(spec.name, checked.fingerprint)

@@ -16,6 +16,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -77,12 +78,15 @@ def load(path: Path) -> dict[str, Webhook]:
         raise InvalidInput(f"{path}: {as_invalid_spec(error)}") from error
 
 
-def check_known(spec: StudySpec, path: Path) -> None:
-    """Raise InvalidSpec when the spec names a webhook that the operator hasn't."""
-    known = load(path) if spec.notify else {}
+def check_known(spec: StudySpec, known: Collection[str]) -> None:
+    """Raise InvalidSpec when the spec names a webhook that nobody would tell."""
     for name in spec.notify:
         if name not in known:
-            listed = f"there are: {', '.join(known)}" if known else "the operator of the service has listed none"
+            listed = (
+                f"there are: {', '.join(known)}"
+                if known
+                else "there were none in the operator's file when the service started"
+            )
             raise InvalidSpec(f"notify: there is no webhook '{name}'; {listed}", "notify")
 
 

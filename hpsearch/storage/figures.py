@@ -45,7 +45,7 @@ class Figures:
     shares: dict[str, float]
     """Trials that each running study may hold, as far as its runner knows."""
     webhooks: dict[str, float]
-    """Attempts so far of what each webhook is to be told next."""
+    """Attempts that have failed so far of what each webhook is to be told next; also of those that nobody tells now."""
 
 
 def figures(database: Database) -> Figures:

@@ -25,7 +25,9 @@ class Delivery:
     webhook: str
     event: Event
     attempt: int
-    """1 for the first."""
+    """1 for the first; only what has failed counts, not a process that died over it."""
+    until: float
+    """When it becomes somebody else's turn, by the clock of the database."""
 
 
 class Outbox:
@@ -62,10 +64,10 @@ class Outbox:
             rows = connection.execute(query.limit(FAR_BEHIND)).mappings().all()  # no more: others wait for their turn
             for row in rows:
                 if every_study or webhook in _named(row["spec"]):
-                    attempt = place["attempts"] + 1
-                    self._set(connection, webhook, attempts=attempt, next_at=now + seconds)
+                    until = now + seconds
+                    self._set(connection, webhook, next_at=until)
                     event = Event(row["id"], row["study"], row["kind"], row["at"], json.loads(row["details"]))
-                    return Delivery(webhook, event, attempt)
+                    return Delivery(webhook, event, place["attempts"] + 1, until)
             passed = rows[-1]["id"] if len(rows) == FAR_BEHIND else newest
             self._set(connection, webhook, last_event=passed, attempts=0)
             return None
@@ -97,9 +99,9 @@ class Outbox:
             mine = sa.and_(
                 webhooks.c.name == delivery.webhook,
                 webhooks.c.last_event < delivery.event.id,
-                webhooks.c.attempts == delivery.attempt,  # else it was too slow, and is another's by now
+                webhooks.c.next_at == delivery.until,  # else it was too slow, and is another's by now
             )
-            later = {"next_at": self._database.now(connection) + seconds}
+            later = {"attempts": delivery.attempt, "next_at": self._database.now(connection) + seconds}
             connection.execute(webhooks.update().where(mine).values(later))
 
     @staticmethod

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -20,7 +19,7 @@ from hpsearch.api.webhooks import ATTEMPTS, Webhook, signature
 from hpsearch.errors import InvalidInput
 from hpsearch.lifecycle import StudyState
 from hpsearch.settings import Settings
-from hpsearch.storage import Acting, Database, Endings, Outbox, Studies
+from hpsearch.storage import Acting, Database, Delivery, Endings, Outbox, Studies
 from tests.builders import a_spec, spec_fields
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -117,17 +116,18 @@ def test_one_event_is_claimed_by_one_process_and_a_dead_one_s_turn_passes(migrat
     first = claim(0, seconds=0)
     assert (first.event.kind, first.event.study, first.attempt) == ("study.queued", "tickets", 1)
     second = claim(1)
-    assert (second.event, second.attempt) == (first.event, 2)
+    assert (second.event, second.attempt) == (first.event, 1), "a process that died is no fault of the receiver"
     assert claim(0) is None
     outboxes[1].done(second)
     outboxes[0].done(first)  # told twice: at least once is what is promised
     last = claim(0)
     assert (last.event.kind, last.attempt) == ("study.cancelled", 1)
     outboxes[0].again(last, 0)
-    assert claim(0).attempt == 2
+    again = claim(0)
+    assert again.attempt == 2
     assert ATTEMPTS > 2
     outboxes[1].again(last, 3600)  # the first attempt ends late: the second's is another's turn
-    outboxes[0].again(replace(last, attempt=2), 0)
+    outboxes[0].again(again, 0)
     assert claim(0).attempt == 3
     outboxes[0].done(last)
     assert claim(0) is None
@@ -149,6 +149,44 @@ def test_a_wrong_file_is_refused_at_the_start(home_with_tables: Settings, wrong:
     home_with_tables.webhooks_path.write_text(json.dumps(wrong))
     with pytest.raises(InvalidInput, match=r"webhooks\.json"):
         create_app(home_with_tables)
+
+
+def test_the_file_counts_as_it_was_when_the_service_started(home_with_tables: Settings) -> None:
+    path = home_with_tables.webhooks_path
+    path.write_text(json.dumps({"team": {"url": "http://127.0.0.1:9/"}}))
+    api = TestClient(create_app(home_with_tables), base_url="http://127.0.0.1")
+    path.write_text(json.dumps({"late": {"url": "http://127.0.0.1:9/"}}))
+    unheard = api.post("/v1/studies", json=spec_fields(notify=["late"]))
+    assert (unheard.status_code, unheard.json()["field"]) == (422, "notify"), "nobody would be told"
+    assert "there are: team" in unheard.json()["detail"]
+    path.write_text('{"team": {"url": ')
+    assert api.post("/v1/studies", json=spec_fields(notify=["team"])).status_code == 201
+
+
+def test_failed_attempts_are_published_of_webhooks_that_are_told(home_with_tables: Settings) -> None:
+    home_with_tables.webhooks_path.write_text(json.dumps({"team": {"url": "http://127.0.0.1:9/"}}))
+    database = Database(home_with_tables.sql_url)
+    outbox = Outbox(database)
+
+    def published() -> dict[str, float]:
+        text = TestClient(create_app(home_with_tables), base_url="http://127.0.0.1").get("/metrics").text
+        rows = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("hpsearch_webhook_attempts")]
+        return {name: float(value) for name, value in rows}
+
+    def claimed(webhook: str) -> Delivery | None:
+        return outbox.claim(webhook, ["study.queued"], True, 60)
+
+    for webhook in ("team", "taken-out"):
+        claimed(webhook)
+    Studies(database).create(a_spec())
+    outbox.again(claimed("taken-out") or pytest.fail("nothing to tell"), 0)
+    first = claimed("team") or pytest.fail("nothing to tell")
+    assert published() == {'hpsearch_webhook_attempts{webhook="team"}': 0}, "on its way: not failed"
+    outbox.again(first, 0)
+    assert published() == {'hpsearch_webhook_attempts{webhook="team"}': 1}
+    outbox.done(claimed("team") or pytest.fail("nothing to tell"))
+    assert published() == {'hpsearch_webhook_attempts{webhook="team"}': 0}
+    database.close()
 
 
 def test_by_default_a_webhook_is_told_how_studies_end() -> None:
