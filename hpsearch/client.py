@@ -62,7 +62,7 @@ class Client:
         return self._json("POST", "/v1/datasets", content=_Chunks(path), headers=length, timeout=LONG)
 
     def studies(self, limit: int = 20, after: str | None = None) -> dict[str, Any]:
-        """A page of studies, newest first."""
+        """A page of studies, newest first; `after` is `next` of the page before."""
         return self._json("GET", "/v1/studies", params=_given(limit=limit, after=after))
 
     def study(self, name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 
+from hpsearch.api import cursor
 from hpsearch.api.auth import Require, Who
 from hpsearch.api.state import Door
 from hpsearch.api.study_views import DeviceAsideView, StudyDetailView
@@ -14,7 +15,7 @@ from hpsearch.api.tokens import Role
 from hpsearch.api.trial_views import RankingView
 from hpsearch.api.verdict_views import VerdictView
 from hpsearch.api.views import CheckView, CostView, StudyListView, StudyView, utc
-from hpsearch.errors import InvalidSpec, NameTaken, StudyNotFound, StudyUnreadable
+from hpsearch.errors import InvalidInput, InvalidSpec, NameTaken, StudyNotFound, StudyUnreadable
 from hpsearch.lifecycle import StudyState
 from hpsearch.spec.auto import resolved_pruner, resolved_sampler
 from hpsearch.spec.cost import cost
@@ -114,12 +115,30 @@ def check_study(spec: StudySpec, service: Door) -> CheckView:
 def list_studies(
     service: Door,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(pattern=NAME_PATTERN, max_length=63)] = None,
+    after: Annotated[
+        str | None,
+        Query(
+            pattern=rf"^~|{NAME_PATTERN}",
+            max_length=200,
+            description="`next` of the page before, or the name of a study.",
+        ),
+    ] = None,
     state: StudyState | None = None,
 ) -> StudyListView:
     """Studies, newest first."""
-    page = service.studies.page(limit, after, state)
-    return StudyListView(data=[_listed(row) for row in page.rows], has_more=page.has_more)
+    page = service.studies.page(limit, None if after is None else _place(after, service), state)
+    further = cursor.written(page.rows[-1].place) if page.has_more else None
+    return StudyListView(data=[_listed(row) for row in page.rows], has_more=page.has_more, next=further)
+
+
+def _place(after: str, service: Door) -> tuple[float, str]:
+    """Where a page begins. A cursor says so itself; a name is that of a study that is still there."""
+    try:
+        return cursor.read(after) or service.studies.get(after).place
+    except StudyNotFound as error:
+        raise InvalidInput(
+            f"after: {error}; send `next` of the page before, which outlives its study", "after"
+        ) from None
 
 
 def _listed(row: StudyRow) -> StudyView:

@@ -70,7 +70,8 @@ class StudyListView(View):
 
     data: list[StudyView]
     has_more: bool
-    """Ask again with `after` set to the last name."""
+    next: str | None
+    """Ask again with `after` set to it; null on the last page. It holds even when studies are deleted meanwhile."""
 
 
 class RateView(View):

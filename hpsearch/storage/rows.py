@@ -68,6 +68,11 @@ class StudyRow:
         )
 
     @property
+    def place(self) -> tuple[float, str]:
+        """Its place in the list of studies: newest first, then by name."""
+        return self.created_at, self.name
+
+    @property
     def tag(self) -> str:
         """Names this version of this study: another study of the same name never has it."""
         return f"{round(self.created_at * 1000):x}-{self.version}"

@@ -99,19 +99,15 @@ class Studies:
         with self._database.read() as connection:
             return get_study(connection, name)
 
-    def page(self, limit: int, after: str | None = None, state: StudyState | None = None) -> Page:
-        """Studies, newest first, starting behind the one named `after`."""
+    def page(self, limit: int, after: tuple[float, str] | None = None, state: StudyState | None = None) -> Page:
+        """Studies, newest first, starting behind a place (`StudyRow.place`), whose study may be gone."""
         order = (studies.c.created_at.desc(), studies.c.name.desc())
         query = sa.select(studies).order_by(*order).limit(limit + 1)
+        if after is not None:
+            query = query.where(sa.tuple_(studies.c.created_at, studies.c.name) < sa.tuple_(*map(sa.literal, after)))
+        if state is not None:
+            query = query.where(studies.c.state == state)
         with self._database.read() as connection:
-            if after is not None:
-                last = get_study(connection, after)
-                query = query.where(
-                    sa.tuple_(studies.c.created_at, studies.c.name)
-                    < sa.tuple_(sa.literal(last.created_at), sa.literal(last.name))
-                )
-            if state is not None:
-                query = query.where(studies.c.state == state)
             rows = [as_study(row) for row in connection.execute(query).mappings()]
         return Page(tuple(rows[:limit]), len(rows) > limit)
 

@@ -472,19 +472,19 @@ class TestPages:
     def test_pages_go_from_the_newest_to_the_oldest_without_repeats_or_gaps(self, studies: Studies) -> None:
         names = [f"study-{number}" for number in range(7)]
         create(studies, *names)
-        seen: list[str] = []
+        seen: list[StudyRow] = []
         while True:
-            page = studies.page(3, seen[-1] if seen else None)
-            seen += [row.name for row in page.rows]
+            page = studies.page(3, seen[-1].place if seen else None)
+            seen += page.rows
             if not page.has_more:
                 break
-        assert seen == names[::-1]
+        assert [row.name for row in seen] == names[::-1]
 
     def test_a_study_that_is_created_meanwhile_disturbs_no_page(self, studies: Studies) -> None:
         create(studies, "a", "b", "c", "d")
         first = studies.page(2)
         create(studies, "e")
-        second = studies.page(2, first.rows[-1].name)
+        second = studies.page(2, first.rows[-1].place)
         assert [row.name for row in (*first.rows, *second.rows)] == ["d", "c", "b", "a"]
         assert not second.has_more
 
@@ -492,10 +492,10 @@ class TestPages:
         create(studies, *(f"study-{number}" for number in range(5)))
         with database.write() as connection:
             connection.execute(sa.text("UPDATE hpsearch_studies SET created_at = 1.5"))
-        seen: list[str] = []
+        seen: list[StudyRow] = []
         for _ in range(5):
-            seen += [row.name for row in studies.page(1, seen[-1] if seen else None).rows]
-        assert sorted(seen) == [f"study-{number}" for number in range(5)]
+            seen += studies.page(1, seen[-1].place if seen else None).rows
+        assert sorted(row.name for row in seen) == [f"study-{number}" for number in range(5)]
 
     def test_a_page_of_one_state(self, studies: Studies, database: Database) -> None:
         create(studies, "a", "b", "c")
@@ -506,9 +506,11 @@ class TestPages:
             "queued": 2, "running": 0, "paused": 0, "finished": 0, "failed": 0, "cancelled": 1,
         }  # fmt: skip
 
-    def test_a_page_behind_an_unknown_study_is_not_found(self, studies: Studies) -> None:
-        with pytest.raises(StudyNotFound):
-            studies.page(10, "missing")
+    def test_a_page_begins_behind_a_study_that_was_deleted(self, studies: Studies) -> None:
+        rows = create(studies, "a", "b", "c")
+        cancel(studies, "b")
+        delete(studies, "b")
+        assert [row.name for row in studies.page(10, rows[1].place).rows] == ["a"]
 
 
 class TestDatasets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import errno
 import io
@@ -440,7 +441,7 @@ class TestRefusals:
             ("GET", "/v1/studies?limit=0", {422}),
             ("GET", "/v1/studies?limit=1000000", {422}),
             ("GET", "/v1/studies?state=lost", {422}),
-            ("GET", "/v1/studies?after=missing", {404}),
+            ("GET", "/v1/studies?after=missing", {422}),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
@@ -646,6 +647,19 @@ class TestLifecycle:
         assert api.get("/v1/studies/tickets").status_code == 200
         assert api.delete("/v1/studies/tickets").status_code == 204
 
+    @pytest.mark.parametrize(
+        "place",
+        [
+            *("", "x", "[]", "7", "null", "[1.5]", '[1.5, "a", 2]', '["a", 1.5]', '[[1.5], "a"]'),
+            *('[NaN, "a"]', '[1e999, "a"]', '[1.5, "\\ud800"]', '[1.5, "\\u0000"]'),
+        ],
+        ids=repr,
+    )
+    def test_what_no_page_has_given_is_refused_as_a_cursor(self, door: TestClient, place: str) -> None:
+        for after in ("~" + place, "~" + base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")):
+            answer = door.get("/v1/studies", params={"after": after})
+            assert assert_problem(answer, 422, "invalid_input")["field"] == "after"
+
     def test_studies_are_listed_by_page_newest_first(self, api: TestClient) -> None:
         names = [f"study-{number}" for number in range(5)]
         for name in names:
@@ -658,6 +672,15 @@ class TestLifecycle:
             more = page["has_more"]
         assert sorted(seen) == names
         assert len(seen) == 5
+        first = api.get("/v1/studies", params={"limit": 2}).json()
+        api.post(f"/v1/studies/{seen[1]}/cancel")
+        assert api.delete(f"/v1/studies/{seen[1]}").status_code == 204
+        rest = api.get("/v1/studies", params={"limit": 9, "after": first["next"]}).json()
+        assert [study["name"] for study in rest["data"]] == seen[2:], "the list goes on where the page ended"
+        assert (rest["has_more"], rest["next"]) == (False, None)
+        gone = api.get("/v1/studies", params={"after": seen[1]})
+        assert assert_problem(gone, 422, "invalid_input")["field"] == "after"
+        api.post("/v1/studies", json=spec_fields(name=seen[1]))
         api.post("/v1/studies/study-3/cancel")
         cancelled = api.get("/v1/studies", params={"state": "cancelled"}).json()
         assert [study["name"] for study in cancelled["data"]] == ["study-3"]
