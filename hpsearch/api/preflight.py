@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Preflight:
         webhooks: Collection[str] = (),
         keep: bool = True,
         origins: DataSpec | None = None,
+        check_name: Callable[[str, str], None] | None = None,
     ) -> None:
         """Run all checks.
 
@@ -68,6 +69,8 @@ class Preflight:
             webhooks: The names of those that are told.
             keep: Whether what is downloaded from the hub is kept like an upload, for the study to read. Without, the
                 spec names it on the hub at its commit.
+            check_name: Given the name and the fingerprint of what is asked, raises where another study has the name. It
+                is asked before anything is downloaded.
             origins: Data of a stored study: a file that is named there too has its origin.
 
         Raises:
@@ -78,6 +81,8 @@ class Preflight:
         self.spec = self._located(spec, origins)
         self.fingerprint = self.spec.fingerprint()
         """Of what was asked, before a hub model's branch became a commit: asking again is the same study."""
+        if check_name is not None:
+            check_name(spec.name, self.fingerprint)
         try:
             self.model: BaseModel = describe(self.spec.model.base, self.spec.model.revision, settings.roots)
         except HubUnavailable as error:  # a folder that isn't there looks like a hub id: no study is queued on a guess

@@ -94,7 +94,15 @@ class Service:
 
     def checked(self, spec: StudySpec, *, keep: bool = True, origins: DataSpec | None = None) -> Preflight:
         """A spec after all checks; see `Preflight`."""
-        return Preflight(spec, self.settings, self.datasets, webhooks=self.webhooks, keep=keep, origins=origins)
+        return Preflight(
+            spec,
+            self.settings,
+            self.datasets,
+            webhooks=self.webhooks,
+            keep=keep,
+            origins=origins,
+            check_name=self.studies.check_name if keep else None,
+        )
 
     def page(self, study: str, limit: int, after: int | None, state: TrialState | None) -> tuple[list[Trial], bool]:
         """Some trials of a study that exists, by number, and whether there are more."""

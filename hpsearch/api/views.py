@@ -53,7 +53,7 @@ class StudyView(View):
             name=row.name,
             state=row.state,
             reason=row.reason,
-            requested=row.requested,
+            requested=None if row.state.is_over else row.requested,  # else a deletion that broke off
             version=row.tag,
             held=row.held,
             share=row.share,

@@ -179,6 +179,7 @@ def test_a_study_that_is_being_deleted_is_not_queued_again(
         broken.setattr("hpsearch.api.state.history.delete", lambda *_: 1 / 0)  # the process dies here
         assert api.delete("/v1/studies/tickets", headers=headers).status_code == 500
     assert weights.exists()
+    assert api.get("/v1/studies/tickets").json()["requested"] is None, "it is over, and will not be cancelled"
     for act, body in (("extend", {"trials": 1}), ("trials", {"params": {}}), ("resume", None)):
         refused = api.post(f"/v1/studies/tickets/{act}", json=body)
         assert (refused.status_code, refused.json()["code"]) == (409, "illegal_move")

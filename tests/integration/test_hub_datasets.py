@@ -302,6 +302,16 @@ class TestStudies:
         assert rows_of(answer.json()["spec"]["data"]["train"]) == rows
 
 
+def test_a_taken_name_is_refused_before_anything_is_downloaded(
+    api: TestClient, hub: Hub, home_with_tables: Settings
+) -> None:
+    assert api.post("/v1/studies", json=spec_fields()).status_code == 201
+    refused = api.post("/v1/studies", json=a_study("hub:org/sums"))
+    assert (refused.status_code, refused.json()["code"]) == (409, "name_taken")
+    assert hub.requests == []
+    assert kept_files(home_with_tables) == []
+
+
 class TestContents:
     def train(self, api: TestClient, named: str = "hub:org/other", **changes: Any) -> list[dict[str, Any]]:
         answer = api.post("/v1/studies", json=a_study(named, **changes))
