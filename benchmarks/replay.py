@@ -21,15 +21,8 @@ import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hpsearch.search.curve_policy import (
-    CurveSampler,
-    _fitted,
-    _known,
-    _params,
-    _promises,
-    _with_ends_of_running,
-    improvement,
-)
+from hpsearch.search.candidates import Candidates, improvement, params_at
+from hpsearch.search.curve_policy import CurveSampler, _fitted, _known, _with_ends_of_running
 from hpsearch.search.curves import Curves
 from hpsearch.search.evidence import Evidence
 from hpsearch.search.taught import CONTINUES
@@ -397,9 +390,9 @@ class Thawing(Searched):
         left = epochs * [1 - len(self.losses[t.number]) / len(self.rows.taken[t.number].losses) for t in parked]
         worth = improvement(*model.predict(ends), evidence.target) / left
         points = np.random.default_rng(len(curves)).random((512, len(evidence.distributions)))
-        fresh = _promises(model, evidence, points)
+        fresh = Candidates.at(points, evidence, None).promises(model, evidence)
         best = int(fresh.argmax())
-        if worth.max() <= fresh[best] / self._epochs(_params(evidence.distributions, points[best])):
+        if worth.max() <= fresh[best] / self._epochs(params_at(evidence.distributions, points[best])):
             return super().ask()
         return self._take_up(parked[int(worth.argmax())])
 

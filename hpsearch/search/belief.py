@@ -6,6 +6,7 @@ A draw's promise is weighed by how near the defaults it lies, which counts less 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -43,12 +44,24 @@ class Belief:
         self._centers = np.array([number(space, defaults[name]) for name, space in distributions.items()])
         # A word has no place between others: here is its index.
         self._words = np.round(self._centers * np.maximum(self._choices - 1, 0))
+        within = ndtr((1 - self._centers) / SPREAD) - ndtr((0 - self._centers) / SPREAD)
+        of_words = (1 + OTHER_WORD * (self._choices - 1)) / np.maximum(self._choices, 1)
+        # Each coordinate's part, where it may be anything: the logarithm of the density's mean.
+        self._anywhere = np.log(np.where(self._choices > 0, of_words, SPREAD * math.sqrt(2 * math.pi) * within))
 
-    def log_density(self, points: Array) -> Array:
-        """Relative to that of the defaults, [n]: at most 0."""
+    def log_density(self, points: Array, matters: NDArray[np.bool_] | None = None) -> Array:
+        """Relative to that of the defaults, [n]: at most 0.
+
+        Args:
+            points: Of the cube, [n, d].
+            matters: Which coordinates do, [n, d]; None where all do. The others lie anywhere: what trials lack is no
+                reason to try them, nor to leave them out.
+        """
         beside = np.minimum(np.floor(points * self._choices), self._choices - 1) != self._words
         away = np.square((points - self._centers) / SPREAD)
         logs = np.where(self._choices > 0, np.where(beside, np.log(OTHER_WORD), 0.0), -0.5 * away)
+        if matters is not None:
+            logs = np.where(matters, logs, self._anywhere)
         return np.asarray(logs.sum(axis=1))
 
     def near(self, evenly: Array) -> Array:
@@ -62,15 +75,15 @@ class Belief:
         words = (word + 0.5) / np.maximum(self._choices, 1)
         return np.asarray(np.clip(np.where(self._choices > 0, words, numbers), 0.0, 1.0))
 
-    def power(self, place: int, evenly: Array, promises: Array) -> float:
+    def power(self, place: int, densities: Array, promises: Array) -> float:
         """What the density is raised to where it weighs a trial's promises.
 
         Args:
             place: The trial's number; at least 1.
-            evenly: Points spread over the cube, [n, d].
+            densities: `log_density` of points spread evenly over the cube, [n].
             promises: Expected improvement of each by the model, which knows no defaults.
         """
-        density = np.exp(self.log_density(evenly))
+        density = np.exp(densities)
         agreement = float((promises * density).mean() / max(promises.mean() * density.mean(), 1e-300))
         return self._strength / place * min(1.0, agreement) ** DOUBT
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
-from numpy.random import Generator
 from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, RandomSampler
@@ -21,8 +20,10 @@ from scipy.special import ndtr
 from scipy.stats import qmc
 
 from hpsearch.search.belief import Belief
+from hpsearch.search.candidates import Candidates, near, params_at
 from hpsearch.search.curves import Array, Curves, fit, prior
-from hpsearch.search.evidence import Curve, Evidence, curve_of, number, values_at
+from hpsearch.search.evidence import Curve, Evidence, curve_of, number
+from hpsearch.search.projection import Projection
 from hpsearch.search.taught import continued
 from hpsearch.spec.space import Params
 
@@ -62,6 +63,7 @@ class CurveSampler(BaseSampler):
         strength: Of that belief.
         is_new: Whether params may be tried and were not yet. In a space of choices, what promises most was mostly
             tried already; then the next best is drawn.
+        projection: What would be trained of params; None where that is always all of them.
     """
 
     def __init__(
@@ -74,9 +76,11 @@ class CurveSampler(BaseSampler):
         defaults: Params | None = None,
         strength: float = 0.0,
         is_new: Callable[[Params], bool] = lambda _params: True,
+        projection: Projection | None = None,
     ) -> None:
         self._startup_trials, self._study_seed, self._is_repeated = startup_trials, study_seed, is_repeated
-        self._defaults, self._strength, self._is_new = defaults, strength, is_new
+        self._defaults, self._strength = defaults, strength
+        self._is_new, self._projection = is_new, projection
         self._dice = np.random.default_rng(seed)
         self._chance = RandomSampler(seed=seed)
 
@@ -110,7 +114,7 @@ class CurveSampler(BaseSampler):
             belief = self._belief(space)
             if belief is not None and place == BELIEVED:
                 point = belief.near(point[None])[0]
-        return _params(space, point)
+        return params_at(space, point)
 
     def _belief(self, space: Mapping[str, BaseDistribution]) -> Belief | None:
         return Belief(space, self._defaults, self._strength) if self._defaults and self._strength else None
@@ -119,26 +123,31 @@ class CurveSampler(BaseSampler):
         space, dice, belief = evidence.distributions, self._dice, self._belief(evidence.distributions)
         best = sorted(evidence.curves, key=lambda curve: (curve.best, curve.number))[:4]
         around = [[number(space[name], curve.params.get(name)) for name in space] for curve in best]
-        candidates = [qmc.Sobol(len(space), rng=dice).random(EVENLY), _near(np.array(around), LOCALLY, 0.12, dice)]
+        spread = [qmc.Sobol(len(space), rng=dice).random(EVENLY), near(np.array(around), LOCALLY, 0.12, dice)]
         if belief is not None:
-            candidates.append(belief.near(qmc.Sobol(len(space), rng=dice).random(NEAR_DEFAULTS)))
-        points = np.vstack(candidates)
-        promises = _promises(model, evidence, points)
-        power = 0.0 if belief is None else belief.power(place, points[:EVENLY], promises[:EVENLY])
+            spread.append(belief.near(qmc.Sobol(len(space), rng=dice).random(NEAR_DEFAULTS)))
+        candidates = Candidates.at(np.vstack(spread), evidence, self._projection)
+        promises = candidates.promises(model, evidence)
+        power = 0.0
+        if belief is not None:
+            densities = belief.log_density(candidates.points, candidates.matters)
+            power = belief.power(place, densities[:EVENLY], promises[:EVENLY])
 
-        def weighed(asked: Array, promised: Array) -> Array:
+        def weighed(asked: Candidates, promised: Array) -> Array:
             if belief is None:
                 return promised
             # In the logarithm: where the belief is strong, everything else would be 0.
-            return np.log(np.maximum(promised, LEAST_PROMISE)) + power * belief.log_density(asked)
+            logs = np.log(np.maximum(promised, LEAST_PROMISE))
+            return logs + power * belief.log_density(asked.points, asked.matters)
 
-        worths = weighed(points, promises)
-        refined = _near(points[np.argsort(-worths, kind="stable")[:5]], REFINED, 0.06, dice)
-        points = np.vstack([points, refined])
-        worths = np.concatenate([worths, weighed(refined, _promises(model, evidence, refined))])
+        worths = weighed(candidates, promises)
+        best_points = candidates.points[np.argsort(-worths, kind="stable")[:5]]
+        refined = Candidates.at(near(best_points, REFINED, 0.06, dice), evidence, self._projection)
+        worths = np.concatenate([worths, weighed(refined, refined.promises(model, evidence))])
+        points = np.vstack([candidates.points, refined.points])
         order = np.argsort(-worths, kind="stable")
-        ordered = (_params(space, points[index]) for index in order)
-        return next(filter(self._is_new, ordered), _params(space, points[order[0]]))
+        ordered = (params_at(space, points[index]) for index in order)
+        return next(filter(self._is_new, ordered), params_at(space, points[order[0]]))
 
 
 class Odds(NamedTuple):
@@ -266,34 +275,3 @@ def _with_ends_of_running(model: Curves, evidence: Evidence, curves: Sequence[Cu
     ends = evidence.at([curve.params for curve in running], epochs, epochs, [curve.number for curve in running])
     mean, _ = model.predict(ends)
     return model.told(ends, mean)
-
-
-def _promises(model: Curves, evidence: Evidence, points: Array) -> Array:
-    """Expected improvement at the end of a new trial, [n]."""
-    columns = [values_at(each, points[:, place]) for place, each in enumerate(evidence.distributions.values())]
-    params = [dict(zip(evidence.distributions, values, strict=True)) for values in zip(*columns, strict=True)]
-    usual = max((curve.epochs for curve in evidence.curves), default=1.0)
-    epochs = [float(each.get("epochs", usual)) for each in params]
-    mean, spread = model.predict(evidence.at(params, epochs, epochs, [-1] * len(params)))
-    return improvement(mean, spread, evidence.target)
-
-
-def improvement(mean: Array, spread: Array, target: float) -> Array:
-    """Expected improvement on the target of normally distributed losses, [n]."""
-    gain = (target - mean) / spread
-    density = np.exp(-0.5 * gain * gain) / np.sqrt(2 * np.pi)
-    return np.asarray(spread * (gain * ndtr(gain) + density))
-
-
-def _params(space: Mapping[str, BaseDistribution], point: Array) -> Params:
-    return {
-        name: values_at(distribution, np.array([part]))[0]
-        for part, (name, distribution) in zip(point, space.items(), strict=True)
-    }
-
-
-def _near(centers: Array, count: int, spread: float, dice: Generator) -> Array:
-    """Points around each center, most of whose coordinates are moved: [len(centers) * count, d]."""
-    points = np.repeat(centers, count, axis=0)
-    moved = dice.random(points.shape) < 0.7
-    return np.clip(points + spread * dice.standard_normal(points.shape) * moved, 0.0, 1.0)

@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
 
 from hpsearch.search.distributions import distributions
+from hpsearch.search.projection import Trained, projection
 from hpsearch.search.samplers import sampler, seed_of
 from hpsearch.search.taught import Taught, lesson
 from hpsearch.spec.points import Key, active, all_points, key, may_be_left_out, params_of, unmet
@@ -39,6 +40,7 @@ class Points:
         self.spec, self.examples, self.defaults = spec, examples, defaults
         self.distributions = distributions(spec.search_space)
         self.sometimes = may_be_left_out(spec)
+        self.projection = projection(spec, examples)
         listed = all_points(spec, examples)
         self._listed = None if listed is None else {key(point): point for point in listed}
 
@@ -135,7 +137,12 @@ class Draw(BaseSampler):
         return is_heeded and key(chosen) not in self._tried and self._points.unmet(chosen) is None
 
     def _drawn(self, study: Any, trial: FrozenTrial, place: int, attempt: int, given: Params) -> Params:
-        spec = self._points.spec
+        spec, project = self._points.spec, self._points.projection
+
+        def trained(params: Params) -> Trained:
+            assert project is not None
+            return project({**params, **given})
+
         inner = sampler(
             spec.sampler,
             spec.seed,
@@ -144,6 +151,7 @@ class Draw(BaseSampler):
             conditional=bool(self._points.sometimes),
             defaults=self._points.defaults,
             is_new=lambda params: self._is_new({**params, **given}, given),
+            projection=None if project is None else trained,
         )
         if isinstance(spec.sampler, QMCSpec | CurvesSamplerSpec):
             # They would wait for a first trial to learn the space from.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 
+from hpsearch.search.projection import Projection
 from hpsearch.spec.sampler import CmaEsSpec, CurvesSamplerSpec, GPSpec, QMCSpec, SamplerSpec, TPESpec
 from hpsearch.spec.space import Params
 
@@ -28,6 +29,7 @@ def sampler(
     conditional: bool = False,
     defaults: Params | None = None,
     is_new: Callable[[Params], bool] = lambda _params: True,
+    projection: Projection | None = None,
 ) -> BaseSampler:
     """The sampler that draws the params of a trial; all it knows of the past is in the study.
 
@@ -39,6 +41,7 @@ def sampler(
         conditional: Whether some trials have parameters that others don't.
         defaults: The `auto` defaults, a value for each parameter; for samplers that believe in them.
         is_new: Whether params may be tried and were not yet; asked by samplers that can choose the next best.
+        projection: What would be trained of params, for samplers that predict it; None where that is all of them.
     """
     seed = seed_of(study_seed, number, attempt)
     if isinstance(spec, CurvesSamplerSpec):
@@ -52,6 +55,7 @@ def sampler(
             defaults=defaults,
             strength=spec.prior,
             is_new=is_new,
+            projection=projection,
         )
     with warnings.catch_warnings():  # of what Optuna calls experimental
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -30,6 +30,7 @@ DEFAULTS = {"batch_size": 8, "dropout": 0.0, "epochs": 3, "learning_rate_multipl
 CENTERS = {"batch_size": 0.5, "dropout": 0.0, "epochs": 0.25, "learning_rate_multiplier": 0.5}
 EVENLY = qmc.Sobol(len(SPACE), rng=0).random(2048)
 BELIEF = Belief(SPACE, DEFAULTS, 10.0)
+DENSITIES = BELIEF.log_density(EVENLY)
 
 
 class TestTheDensity:
@@ -59,20 +60,31 @@ class TestTheDensity:
         top = BELIEF.log_density(np.array([[*CENTERS.values(), 0.5]]))[0]
         assert top == 0.0 > BELIEF.log_density(EVENLY).max()
 
+    def test_a_parameter_that_a_trial_lacks_may_have_lain_anywhere(self) -> None:
+        """So a branch of few parameters is believed in no more than one of many."""
+        many = qmc.Sobol(1, rng=0).random(4096)[:, 0]
+        for place in range(len(SPACE)):
+            points = np.tile([*CENTERS.values(), 0.5], (len(many), 1))
+            matters = np.ones((1, len(SPACE)), dtype=bool)
+            matters[:, place] = False
+            lacking = BELIEF.log_density(points[:1], matters)
+            points[:, place] = many
+            assert np.exp(lacking) == pytest.approx(np.exp(BELIEF.log_density(points)).mean(), rel=1e-3)
+
 
 class TestTheFading:
     def test_it_weighs_less_with_every_trial(self) -> None:
         promises = np.ones(len(EVENLY))
-        assert [BELIEF.power(place, EVENLY, promises) for place in (1, 10, 100)] == pytest.approx([10, 1, 0.1])
+        assert [BELIEF.power(place, DENSITIES, promises) for place in (1, 10, 100)] == pytest.approx([10, 1, 0.1])
 
     def test_it_weighs_less_where_the_model_expects_nothing_near_the_defaults(self) -> None:
-        density = np.exp(BELIEF.log_density(EVENLY))
-        assert BELIEF.power(10, EVENLY, density) == pytest.approx(1.0)  # agreed
+        density = np.exp(DENSITIES)
+        assert BELIEF.power(10, DENSITIES, density) == pytest.approx(1.0)  # agreed
         elsewhere = np.where(density > np.median(density), 0.5, 1.0)
         agreement = np.average(elsewhere, weights=density) / elsewhere.mean()
-        assert BELIEF.power(10, EVENLY, elsewhere) == pytest.approx(agreement**4)
+        assert BELIEF.power(10, DENSITIES, elsewhere) == pytest.approx(agreement**4)
         assert agreement < 0.8
-        assert BELIEF.power(10, EVENLY, (density < np.median(density)).astype(float)) < 0.1
+        assert BELIEF.power(10, DENSITIES, (density < np.median(density)).astype(float)) < 0.1
 
 
 def loss_of(params: dict[str, Any], best_rate: float) -> float:
