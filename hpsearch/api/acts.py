@@ -11,7 +11,7 @@ from hpsearch.api.auth import Who
 from hpsearch.api.state import Door
 from hpsearch.api.studies import Key, Name, admin, answer_created, check_warm_start, submit, tagged
 from hpsearch.api.trials import Number
-from hpsearch.api.views import StudyView
+from hpsearch.api.views import NewStudyView, StudyView
 from hpsearch.errors import InvalidInput
 from hpsearch.spec.budget import BudgetExtension
 from hpsearch.spec.changes import CloneSpec, StudyChanges, clone
@@ -78,8 +78,8 @@ def change_study(name: Name, changes: StudyChanges, service: Door, acting: Condi
     return tagged(response, service.acts.change(name, changes.as_changes(), acting))
 
 
-@router.post("/clone", status_code=201, dependencies=[submit], responses={200: {"model": StudyView}})
-def clone_study(name: Name, wanted: CloneSpec, service: Door, acting: Condition, response: Response) -> StudyView:
+@router.post("/clone", status_code=201, dependencies=[submit], responses={200: {"model": NewStudyView}})
+def clone_study(name: Name, wanted: CloneSpec, service: Door, acting: Condition, response: Response) -> NewStudyView:
     """Queue a study like this one under another name, with changes. It begins anew: trials are not copied."""
     request = digest("clone", name, wanted.model_dump_json())
     known = service.studies.created_by(acting.key, request)
@@ -91,7 +91,7 @@ def clone_study(name: Name, wanted: CloneSpec, service: Door, acting: Condition,
     check_warm_start(spec, service)
     checked = service.checked(spec, origins=source.spec.data)
     made = service.studies.create(checked.spec, acting.key, checked.fingerprint, acting.by, name, request=request)
-    return answer_created(response, *made)
+    return answer_created(response, *made, checked.warnings)
 
 
 @router.post("/trials", status_code=202, dependencies=[submit])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
@@ -44,6 +44,9 @@ from hpsearch.storage.events import last_events
 log = logging.getLogger(__name__)
 
 OUTLINED_STUDIES = 16
+LOCKS = 64
+"""So many rankings are read at once; two studies may share a lock."""
+
 RATED_STUDIES = 100
 """The newest ones, which tell how fast a base model trains."""
 
@@ -58,14 +61,12 @@ class Outlines:
     def __init__(self, most: int) -> None:
         self._most = most
         self._lock = threading.Lock()
-        self._reading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._reading = [threading.Lock() for _ in range(LOCKS)]
         self._kept: OrderedDict[str, tuple[int, Ranking]] = OrderedDict()
 
     def get(self, study: str, last: int, read: Callable[[], Ranking]) -> Ranking:
         """The ranking as of the event `last`, read if need be: by one request at a time, while others wait for it."""
-        with self._lock:
-            reading = self._reading[study]
-        with reading:
+        with self._reading[hash(study) % LOCKS]:
             known = self._kept.get(study)
             if known is None or known[0] != last:
                 known = (last, read())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from hpsearch.api.study_views import DeviceAsideView, StudyDetailView
 from hpsearch.api.tokens import Role
 from hpsearch.api.trial_views import RankingView
 from hpsearch.api.verdict_views import VerdictView
-from hpsearch.api.views import CheckView, CostView, StudyListView, StudyView, utc
+from hpsearch.api.views import CheckView, CostView, NewStudyView, StudyListView, StudyView, utc
 from hpsearch.errors import InvalidInput, InvalidSpec, NameTaken, StudyNotFound, StudyUnreadable
 from hpsearch.lifecycle import StudyState
 from hpsearch.spec.auto import resolved_pruner, resolved_sampler
@@ -40,10 +41,10 @@ Key = Annotated[
 ]
 
 
-@router.post("/studies", status_code=201, dependencies=[submit], responses={200: {"model": StudyView}})
+@router.post("/studies", status_code=201, dependencies=[submit], responses={200: {"model": NewStudyView}})
 def create_study(
     spec: StudySpec, service: Door, who: Who, response: Response, idempotency_key: Key = None
-) -> StudyView:
+) -> NewStudyView:
     """Queue a study. The same name with the same spec answers 200 with the study that is there."""
     request = digest("create", spec.name, spec.model_dump_json())
     known = service.studies.created_by(idempotency_key, request)
@@ -52,7 +53,7 @@ def create_study(
     check_warm_start(spec, service)
     checked = service.checked(spec)
     made = service.studies.create(checked.spec, idempotency_key, checked.fingerprint, who, request=request)
-    return answer_created(response, *made)
+    return answer_created(response, *made, checked.warnings)
 
 
 def check_warm_start(spec: StudySpec, service: Door) -> None:
@@ -65,17 +66,22 @@ def check_warm_start(spec: StudySpec, service: Door) -> None:
             raise InvalidSpec(f"warm_start.studies: {error}", "warm_start.studies") from None
 
 
-def answer_created(response: Response, row: StudyRow, created: bool) -> StudyView:
-    """201 with the place of a new study; 200 for one that was there already."""
+def answer_created(response: Response, row: StudyRow, created: bool, warnings: Sequence[str] = ()) -> NewStudyView:
+    """201 with the place of a new study, and with what the check said; 200 for one that was there already."""
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/v1/studies/{row.name}"
-    return tagged(response, row)
+    _tag(response, row)
+    return NewStudyView.created(row, warnings if created else ())
 
 
 def tagged(response: Response, row: StudyRow) -> StudyView:
     """The study, with its version as the answer's ETag."""
-    response.headers["ETag"] = f'"{row.tag}"'
+    _tag(response, row)
     return StudyView.of(row)
+
+
+def _tag(response: Response, row: StudyRow) -> None:
+    response.headers["ETag"] = f'"{row.tag}"'
 
 
 @router.post("/studies:check", dependencies=[read])

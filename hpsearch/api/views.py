@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -63,6 +64,18 @@ class StudyView(View):
             finished_at=utc(row.finished_at) if row.finished_at else None,
             spec=spec,
         )
+
+
+class NewStudyView(StudyView):
+    """A study that was created just now, or was there already."""
+
+    warnings: list[str]
+    """What the check says of its spec and data; nothing of a study that was there already."""
+
+    @classmethod
+    def created(cls, row: StudyRow, warnings: Sequence[str]) -> NewStudyView:
+        """From the stored row."""
+        return cls(**dict(StudyView.of(row)), warnings=list(warnings))
 
 
 class StudyListView(View):

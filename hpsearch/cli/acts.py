@@ -87,6 +87,8 @@ def clone(
     client = Client()
     study, created = client.clone(name, new_name, nested(settings))
     _say(study, as_json, "" if created else "it was there already")
+    for warning in study["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def add(name: Name, params: Params, version: Version = None, as_json: Json = False) -> None:

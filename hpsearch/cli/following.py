@@ -38,6 +38,8 @@ def submit_spec(client: Client, spec: Path, name: str | None, *, quiet: bool = F
         print(f"study '{study['name']}' {state}: {client.url}/v1/studies/{study['name']}", file=sys.stderr)  # noqa: T201
         if not created and study["state"] in _WAYS_ON:
             print(_WAYS_ON[study["state"]], file=sys.stderr)  # noqa: T201
+        for warning in study["warnings"]:
+            print(f"warning: {warning}", file=sys.stderr)  # noqa: T201
     return study
 
 

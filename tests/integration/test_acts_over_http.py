@@ -113,6 +113,17 @@ def test_a_clone_differs_in_its_changes_only(service_url: str) -> None:
         client.clone("tickets", "odd", {"budget": {"trails": 40}})
 
 
+def test_what_the_check_warns_of_is_told_with_a_new_study_once(service_url: str) -> None:
+    client, idle = Client(service_url), {"type": "median", "startup_trials": 99}
+    first, _ = client.submit(spec_fields(pruner=idle))
+    assert first["warnings"] == ["pruner.startup_trials: the budget has 20 trials, so none is ever stopped"]
+    assert client.submit(spec_fields(pruner=idle))[0]["warnings"] == []
+    clone, _ = client.clone("tickets", "again", {"seed": 2})
+    assert clone["warnings"] == first["warnings"]
+    done = CliRunner().invoke(commands, ["clone", "tickets", "--name", "third"], env={"HPSEARCH_URL": service_url})
+    assert (done.exit_code, done.stderr) == (0, f"warning: {first['warnings'][0]}\n")
+
+
 def test_a_repeated_request_acts_once(api: TestClient) -> None:
     api.post("/v1/studies", json=spec_fields())
     key = {"Idempotency-Key": "abc"}

@@ -198,11 +198,15 @@ class TestAgainstTheService:
         assert upload_data(fields, beside, Client(service_url))["model"]["base"] == str(beside / "model")
 
     def test_submitting_twice_is_once(self, beside: Path, service_url: str) -> None:
+        fields = json.loads((beside / "study.json").read_text()) | {"pruner": {"type": "median", "startup_trials": 99}}
+        (beside / "study.json").write_text(json.dumps(fields))
         first = self.run("submit", beside / "study.json", url=service_url)
         again = self.run("submit", beside / "study.json", url=service_url)
         assert (first.exit_code, again.exit_code) == (0, 0), first.output
         assert "queued" in first.stderr
+        assert "warning: pruner.startup_trials: " in first.stderr
         assert "is there already" in again.stderr
+        assert "warning" not in again.stderr
 
     def test_the_same_words_that_came_to_mean_another_study_are_told_that_the_name_is_taken(
         self, beside: Path, service_url: str, home: Settings
