@@ -21,11 +21,11 @@ import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from hpsearch.results.attributes import CONTINUES
 from hpsearch.search.candidates import Candidates, improvement, params_at
 from hpsearch.search.curve_policy import CurveSampler, _fitted, _known, _with_ends_of_running
 from hpsearch.search.curves import Curves
 from hpsearch.search.evidence import Evidence
-from hpsearch.search.taught import CONTINUES
 
 Params = dict[str, Any]
 

@@ -18,6 +18,7 @@ from typing import Any
 import optuna
 
 from hpsearch.results import Failure, Trial, TrialState, rank
+from hpsearch.results.attributes import CONFIRMS, SEALED, TRAINS
 from hpsearch.results.sealed import SealedScore
 from hpsearch.results.standing import Missing
 from hpsearch.results.verdict import Candidate, Verdict, verdict
@@ -111,7 +112,7 @@ class Confirmation(Search):
         for seed in self._seeds:
             for trial in self._candidates:
                 config = {**(trial.config or {}), "seed": seed, **self._unsealed(trial)}
-                attributes = {"origin": "confirmation", history.CONFIRMS: trial.number, history.TRAINS: config}
+                attributes = {"origin": "confirmation", CONFIRMS: trial.number, TRAINS: config}
                 if _place(attributes) not in known:
                     self.enqueue(trial.params, attributes)
                     lined_up += 1
@@ -168,8 +169,8 @@ class Confirmation(Search):
             else:
                 broken.pop((confirms, seed), None)
                 losses[confirms][seed] = again.value
-                if history.SEALED in frozen.user_attrs:
-                    sealed[confirms][seed] = SealedScore.of_json(frozen.user_attrs[history.SEALED])
+                if SEALED in frozen.user_attrs:
+                    sealed[confirms][seed] = SealedScore.of_json(frozen.user_attrs[SEALED])
         compared = [
             Candidate(number, number == self._defaults, trial.value, losses[number], sealed[number])
             for trial in self._candidates
@@ -252,4 +253,4 @@ def _says_nothing(trial: Trial) -> bool:
 
 def _place(attributes: dict[str, Any]) -> tuple[int, int]:
     """Which trial is trained again, and under which seed."""
-    return attributes[history.CONFIRMS], attributes[history.TRAINS]["seed"]
+    return attributes[CONFIRMS], attributes[TRAINS]["seed"]

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial
 from scipy.special import ndtr
 from scipy.stats import qmc
 
+from hpsearch.results.attributes import BASELINE
 from hpsearch.search.belief import Belief
 from hpsearch.search.candidates import Candidates, near, params_at
 from hpsearch.search.curves import Array, Curves, fit, prior
@@ -221,7 +222,7 @@ def _known(
     """
     ended = {} if ended is None else ended
     maximise = study.direction == optuna.study.StudyDirection.MAXIMIZE
-    contract = study.user_attrs.get("baseline", {}).get("evaluation_contract")
+    contract = study.user_attrs.get(BASELINE, {}).get("evaluation_contract")
     every = study.get_trials(deepcopy=False)
     left_out = {besides, *continued(every)}
     trials = [

@@ -10,11 +10,10 @@ import optuna
 from pydantic import ValidationError
 
 from hpsearch.results import Trial
+from hpsearch.results.attributes import CONTINUES, TRAINS
 from hpsearch.results.trial import first_of
-from hpsearch.search import history
 from hpsearch.search.answers import Asked
 from hpsearch.search.draw import Points
-from hpsearch.search.taught import CONTINUES
 from hpsearch.spec.defaults import hyperparameters
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.spec.space import Params
@@ -36,7 +35,7 @@ def handed_out(
     before = trials[attributes.get(CONTINUES, trial.number)]
     curve = attributes.get("curve", [])
     inherits = None if before.parent is None or before.inherited_at is None else (before.parent, before.inherited_at)
-    config = _config(attributes.get("config") or before.config or attributes.get(history.TRAINS))
+    config = _config(attributes.get("config") or before.config or attributes.get(TRAINS))
     if config is None and inherits is not None:
         config = _heirs(trials, inherits, params, points)
     return Asked(

@@ -13,43 +13,24 @@ from optuna.trial import FrozenTrial
 from hpsearch.crash import crash_point
 from hpsearch.errors import TrialNotFound
 from hpsearch.results import Failure, Report, Trial, TrialState
-from hpsearch.search.taught import CONTINUES, PARENT, RETRY_OF, failure_of
-
-BASELINE = "baseline"
-"""Study attribute: the untouched base model's figures and their evaluation contract."""
-
-WARNINGS = "warnings"
-"""Study attribute: what came with the baseline that people should know of the data."""
-
-ASIDE = "set_aside"
-"""Study attribute: devices that get no trials for a while, by name, with `until` and `reason`."""
-
-VERDICT = "verdict"
-"""Study attribute: what training the best trials again under fresh seeds has said (`results.verdict`)."""
-
-VERDICT_TOLD = "verdict_told"
-"""Study attribute: the last verdict whose event was told; a process may die between keeping and telling one."""
-
-TRAINS = "trains"
-"""Trial attribute: the config that it trains, instead of what its params come to."""
-CONFIRMS = "confirms"
-"""Trial attribute: the number of the searched trial that it trains again under another seed."""
-CARRIED = (TRAINS, CONFIRMS)
-"""What a trial that is tried again hands on."""
-SEALED = "sealed"
-"""Trial attribute: what the weights that it keeps score on the test split (`results.sealed`)."""
-WISH = "wish"
-"""Trial attribute: the id of the person's wish that it was added for."""
-SPARED = "spared"
-"""Trial attribute: no rule stops it."""
-STOPPED_BY = "stopped_by"
-"""Trial attribute: who asked to stop it."""
-INHERITED_AT = "inherited_at"
-"""Trial attribute: the exposure at which it took another's weights over."""
-REPLACES = "replaces"
-"""Trial attribute: the number of the trial whose place in the population it took."""
-PRUNED_BECAUSE = "pruned_because"
-"""Trial attribute: why it was stopped, or why another one took its place."""
+from hpsearch.results.attributes import (
+    ASIDE,
+    BASELINE,
+    CONTINUES,
+    DEVICE,
+    FAILURE,
+    FAILURE_TEXT,
+    INHERITED_AT,
+    PARENT,
+    PRUNED_AT,
+    PRUNED_BECAUSE,
+    REPLACES,
+    RETRY_OF,
+    SPARED,
+    STOPPED_BY,
+    VERDICT,
+)
+from hpsearch.search.taught import failure_of
 
 
 def confirmation_of(name: str) -> str:
@@ -91,15 +72,15 @@ def close_open(storage: optuna.storages.BaseStorage, name: str, text: str) -> li
 
 def decide_failure(storage: optuna.storages.BaseStorage, trial_id: int, failure: Failure, text: str) -> None:
     """Keep that a trial fails next, and why: whoever dies before it has is followed by one that ends it so."""
-    storage.set_trial_user_attr(trial_id, "failure_text", text[:2000])
-    storage.set_trial_user_attr(trial_id, "failure", str(failure))
+    storage.set_trial_user_attr(trial_id, FAILURE_TEXT, text[:2000])
+    storage.set_trial_user_attr(trial_id, FAILURE, str(failure))
     crash_point("after_failure")
 
 
 def decided_failure(frozen: FrozenTrial) -> tuple[Failure, str] | None:
     """How a trial that has not ended is to fail; None when that was not decided."""
     attributes = frozen.user_attrs
-    return (Failure(attributes["failure"]), attributes.get("failure_text", "")) if "failure" in attributes else None
+    return (Failure(attributes[FAILURE]), attributes.get(FAILURE_TEXT, "")) if FAILURE in attributes else None
 
 
 def interrupt_running(storage: optuna.storages.BaseStorage, name: str) -> None:
@@ -165,7 +146,7 @@ def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
         reports=tuple(Report(**report) for report in attributes.get("curve", ())) if curve else (),
         config=attributes.get("config"),
         failure=failure,
-        failure_text=None if failure is None else attributes.get("failure_text"),
+        failure_text=None if failure is None else attributes.get(FAILURE_TEXT),
         origin=attributes.get("origin", "search"),
         retry_of=attributes.get(RETRY_OF),
         continues=attributes.get(CONTINUES),
@@ -177,12 +158,12 @@ def as_trial(frozen: FrozenTrial, curve: bool = True) -> Trial:
         is_spared=attributes.get(SPARED, False),
         stopped_by=attributes.get(STOPPED_BY),
         attempts=attributes.get("attempts", 0),
-        device=attributes.get("device"),
+        device=attributes.get(DEVICE),
         lost=attributes.get("lost", 0),
         orphaned=attributes.get("orphaned", 0),
         is_suspect=attributes.get("suspect", False),
         reached=attributes.get("reached", 0),
-        pruned_at=attributes.get("pruned_at"),
+        pruned_at=attributes.get(PRUNED_AT),
         cut_short=attributes.get("cut_short", False),
         replay=attributes.get("replay"),
         best_epoch=attributes.get("best_epoch"),

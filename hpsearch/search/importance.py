@@ -10,7 +10,8 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from hpsearch.search.taught import PARENT, Taught
+from hpsearch.results.attributes import PARENT
+from hpsearch.search.taught import Taught
 
 FEWEST = 8
 """Completed trials below which nothing is said."""

@@ -10,10 +10,22 @@ from optuna.trial import TrialState as OptunaState
 
 from hpsearch.crash import crash_point
 from hpsearch.results import Failure, Report
+from hpsearch.results.attributes import (
+    CARRIED,
+    DEVICE_SECONDS,
+    FAILURE,
+    PRUNED_AT,
+    PRUNED_BECAUSE,
+    RETRY_OF,
+    SEALED,
+    SPARED,
+    STOPPED_BY,
+    TOKENS,
+)
 from hpsearch.results.sealed import SealedScore
 from hpsearch.search import history
 from hpsearch.search.losses import RETRIES, Loss, Losses
-from hpsearch.search.taught import RETRY_OF, TEACHES
+from hpsearch.search.taught import TEACHES
 from hpsearch.search.told import Told, of_end, untold
 from hpsearch.search.trials import Trials
 
@@ -40,7 +52,7 @@ class Record(Trials):
         ):
             trial.set_user_attr(name, attribute)
         if sealed is not None:
-            trial.set_user_attr(history.SEALED, sealed.as_json())
+            trial.set_user_attr(SEALED, sealed.as_json())
             if sealed.unread is not None:
                 self._event("study.warning", {"text": f"data.test could not be read: {sealed.unread}"})
         self._keep_cost(number)
@@ -61,9 +73,9 @@ class Record(Trials):
         """
         self._fence()
         trial = self._trial(number)
-        trial.set_user_attr("pruned_at", exposure)
+        trial.set_user_attr(PRUNED_AT, exposure)
         if by is None:
-            trial.set_user_attr(history.PRUNED_BECAUSE, why)
+            trial.set_user_attr(PRUNED_BECAUSE, why)
         else:
             self.stopped(number, by)
 
@@ -71,13 +83,13 @@ class Record(Trials):
         """Keep who asked to stop the trial, which is pruned next."""
         self._fence()
         trial = self._trial(number)
-        trial.set_user_attr(history.STOPPED_BY, by)
-        trial.set_user_attr(history.PRUNED_BECAUSE, f"stopped by {by}")
+        trial.set_user_attr(STOPPED_BY, by)
+        trial.set_user_attr(PRUNED_BECAUSE, f"stopped by {by}")
 
     def replaced(self, number: int, text: str) -> None:
         """The trial ends, because another one took its place in the population."""
         self._fence()
-        self._trial(number).set_user_attr(history.PRUNED_BECAUSE, text)
+        self._trial(number).set_user_attr(PRUNED_BECAUSE, text)
         self.prune(number)
 
     def prune(self, number: int) -> None:
@@ -92,7 +104,7 @@ class Record(Trials):
     def _keep_cost(self, number: int) -> None:
         """What was spent under this number."""
         ended = history.as_trial(self.frozen()[number])
-        for name, figure in (("device_seconds", ended.device_seconds), ("tokens", ended.tokens)):
+        for name, figure in ((DEVICE_SECONDS, ended.device_seconds), (TOKENS, ended.tokens)):
             self._trial(number).set_user_attr(name, figure)
 
     def interrupt(self, number: int, text: str, loss: Loss = Loss.WORKER) -> None:
@@ -139,7 +151,7 @@ class Record(Trials):
             for each in untold(self._study, told):
                 self._event(*each)
         for frozen in self.frozen():
-            is_decided = "failure" in frozen.user_attrs or "pruned_at" in frozen.user_attrs
+            is_decided = FAILURE in frozen.user_attrs or PRUNED_AT in frozen.user_attrs
             if frozen.state == OptunaState.RUNNING or (frozen.state == OptunaState.WAITING and is_decided):
                 self.interrupt(frozen.number, "the process that drove the study ended", Loss.OUTSIDE)
 
@@ -160,10 +172,10 @@ class Record(Trials):
         if ended.config is not None and again and not self._is_retried(number):
             # First the retry, then the end of this attempt: dying in between must not lose the params.
             inherited = dataclasses.replace(losses, lost=losses.lost + is_lost).as_attributes()
-            origin = {"origin": "retry", RETRY_OF: number, history.SPARED: ended.is_spared, **inherited}
+            origin = {"origin": "retry", RETRY_OF: number, SPARED: ended.is_spared, **inherited}
             if ended.parent is not None:
                 origin |= history.heritage(ended)
-            origin |= {name: trial.user_attrs[name] for name in history.CARRIED if name in trial.user_attrs}
+            origin |= {name: trial.user_attrs[name] for name in CARRIED if name in trial.user_attrs}
             self.enqueue(ended.params, origin)
             crash_point("after_retry")
         self._end(trial, OptunaState.FAIL)

@@ -14,9 +14,9 @@ import optuna
 from hpsearch.crash import crash_point
 from hpsearch.lifecycle import Orders, Wish
 from hpsearch.results import Failure, Report, Trial, TrialState
+from hpsearch.results.attributes import SPARED
 from hpsearch.results.budget import has_better, hopeless, limit_reached, spent, to_finish
 from hpsearch.results.curve import has_turned
-from hpsearch.search import history
 from hpsearch.search.answers import Asked, Decision
 from hpsearch.search.draw import Draw, Points, suggest
 from hpsearch.search.handout import anew, handed_out, must_begin_anew
@@ -264,7 +264,7 @@ class Search(Record):
         """What happens to the trial, and why if it is not what it was begun for."""
         trial = self._live[number]
         curve = trial.user_attrs["curve"]
-        is_spared = trial.user_attrs.get(history.SPARED, False)
+        is_spared = trial.user_attrs.get(SPARED, False)
         patience, values = self.spec.objective.patience, [one[self._metric] for one in curve if one["exposure"]]
         if report.epoch >= self._epochs[number] or has_turned(values, self._direction, patience):
             if not is_spared:

@@ -17,18 +17,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.results import Failure
+from hpsearch.results.attributes import CONTINUES, FAILURE, PARENT, RETRY_OF
 
 TEACHES = frozenset({Failure.DIVERGED, Failure.OUT_OF_MEMORY, Failure.INFEASIBLE})
 """Failures through the params' own fault."""
-
-RETRY_OF = "retry_of"
-"""Trial attribute: the number of the lost trial that it repeats."""
-
-CONTINUES = "continues"
-"""Trial attribute: the number of the pruned trial that it goes on with."""
-
-PARENT = "parent"
-"""Trial attribute: the number of the trial whose weights it took over."""
 
 NOTES = ("cma:", "curves:")
 """What samplers keep on a trial begins so."""
@@ -36,7 +28,7 @@ NOTES = ("cma:", "curves:")
 
 def failure_of(trial: FrozenTrial) -> str | None:
     """Why it failed; None unless it has: the reason is written before the state."""
-    found: str | None = trial.user_attrs.get("failure") if trial.state == TrialState.FAIL else None
+    found: str | None = trial.user_attrs.get(FAILURE) if trial.state == TrialState.FAIL else None
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 
 from hpsearch.results import Report, Trial, TrialState
+from hpsearch.results.attributes import WARNINGS
 from hpsearch.search import history
 
 Happening = tuple[str, dict[str, Any]]
@@ -33,7 +34,7 @@ def of_baseline(study: optuna.Study) -> list[Happening]:
     figures = {name: value for name, value in (history.baseline(study) or {}).items() if name.startswith("validation_")}
     if not figures:
         return []
-    return [(_BASELINE, figures), *((_WARNING, {"text": text}) for text in study.user_attrs.get(history.WARNINGS, ()))]
+    return [(_BASELINE, figures), *((_WARNING, {"text": text}) for text in study.user_attrs.get(WARNINGS, ()))]
 
 
 def of_end(trial: Trial) -> Happening:

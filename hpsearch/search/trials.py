@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from hpsearch.results import Report, Trial, TrialState
+from hpsearch.results.attributes import DEVICE
 from hpsearch.results.trial import first_of, gone_on
 from hpsearch.search import history
 from hpsearch.search.whole import Event, Whole
@@ -82,11 +83,11 @@ class Trials(Whole):
     def trained_on(self, number: int, device: str) -> None:
         """The device that trains the trial from now on."""
         self._fence()
-        self._live[number].set_user_attr("device", device)
+        self._live[number].set_user_attr(DEVICE, device)
 
     def _repeatable(self, number: int) -> float:
         """`REPEATABLE` on the trial's device, whose name says its kind last: `host/node/gpu0`."""
-        device = str(self._live[number].user_attrs.get("device", ""))
+        device = str(self._live[number].user_attrs.get(DEVICE, ""))
         return REPEATABLE["gpu" if device.rpartition("/")[2].startswith("gpu") else "cpu"]
 
     def _repeats(self, number: int, curve: Sequence[dict[str, Any]], report: Report) -> bool:

@@ -9,6 +9,7 @@ import optuna
 
 from hpsearch.crash import crash_point
 from hpsearch.results import Report
+from hpsearch.results.attributes import ASIDE, BASELINE, VERDICT, VERDICT_TOLD, WARNINGS
 from hpsearch.search import history, note, told
 from hpsearch.spec.study import StudySpec
 
@@ -34,8 +35,8 @@ class Whole:
         if history.baseline(self._study) is None:
             figures = {name: value for name, value in report.as_json().items() if name.startswith("validation_")}
             if warnings:
-                self._study.set_user_attr(history.WARNINGS, list(warnings))
-            self._study.set_user_attr(history.BASELINE, {**figures, "evaluation_contract": contract})
+                self._study.set_user_attr(WARNINGS, list(warnings))
+            self._study.set_user_attr(BASELINE, {**figures, "evaluation_contract": contract})
             crash_point("after_baseline")
             for each in told.of_baseline(self._study):
                 self._event(*each)
@@ -55,12 +56,12 @@ class Whole:
         """What training the best trials again has said."""
         self._fence()
         if verdict != history.verdict(self._study):
-            self._study.set_user_attr(history.VERDICT, verdict)
+            self._study.set_user_attr(VERDICT, verdict)
         outline = {name: verdict[name] for name in ("outcome", "recommended", "text")}
-        if outline != self._study.user_attrs.get(history.VERDICT_TOLD):
+        if outline != self._study.user_attrs.get(VERDICT_TOLD):
             self.note()
             self._event("study.verdict", outline)
-            self._study.set_user_attr(history.VERDICT_TOLD, outline)
+            self._study.set_user_attr(VERDICT_TOLD, outline)
 
     def placed_before(self, circumstances: dict[str, Any]) -> int | None:
         """How many trials shared each device when it was last decided, if the circumstances were the same."""
@@ -83,7 +84,7 @@ class Whole:
         if devices == known:
             return
         self._fence()
-        self._study.set_user_attr(history.ASIDE, devices)
+        self._study.set_user_attr(ASIDE, devices)
         self._aside = devices
         for device in devices.keys() - known.keys():
             self._event("study.device_set_aside", {"device": device, **devices[device]})

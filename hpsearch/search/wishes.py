@@ -9,10 +9,9 @@ from optuna.trial import TrialState as OptunaState
 
 from hpsearch.lifecycle import Orders, Wish, WishKind
 from hpsearch.results import Failure
+from hpsearch.results.attributes import CONTINUES, INHERITED_AT, PARENT, SPARED, WISH
 from hpsearch.results.trial import can_go_on
-from hpsearch.search import history
 from hpsearch.search.record import Record
-from hpsearch.search.taught import CONTINUES, PARENT
 
 
 class Wishes:
@@ -65,21 +64,21 @@ class Wishes:
                 del self._stops[frozen.number]
 
     def _add(self, wish: Wish) -> None:
-        known = {frozen.user_attrs.get(history.WISH) for frozen in self._record.frozen()}
+        known = {frozen.user_attrs.get(WISH) for frozen in self._record.frozen()}
         if wish.id not in known:  # a process that died before this line's end has added it
-            self._record.enqueue(wish.params or {}, {"origin": "hand", history.WISH: wish.id})
+            self._record.enqueue(wish.params or {}, {"origin": "hand", WISH: wish.id})
         self._fulfilled(wish)
 
     def _continue(self, wish: Wish) -> None:
         """The pruned trial goes on under a new number; nothing happens where it does already, or was not pruned."""
         trials = self._record.trials()
-        known = {frozen.user_attrs.get(history.WISH) for frozen in self._record.frozen()}
+        known = {frozen.user_attrs.get(WISH) for frozen in self._record.frozen()}
         trial = trials[wish.number] if wish.number is not None and wish.number < len(trials) else None
         if trial is not None and can_go_on(trial, trials) and wish.id not in known:
             carried = [report.as_json() for report in trial.reports]
             attributes = {"curve": carried, "carried": len(carried), "attempts": trial.attempts}
-            link: dict[str, Any] = {CONTINUES: trial.number, history.SPARED: True, history.WISH: wish.id}
+            link: dict[str, Any] = {CONTINUES: trial.number, SPARED: True, WISH: wish.id}
             if trial.parent is not None:
-                link |= {PARENT: trial.parent, history.INHERITED_AT: trial.inherited_at}
+                link |= {PARENT: trial.parent, INHERITED_AT: trial.inherited_at}
             self._record.enqueue(trial.params, {"origin": "continued", **link, **attributes})
         self._fulfilled(wish)

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from hpsearch.lifecycle import StudyState
+from hpsearch.results import attributes
 from hpsearch.storage.database import Database
 from hpsearch.storage.rows import count_by_state
 from hpsearch.storage.tables import events, studies, webhooks
@@ -62,19 +63,19 @@ def figures(database: Database) -> Figures:
         driven = connection.execute(sa.select(*standing).where(studies.c.state == StudyState.RUNNING)).all()
         counted = sa.select(TRIALS.c.state, sa.func.count()).group_by(TRIALS.c.state)
         value = sa.cast(ATTRIBUTES.c.value_json, sa.Double)
-        keys = ("tokens", "device_seconds")
+        keys = (attributes.TOKENS, attributes.DEVICE_SECONDS)
         summed = sa.select(ATTRIBUTES.c.key, sa.func.sum(value)).where(ATTRIBUTES.c.key.in_(keys))
         sums = {key: float(total) for key, total in connection.execute(summed.group_by(ATTRIBUTES.c.key)).all()}
-        failures = connection.execute(_named("failure", "FAIL")).all()
-        cohorts = connection.execute(_named("device", "RUNNING")).all()
+        failures = connection.execute(_named(attributes.FAILURE, "FAIL")).all()
+        cohorts = connection.execute(_named(attributes.DEVICE, "RUNNING")).all()
         attempts = connection.execute(sa.select(webhooks.c.name, webhooks.c.attempts)).all()
         return Figures(
             studies={state: float(count) for state, count in by_state.items()},
             trials={str(state): float(count) for state, count in connection.execute(counted).all()},
             failures={str(json.loads(failure)): float(count) for failure, count in failures},
             cohorts={str(json.loads(device)): float(count) for device, count in cohorts},
-            tokens=sums.get("tokens", 0.0),
-            device_seconds=sums.get("device_seconds", 0.0),
+            tokens=sums.get(attributes.TOKENS, 0.0),
+            device_seconds=sums.get(attributes.DEVICE_SECONDS, 0.0),
             queue_age=0.0 if oldest is None else max(0.0, now - oldest),
             lease_ages={name: max(0.0, now - at) for name, at, _, _ in driven if at is not None},
             set_aside={name: float(len(aside)) for name, aside in _set_aside(connection, now).items()},
@@ -106,7 +107,7 @@ def _set_aside(connection: sa.Connection, now: float) -> dict[str, dict[str, dic
     of_study = STUDY_ATTRIBUTES.c.study_id == OPTUNA_STUDIES.c.study_id
     runs = sa.and_(studies.c.name == OPTUNA_STUDIES.c.study_name, studies.c.state == StudyState.RUNNING)
     stored = sa.select(studies.c.name, STUDY_ATTRIBUTES.c.value_json).where(
-        of_study, runs, STUDY_ATTRIBUTES.c.key == "set_aside"
+        of_study, runs, STUDY_ATTRIBUTES.c.key == attributes.ASIDE
     )
     found = {}
     for name, text in connection.execute(stored).all():

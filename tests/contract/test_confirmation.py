@@ -10,6 +10,7 @@ import pytest
 
 from hpsearch.api.verdict_views import VerdictView
 from hpsearch.results import Failure, TrialState, rank
+from hpsearch.results.attributes import CONFIRMS, TRAINS
 from hpsearch.results.sealed import SealedScore
 from hpsearch.search import Asked, Confirmation, Decision, history
 from hpsearch.search.confirmation import candidates, fresh_seeds
@@ -81,13 +82,13 @@ class Again:
         """The searched trial that is trained again, and the seed."""
         attributes = self.search.frozen()[asked.number].user_attrs
         config = asked.config or pytest.fail("it has no config")
-        assert attributes[history.TRAINS]["seed"] == config.seed
-        return attributes[history.CONFIRMS], config.seed
+        assert attributes[TRAINS]["seed"] == config.seed
+        return attributes[CONFIRMS], config.seed
 
     def trained(self) -> Counter[tuple[int, int]]:
         """How often each trial came to its end under each seed."""
         return Counter(
-            (frozen.user_attrs[history.CONFIRMS], frozen.user_attrs["config"]["seed"])
+            (frozen.user_attrs[CONFIRMS], frozen.user_attrs["config"]["seed"])
             for frozen in self.search.frozen()
             if frozen.state == optuna.trial.TrialState.COMPLETE
         )
@@ -106,7 +107,7 @@ def test_the_best_and_the_defaults_are_trained_again_under_the_same_fresh_seeds(
     assert again.trained() == {(number, seed): 1 for number in expected for seed in seeds}
     assert driven.spec.seed not in seeds
     for frozen in again.search.frozen():
-        original = driven.trial(frozen.user_attrs[history.CONFIRMS])
+        original = driven.trial(frozen.user_attrs[CONFIRMS])
         assert {**frozen.user_attrs["config"], "seed": driven.spec.seed} == original.config
         assert frozen.params == original.params
     assert [(trial.number, trial.state, trial.value) for trial in driven.trials()] == before

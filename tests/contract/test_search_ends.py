@@ -9,10 +9,10 @@ import pytest
 from optuna.trial import TrialState as OptunaState
 
 from hpsearch.results import Failure, TrialState
+from hpsearch.results.attributes import RETRY_OF
 from hpsearch.results.budget import hopeless
 from hpsearch.search import Decision, history
 from hpsearch.search.evidence import curve_of
-from hpsearch.search.taught import RETRY_OF
 from hpsearch.search.told import KINDS, Happening
 from tests.builders import a_report
 from tests.contract.test_search import CONTRACT, Driven, Storage, points, spec_of, sqlite, storage

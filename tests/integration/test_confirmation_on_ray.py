@@ -12,8 +12,9 @@ from hpsearch.raytune.driver import drive
 from hpsearch.raytune.place import Place
 from hpsearch.raytune.stopping import ShouldStop, Stop
 from hpsearch.results import TrialState
+from hpsearch.results.attributes import SEALED
 from hpsearch.results.sealed import SealedScore
-from hpsearch.search import Confirmation, history
+from hpsearch.search import Confirmation
 from hpsearch.search.confirmation import candidates, fresh_seeds
 from hpsearch.spec.defaults import default_params
 from hpsearch.spec.finetune import FinetuneConfig
@@ -67,7 +68,7 @@ def test_what_confirms_is_trained_like_any_trial_and_goes_on_with_another_driver
         alone = finetune(config, prepared=prepared)
         losses = [report.validation_loss for report in alone.reports]
         assert [report.validation_loss for report in trial.reports] == pytest.approx(losses, rel=1e-5)
-        stored = SealedScore.of_json(last.frozen()[trial.number].user_attrs[history.SEALED])
+        stored = SealedScore.of_json(last.frozen()[trial.number].user_attrs[SEALED])
         assert alone.sealed is not None
         assert stored.values == pytest.approx(alone.sealed.values, rel=1e-5)
         assert replace(stored, values=()) == replace(alone.sealed, values=())
@@ -75,7 +76,7 @@ def test_what_confirms_is_trained_like_any_trial_and_goes_on_with_another_driver
     values = {trial.value for trial in trained}
     assert len(values) == len(trained)
     assert not values & {trial.value for trial in trials}
-    assert all(history.SEALED not in frozen.user_attrs for frozen in study.search.frozen())
+    assert all(SEALED not in frozen.user_attrs for frozen in study.search.frozen())
     found = last.verdict().as_json()
     assert found["seeds"] == 2
     assert found["test"]["examples"] == 25

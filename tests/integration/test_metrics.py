@@ -15,12 +15,14 @@ from starlette.testclient import TestClient
 from hpsearch.api.app import create_app
 from hpsearch.api.metrics import Metrics
 from hpsearch.api.state import Service
-from hpsearch.search import history
+from hpsearch.results import Failure
+from hpsearch.results.attributes import ASIDE
 from hpsearch.settings import Settings
 from hpsearch.shares import Need
 from hpsearch.storage import Acting, Acts, Database, Endings, Outbox, Standing, Studies, optuna_storage, tables
 from hpsearch.storage.figures import figures, set_aside
 from tests.builders import a_spec, spec_fields
+from tests.contract.test_search import Driven, spec_of
 
 DASHBOARD = Path(__file__).parents[2] / "services/grafana/hpsearch.json"
 
@@ -89,6 +91,25 @@ def test_the_figures_are_those_of_the_tables(migrated_url: str) -> None:
     database.close()
 
 
+def test_what_a_search_keeps_is_what_is_counted(migrated_url: str) -> None:
+    database, storage = Database(migrated_url), optuna_storage(migrated_url)
+    Studies(database).create(a_spec())
+    assert Studies(database).claim("runner", 60)
+    driven = Driven(storage, spec_of(3))
+    driven.run(driven.must_ask())
+    driven.search.fail(driven.must_ask().number, Failure.DIVERGED, "the loss is nan")
+    driven.search.trained_on(driven.must_ask().number, "host/node/gpu0")
+    driven.search.set_aside({"host/node/gpu1": {"until": time.time() + 600, "reason": "it fails"}})
+    trial, found = driven.trial(0), figures(database)
+    assert (found.failures, found.cohorts, found.set_aside) == ({"diverged": 1}, {"host/node/gpu0": 1}, {"tickets": 1})
+    assert (found.tokens, found.device_seconds) == (trial.tokens, trial.device_seconds)
+    assert found.tokens > 0
+    assert found.device_seconds > 0
+    storage.remove_session()
+    storage.engine.dispose()  # type: ignore[attr-defined]
+    database.close()
+
+
 def test_a_device_counts_as_set_aside_until_its_time_is_over(migrated_url: str) -> None:
     database, storage = Database(migrated_url), optuna_storage(migrated_url)
     studies = Studies(database)
@@ -98,7 +119,7 @@ def test_a_device_counts_as_set_aside_until_its_time_is_over(migrated_url: str) 
     assert figures(database).set_aside == {}
     until = {"gpu-host/1a2b3c4d/gpu0": time.time() + 600, "gpu-host/1a2b3c4d/gpu1": time.time() - 600}
     aside = {device: {"until": end, "reason": "it fails"} for device, end in until.items()}
-    study.set_user_attr(history.ASIDE, aside)
+    study.set_user_attr(ASIDE, aside)
     assert figures(database).set_aside == {"runs": 1}
     assert set_aside(database, "runs").keys() == {"gpu-host/1a2b3c4d/gpu0"}
     assert set_aside(database, "waits") == {}

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from hpsearch.cli import app
 from hpsearch.results import Failure
+from hpsearch.results.attributes import VERDICT
 from hpsearch.results.verdict import Candidate, verdict
 from hpsearch.search import Search, history
 from hpsearch.spec import StudySpec
@@ -84,7 +85,7 @@ def test_a_study_is_shown_with_its_verdict_and_its_warnings(searched: str, api: 
         Candidate(4, is_defaults=False, searched=1.0, losses={1: 1.0, 2: 1.1}),
     ]
     found = verdict(candidates, "minimize", 4.0)
-    history.load(service.optuna_storage, "tickets").set_user_attr(history.VERDICT, found.as_json())
+    history.load(service.optuna_storage, "tickets").set_user_attr(VERDICT, found.as_json())
     with service.database.write() as connection:
         for text in ("data.train: 3 of 400 examples had more than 64 tokens", "another", "another"):
             append(connection, "tickets", "study.warning", 1.0, {"text": text})
