@@ -37,11 +37,14 @@ def _unlikely(study: optuna.Study, trial: FrozenTrial) -> str:
     assert isinstance(study.pruner, CurvePruner)
     odds = study.pruner.odds(study, trial)
     assert odds is not None  # it was stopped by them
-    chance = f"{odds.chance:.0%}" if odds.chance >= 0.01 else "below 1%"
     return (
-        f"its chance to do better than {odds.best:.4f}, the best report so far, was {chance}; "
-        f"to go on takes {odds.needed:.0%} here"
+        f"its chance to do better than {odds.best:.4f}, the best report so far, was {_percent(odds.chance)}; "
+        f"to go on takes {_percent(odds.needed)} here"
     )
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2g} %" if part >= 1e-3 else "below 0.1 %"
 
 
 def _behind_the_best(study: optuna.Study, trial: FrozenTrial) -> str:
