@@ -25,7 +25,7 @@ from hpsearch.results.attributes import CONTINUES
 from hpsearch.search.candidates import Candidates, improvement, params_at
 from hpsearch.search.curve_policy import CurveSampler, _fitted, _known, _with_ends_of_running
 from hpsearch.search.curves import Curves
-from hpsearch.search.evidence import Evidence
+from hpsearch.search.evidence import Evidence, trained
 
 Params = dict[str, Any]
 
@@ -386,7 +386,8 @@ class Thawing(Searched):
         _, fitted = _fitted(self.study, evidence.points.x.shape[1])
         model = _with_ends_of_running(Curves(evidence.points, evidence.y, fitted), evidence, curves)
         epochs = np.array([self._epochs(trial.params) for trial in parked])
-        ends = evidence.at([t.params for t in parked], epochs, epochs, [t.number for t in parked])
+        known = [trained(t.params, t.user_attrs["config"]["hyperparameters"]) for t in parked]
+        ends = evidence.at(known, epochs, [t.number for t in parked])
         left = epochs * [1 - len(self.losses[t.number]) / len(self.rows.taken[t.number].losses) for t in parked]
         worth = improvement(*model.predict(ends), evidence.target) / left
         points = np.random.default_rng(len(curves)).random((512, len(evidence.distributions)))

@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution
 from scipy.special import ndtr
 
 from hpsearch.search.curves import Array, Curves
-from hpsearch.search.evidence import Evidence, values_at
+from hpsearch.search.evidence import Evidence, trained, values_at
 from hpsearch.search.projection import Projection, Trained
 from hpsearch.spec.space import Params
 
@@ -35,15 +35,14 @@ class Candidates:
         columns = [values_at(each, points[:, place]) for place, each in enumerate(evidence.distributions.values())]
         drawn = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
         if projection is not None:
-            trained = [projection(each) for each in drawn]
-            return cls(points, trained, np.array([[name in each.params for name in names] for each in trained]))
+            projected = [projection(each) for each in drawn]
+            return cls(points, projected, np.array([[name in each.params for name in names] for each in projected]))
         usual = max((curve.epochs for curve in evidence.curves), default=1.0)
-        return cls(points, [Trained(each, float(each.get("epochs", usual))) for each in drawn], None)
+        return cls(points, [trained(each, {**each, "epochs": each.get("epochs", usual)}) for each in drawn], None)
 
     def promises(self, model: Curves, evidence: Evidence) -> Array:
         """Expected improvement at the end of a new trial of each, [n]."""
-        epochs = [each.epochs for each in self.trained]
-        ends = evidence.at([each.params for each in self.trained], epochs, epochs, [-1] * len(epochs))
+        ends = evidence.at(self.trained, [each.epochs for each in self.trained], [-1] * len(self.trained))
         return improvement(*model.predict(ends), evidence.target)
 
 

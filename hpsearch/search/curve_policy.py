@@ -198,9 +198,7 @@ class CurvePruner(BasePruner):
         model = _model(study, trial, evidence)
         ahead = np.linspace(own.reached[-1], own.epochs, 5)[1:]
         count = len(ahead)
-        mean, spread = model.predict(
-            evidence.at([own.params] * count, ahead, [own.epochs] * count, [own.number] * count)
-        )
+        mean, spread = model.predict(evidence.at([own.trained] * count, ahead, [own.number] * count))
         left = 1 - own.reached[-1] / own.epochs
         sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
         return Odds(
@@ -272,7 +270,7 @@ def _with_ends_of_running(model: Curves, evidence: Evidence, curves: Sequence[Cu
     running = [curve for curve in curves if curve.is_running]
     if not running:
         return model
-    epochs = [curve.epochs for curve in running]
-    ends = evidence.at([curve.params for curve in running], epochs, epochs, [curve.number for curve in running])
+    numbers = [curve.number for curve in running]
+    ends = evidence.at([curve.trained for curve in running], [curve.epochs for curve in running], numbers)
     mean, _ = model.predict(ends)
     return model.told(ends, mean)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.search.curves import Array, Points
+from hpsearch.search.projection import Trained
 from hpsearch.search.taught import TEACHES, failure_of
 from hpsearch.spec.space import Params, Value
 
@@ -28,6 +29,9 @@ LONG = 8.0
 MUCH = LONG**3
 """So many times the work is one unit of the third axis."""
 
+WORK = ("learning_rate_multiplier", "batch_size")
+"""What decides it, apart from epochs."""
+
 LEAST_REACH = 0.1
 """Of what lies between the untouched model and the best: no less is taken for the scale on which bad losses differ."""
 
@@ -37,9 +41,7 @@ class Curve:
     """One trial, as far as it is known; losses are to be minimised."""
 
     number: int
-    params: Params
-    epochs: float
-    """Of its schedule."""
+    trained: Trained
     reached: tuple[float, ...]
     """Epochs at each report; the baseline is none of them."""
     losses: tuple[float, ...]
@@ -50,6 +52,16 @@ class Curve:
     """Or may still get one."""
 
     @property
+    def params(self) -> Params:
+        """Those that matter."""
+        return self.trained.params
+
+    @property
+    def epochs(self) -> float:
+        """Of its schedule."""
+        return self.trained.epochs
+
+    @property
     def best(self) -> float:
         """Infinite before the first report."""
         return min(self.losses, default=math.inf)
@@ -58,8 +70,7 @@ class Curve:
 def curve_of(trial: FrozenTrial, maximise: bool) -> Curve | None:
     """None before its epochs are known, and for trials that teach nothing."""
     config = trial.user_attrs.get("config", {"hyperparameters": trial.params})
-    epochs = config["hyperparameters"].get("epochs")
-    if epochs is None or trial.state == TrialState.WAITING:
+    if config["hyperparameters"].get("epochs") is None or trial.state == TrialState.WAITING:
         return None
     failure = failure_of(trial)
     if failure is not None and failure not in TEACHES:
@@ -68,14 +79,22 @@ def curve_of(trial: FrozenTrial, maximise: bool) -> Curve | None:
     steps = sorted(step for step in trial.intermediate_values if step > 0 and step in reports)
     return Curve(
         trial.number,
-        trial.params,
-        float(epochs),
+        trained(trial.params, config["hyperparameters"]),
         tuple(reports[step] for step in steps),
         tuple((-1 if maximise else 1) * trial.intermediate_values[step] for step in steps),
         trial.state == TrialState.RUNNING,
         failure is not None,
         failure is None and trial.state in (TrialState.RUNNING, TrialState.COMPLETE),
     )
+
+
+def trained(params: Params, hyperparameters: Mapping[str, Value]) -> Trained:
+    """What params come to, by hyperparameters that have at least the epochs."""
+    rate, batch = (
+        None if value is None else float(value)
+        for value in (params.get(name, hyperparameters.get(name)) for name in WORK)
+    )
+    return Trained(params, float(hyperparameters["epochs"]), rate, batch)
 
 
 class Evidence:
@@ -94,9 +113,10 @@ class Evidence:
         self.curves = _seen(curves)
         valued = [curve.best for curve in curves if curve.has_value and curve.losses]
         self.best = min(valued or (curve.best for curve in curves))
+        self._usual = {name: _first(getattr(curve.trained, name) for curve in self.curves) for name in WORK}
         rows = [row for curve in self.curves for row in _rows(curve, baseline)]
-        curve, reached, epochs, losses = zip(*rows, strict=True)
-        self.points = self.at([one.params for one in curve], reached, epochs, [one.number for one in curve])
+        curve, reached, losses = zip(*rows, strict=True)
+        self.points = self.at([one.trained for one in curve], reached, [one.number for one in curve])
         self._is_log = min(losses) > 0
         straight = np.array([self._straight(loss) for loss in losses])
         self._middle = float(np.median(straight))
@@ -125,18 +145,30 @@ class Evidence:
         beyond = (straight - self._middle) / self._reach
         return self._middle + self._reach * math.tanh(beyond) if beyond > 0 else straight
 
-    def at(self, params: Sequence[Params], reached: ArrayLike, epochs: ArrayLike, trials: Sequence[int]) -> Points:
-        """Where the model has reports of trials (-1: of a new one) at so many epochs of their schedules' epochs."""
+    def at(self, trained: Sequence[Trained], reached: ArrayLike, trials: Sequence[int]) -> Points:
+        """Where the model has reports of trials (-1: of a new one) at so many epochs."""
         places = [
-            columns(distribution, [each.get(name) for each in params])
+            columns(distribution, [each.params.get(name) for each in trained])
             for name, distribution in self.distributions.items()
             if name != "epochs"  # they are time
         ]
-        x = np.hstack(places) if places else np.zeros((len(params), 0))
-        return Points(x, times(params, np.array(reached), np.array(epochs)), np.array(trials, dtype=np.int64))
+        x = np.hstack(places) if places else np.zeros((len(trained), 0))
+        epochs, rates = np.array([each.epochs for each in trained]), np.array([self._rate(each) for each in trained])
+        return Points(x, times(np.array(reached), epochs, rates), np.array(trials, dtype=np.int64))
+
+    def _rate(self, trained: Trained) -> float:
+        """Of work, up to a factor that is the same for all."""
+        rate, batch = (self._part(name, getattr(trained, name)) for name in WORK)
+        return rate / math.sqrt(batch)
+
+    def _part(self, name: str, value: float | None) -> float:
+        """In parts of the first trial's where it is not drawn: 1, unless it moves with what is."""
+        if value is None:
+            return 1.0
+        return value if name in self.distributions else value / self._usual[name]
 
 
-def times(params: Sequence[Params], reached: Array, epochs: Array) -> Array:
+def times(reached: Array, epochs: Array, rates: Array) -> Array:
     """The model's time, [n, 3]: log epochs; the part of the trial's own schedule; and log work.
 
     Work is epochs times the learning rate over the root of the batch size. By the square root scaling rule for Adam
@@ -144,15 +176,13 @@ def times(params: Sequence[Params], reached: Array, epochs: Array) -> Array:
     trial that lies behind because its rate is small is seen to be early on the common curve, and not bad.
     """
     log_epochs = np.log(np.maximum(reached, 1e-3))
-    rates = [_number(each, "learning_rate_multiplier") / math.sqrt(_number(each, "batch_size")) for each in params]
     log_work = log_epochs + np.log(np.maximum(rates, 1e-9))
     return np.stack([log_epochs / math.log(LONG), reached / epochs, log_work / math.log(MUCH)], axis=1)
 
 
-def _number(params: Params, name: str) -> float:
-    """1 for a parameter that does not vary: then it is the same for all, and all that matters is what differs."""
-    value = params.get(name)
-    return float(value) if isinstance(value, int | float) else 1.0
+def _first(values: Iterable[float | None]) -> float:
+    """The first that is known."""
+    return next((value for value in values if value is not None), 1.0)
 
 
 def _seen(curves: Sequence[Curve]) -> list[Curve]:
@@ -169,19 +199,17 @@ def _seen(curves: Sequence[Curve]) -> list[Curve]:
     return [chosen[number] for number in sorted(chosen)]
 
 
-def _rows(curve: Curve, baseline: float) -> list[tuple[Curve, float, float, float]]:
-    """(curve, epochs reached, epochs of the schedule, loss) of the reports that are kept."""
+def _rows(curve: Curve, baseline: float) -> list[tuple[Curve, float, float]]:
+    """(curve, epochs reached, loss) of the reports that are kept."""
     kept = {len(curve.losses)}
     while len(kept) < REPORTS_OF_A_TRIAL and min(kept) > 1:
         kept.add(min(kept) // 2)
     rows = [
-        (curve, curve.reached[count - 1], curve.epochs, min(curve.losses[count - 1], baseline))
-        for count in sorted(kept)
-        if count > 0
+        (curve, curve.reached[count - 1], min(curve.losses[count - 1], baseline)) for count in sorted(kept) if count > 0
     ]
     if curve.has_failed:
         worst = baseline if math.isfinite(baseline) else max(curve.losses, default=math.inf)
-        rows += [(curve, curve.epochs, curve.epochs, worst)] if math.isfinite(worst) else []
+        rows += [(curve, curve.epochs, worst)] if math.isfinite(worst) else []
     return rows
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
@@ -224,22 +223,30 @@ class Memory:
                         yield Remembered(study.study_name, trial, config)
 
 
-def lessons(study: optuna.Study, spaces: dict[str, BaseDistribution]) -> list[FrozenTrial]:
+def lessons(study: optuna.Study, points: Points) -> list[FrozenTrial]:
     """What a study has borrowed, as samplers see it: nothing once it was removed."""
     return [
         optuna.trial.create_trial(
             params=record["params"],
-            distributions={name: spaces[name] for name in record["params"]},
+            distributions={name: points.distributions[name] for name in record["params"]},
             value=record["value"],
             intermediate_values={exposure: value for exposure, _, value in record["curve"]},
             user_attrs={
                 "evaluation_contract": record["evaluation_contract"],
-                "config": {"hyperparameters": {"epochs": record["epochs"]}},
+                "config": {"hyperparameters": {**_not_drawn(points, record["params"]), "epochs": record["epochs"]}},
                 "curve": [{"exposure": exposure, "epoch": epoch} for exposure, epoch, _ in record["curve"]],
             },
         )
         for record in study.user_attrs.get(BORROWED, [])
     ]
+
+
+def _not_drawn(points: Points, params: Params) -> dict[str, float | None]:
+    """What decides a trial's work beside its params, where that is not the same for all."""
+    if points.projection is None:
+        return {}
+    trained = points.projection(params)
+    return {"batch_size": trained.batch_size, "learning_rate_multiplier": trained.learning_rate_multiplier}
 
 
 def _lend_weights(remembered: Remembered, folder: Path) -> None:

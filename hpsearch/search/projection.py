@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hpsearch.spec.defaults import hyperparameters
+from hpsearch.spec.defaults import default_params, hyperparameters
 from hpsearch.spec.expression import names_in
+from hpsearch.spec.finetune import Hyperparameters
 from hpsearch.spec.points import active
 from hpsearch.spec.space import Params, Value
 from hpsearch.spec.study import StudySpec
@@ -22,19 +23,25 @@ class Trained(NamedTuple):
     """Those that matter."""
     epochs: float
     """Of its schedule."""
+    learning_rate_multiplier: float | None = None
+    """None where it is not known; then it counts as the others'."""
+    batch_size: float | None = None
+    """As above."""
 
 
 Projection = Callable[[Params], Trained]
 
 
 def projection(spec: StudySpec, examples: int) -> Projection | None:
-    """Takes a value for each varying parameter to what would be trained; None where that is always all of them.
+    """Takes a value for each varying parameter, or the params that matter, to what would be trained.
 
     Left out are the parameters that don't matter (`hpsearch.spec.points.active`); epochs that are nearly free are
-    the most.
+    the most. None where all that is drawn is trained, and what is not drawn is the same for all trials.
     """
     may_be_free = _epochs_may_be_free(spec, examples)
-    if not may_be_free and not spec.search_space.conditions():
+    space = spec.search_space
+    moves = space.learning_rate_multiplier == "auto" and "batch_size" in space.varying()
+    if not may_be_free and not moves and not space.conditions():
         return None
     return _Projected(spec, examples, may_be_free)
 
@@ -51,7 +58,8 @@ class _Projected:
         named = frozenset[str]().union(*map(names_in, conditions))
         # By the batch size go `steps` and the multiplier that is `auto`.
         self._decisive = sorted({"batch_size", "lr_schedule", *named} & spec.search_space.varying().keys())
-        self._known: dict[tuple[Value | None, ...], tuple[frozenset[str], float]] = {}
+        self._anything = default_params(spec, examples)
+        self._known: dict[tuple[Value | None, ...], tuple[frozenset[str], Hyperparameters]] = {}
 
     def __call__(self, params: Params) -> Trained:
         """What would be trained."""
@@ -62,15 +70,20 @@ class _Projected:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
             known = self._known[decisive] = self._resolved(params)
-        left_out, epochs = known
+        left_out, otherwise = known
         chosen = {name: value for name, value in params.items() if name not in left_out}
-        return Trained(chosen, float(chosen.get("epochs", epochs)))
+        return Trained(
+            chosen,
+            float(chosen.get("epochs", otherwise.epochs)),
+            float(chosen.get("learning_rate_multiplier", otherwise.learning_rate_multiplier)),
+            float(chosen.get("batch_size", otherwise.batch_size)),
+        )
 
-    def _resolved(self, params: Params) -> tuple[frozenset[str], float]:
-        """The names that don't matter, and the epochs where they are not among the params."""
-        chosen = active(self._spec, params, self._examples)
-        left_out = frozenset(params.keys() - chosen.keys())
-        return left_out, hyperparameters(self._spec, chosen, self._examples).epochs
+    def _resolved(self, params: Params) -> tuple[frozenset[str], Hyperparameters]:
+        """The names that don't matter, and the values of what is not among those that do."""
+        drawn = {**self._anything, **params}  # what is missing does not matter
+        chosen = active(self._spec, drawn, self._examples)
+        return frozenset(drawn.keys() - chosen.keys()), hyperparameters(self._spec, chosen, self._examples)
 
 
 def _epochs_may_be_free(spec: StudySpec, examples: int) -> bool:

@@ -153,8 +153,8 @@ class Search(Record):
             if not waiting and (is_over or not self._strategy.draws(trials)):
                 return None
             self._fence()
-            past, taught = functools.partial(self._study.get_trials, deepcopy=False), self._points.distributions
-            self._study.sampler = Draw(self._points, tried(trials), past, lessons(self._study, taught))
+            past, taught = functools.partial(self._study.get_trials, deepcopy=False), lessons(self._study, self._points)
+            self._study.sampler = Draw(self._points, tried(trials), past, taught)
             trial = self.take(waiting[0].number) if waiting else self.add()
             params = suggest(trial, self._points, waiting[0].params if waiting else {})
             self._live[trial.number] = trial

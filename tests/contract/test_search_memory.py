@@ -12,7 +12,6 @@ import pytest
 
 from hpsearch.results import rank
 from hpsearch.search import Asked, Decision, Lineage, history
-from hpsearch.search.distributions import distributions
 from hpsearch.search.memory import BORROWED, LINEAGE, lessons
 from hpsearch.storage import optuna_storage
 from tests.builders import a_report
@@ -183,7 +182,7 @@ class TestWarmStarts:
         assert len(second.trained) == 9
         study = history.load(storage, "second")
         assert study is not None
-        shown = lessons(study, distributions(second.spec.search_space))
+        shown = lessons(study, second.search._points)
         best = next(trial for trial in first.trials() if trial.value == first.best())
         assert shown[0].params == best.params
         assert shown[0].intermediate_values == {one.exposure: one.validation_loss for one in best.reports}

@@ -15,9 +15,12 @@ from hpsearch.search.candidates import Candidates, params_at
 from hpsearch.search.curve_policy import CurveSampler, _known
 from hpsearch.search.curves import Curves, prior
 from hpsearch.search.distributions import distributions
-from hpsearch.search.evidence import Evidence
+from hpsearch.search.draw import Points
+from hpsearch.search.evidence import MUCH, Evidence, curve_of, trained
+from hpsearch.search.memory import BORROWED, lessons
 from hpsearch.search.projection import Trained, projection
-from hpsearch.spec.defaults import hyperparameters
+from hpsearch.spec.defaults import default_params, hyperparameters, resolve
+from hpsearch.spec.finetune import Hyperparameters
 from hpsearch.spec.points import active
 from hpsearch.spec.space import Params
 from hpsearch.spec.study import StudySpec
@@ -67,10 +70,32 @@ PARTLY_TRAINED: dict[str, dict[str, Any]] = {
         }
     },
 }
+BATCHES: dict[str, Any] = {"choices": [1, 4, 32, 64, 128]}
+"""The `auto` multiplier of the last two is another."""
+WORKS: dict[str, dict[str, Any]] = {
+    "the multiplier is auto": {"batch_size": BATCHES, "epochs": EPOCHS},
+    "the multiplier has a condition": {
+        "batch_size": BATCHES,
+        "learning_rate_multiplier": {**RATE, "when": "epochs > 3"},
+        "epochs": EPOCHS,
+    },
+    "the batch size has a condition": {
+        "batch_size": {**BATCHES, "when": "dropout > 0.1"},
+        "dropout": {"low": 0.0, "high": 0.2},
+        "learning_rate_multiplier": RATE,
+        "epochs": EPOCHS,
+    },
+    "the batch size has a condition, and the multiplier is auto": {
+        "batch_size": {**BATCHES, "when": "dropout > 0.1"},
+        "dropout": {"low": 0.0, "high": 0.2},
+    },
+}
 TRAINED_AS_DRAWN: dict[str, dict[str, Any]] = {
     "numbers": {"epochs": EPOCHS, "learning_rate_multiplier": RATE},
     "decaying schedules": {"epochs": EPOCHS, "lr_schedule": {"choices": ["linear", "cosine"]}},
     "always a warm-up": {"epochs": EPOCHS, "lr_schedule": "constant", "warmup_fraction": {"low": 0.1, "high": 0.2}},
+    "one batch size": {"epochs": EPOCHS, "batch_size": 32, "learning_rate_multiplier": "auto"},
+    "one multiplier": {"batch_size": BATCHES, "learning_rate_multiplier": 0.3},
     "fixed epochs": {"epochs": 3, "lr_schedule": ANY_SCHEDULE, "warmup_fraction": WARMUP},
 }
 
@@ -87,7 +112,10 @@ class TestTheProjection:
             point[dice.random(len(space)) < 0.2] = 0.0  # the least of a range, such as no warm-up
             drawn = params_at(space, point)
             chosen = active(spec, drawn, EXAMPLES)
-            assert project(drawn) == Trained(chosen, hyperparameters(spec, chosen, EXAMPLES).epochs)
+            resolved = hyperparameters(spec, chosen, EXAMPLES)
+            rest = resolved.epochs, resolved.learning_rate_multiplier, resolved.batch_size
+            assert project(drawn) == Trained(chosen, *rest)
+            assert project(chosen) == Trained(chosen, *rest)
             left_out.update(drawn.keys() - chosen.keys())
         assert left_out
 
@@ -109,6 +137,55 @@ class TestTheProjection:
         for point in np.random.default_rng(0).random((100, len(space))):
             project(params_at(space, point))
         assert len(asked) <= 4  # either schedule, with a warm-up and without
+
+
+class TestWork:
+    """The model's third axis of time, epochs times multiplier over the root of the batch size, is what was trained."""
+
+    @pytest.mark.parametrize("space", WORKS.values(), ids=list(WORKS))
+    def test_of_trials_and_of_candidates(self, space: dict[str, Any]) -> None:
+        driven = Driven(optuna.storages.InMemoryStorage(), spec_of(16, search_space=space, seed=3))
+        configs = {}
+        while (asked := driven.ask()) is not None:
+            configs[asked.number] = resolve(driven.spec, asked.params, EXAMPLES, "llama", 1_000_000).hyperparameters
+            driven.search.report(asked.number, a_report(0, 5.0), CONTRACT)
+            driven.search.report(asked.number, a_report(50, 2.0 + 0.1 * asked.number), CONTRACT)
+            driven.search.complete(asked.number, a_report(50, 2.0 + 0.1 * asked.number), CONTRACT, "artifacts")
+        curves, baseline = _known(driven.search._study)
+        evidence = Evidence(curves, driven.search._points.distributions, baseline)
+        trained = [(configs[number], 0.5) for number in evidence.points.trial]
+        assert len({(one.learning_rate_multiplier, one.batch_size) for one, _ in trained}) > 2
+        shift = evidence.points.t[:, 2] - [self.work_of(*one) for one in trained]
+        assert shift == pytest.approx(shift[0], abs=1e-9)
+        points = np.random.default_rng(0).random((64, len(evidence.distributions)))
+        candidates = Candidates.at(points, evidence, driven.search._points.projection)
+        ends = evidence.at(candidates.trained, [one.epochs for one in candidates.trained], [-1] * len(points))
+        for one, work in zip(candidates.trained, ends.t[:, 2], strict=True):
+            resolved = hyperparameters(driven.spec, one.params, EXAMPLES)
+            assert work - self.work_of(resolved, resolved.epochs) == pytest.approx(shift[0], abs=1e-9)
+
+    @staticmethod
+    def work_of(trained: Hyperparameters, epochs: float) -> float:
+        rate = trained.learning_rate_multiplier / math.sqrt(trained.batch_size)
+        return math.log(epochs * rate) / math.log(MUCH)
+
+    @pytest.mark.parametrize("space", WORKS.values(), ids=list(WORKS))
+    def test_of_what_another_study_lent(self, space: dict[str, Any]) -> None:
+        """Its own: it lies in the space because its ten parameters are what its params come to here."""
+        spec = spec_of(search_space=space)
+        points = Points(spec, EXAMPLES, default_params(spec, EXAMPLES))
+        study = optuna.create_study()
+        dice = np.random.default_rng(1)
+        lent = [points.active(params_at(points.distributions, p)) for p in dice.random((8, len(points.distributions)))]
+        own = [hyperparameters(spec, params, EXAMPLES) for params in lent]
+        told = {"value": 1.0, "evaluation_contract": CONTRACT, "curve": [[100, 1.0, 1.0]]}
+        records = [{"params": params, "epochs": one.epochs, **told} for params, one in zip(lent, own, strict=True)]
+        study.set_user_attr(BORROWED, records)
+        curves = [curve_of(lesson, maximise=False) for lesson in lessons(study, points)]
+        assert [curve.trained for curve in curves if curve] == [
+            Trained(params, one.epochs, one.learning_rate_multiplier, one.batch_size)
+            for params, one in zip(lent, own, strict=True)
+        ]
 
 
 def loss_of(params: Params) -> float:
@@ -164,7 +241,7 @@ class TestTheSearch:
         project = projection(spec, EXAMPLES)
         assert project is not None
         drawn: Params = {"epochs": 2, "lr_schedule": "constant", "learning_rate_multiplier": 1.0}
-        assert project(drawn) == ({"lr_schedule": "constant", "learning_rate_multiplier": 1.0}, 6.0)
+        assert project(drawn)[:2] == ({"lr_schedule": "constant", "learning_rate_multiplier": 1.0}, 6.0)
         assert project({**drawn, "lr_schedule": "linear"}).epochs == 2.0
 
     def test_what_a_person_gave_decides_what_would_be_trained(self) -> None:
@@ -234,4 +311,4 @@ def some_draws(**changes: Any) -> list[tuple[Any, ...]]:
 
 def test_spaces_without_conditions_are_searched_as_they_were_before_there_was_a_projection() -> None:
     assert some_draws() == DRAWN_BEFORE
-    assert some_draws(projection=lambda params: Trained(params, float(params["epochs"]))) == DRAWN_BEFORE
+    assert some_draws(projection=lambda params: trained(params, params)) == DRAWN_BEFORE
