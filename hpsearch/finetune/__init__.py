@@ -6,7 +6,8 @@ caller's business.
 
 from hpsearch.finetune.alone import Outcome, finetune
 from hpsearch.finetune.cohort import Cohort, Event, Failed, Finished, as_failure
-from hpsearch.finetune.member import Member, report_exposures
+from hpsearch.finetune.member import Member
+from hpsearch.finetune.order import report_exposures
 from hpsearch.finetune.prepare import Prepared, prepare, prepared_key
 
 __all__ = [

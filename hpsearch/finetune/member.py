@@ -15,7 +15,7 @@ from torch import Tensor
 from hpsearch.errors import Diverged, InvalidInput
 from hpsearch.finetune.evaluate import Evaluation, evaluate
 from hpsearch.finetune.optimizer import Optimizer, check_frozen_layers
-from hpsearch.finetune.order import optimizer_batch, steps_per_epoch
+from hpsearch.finetune.order import exposure_after, optimizer_batch, report_exposures, steps_per_epoch
 from hpsearch.finetune.prepare import Prepared, as_report
 from hpsearch.finetune.schedule import learning_rate_factor, warmup_steps
 from hpsearch.finetune.snapshot import Snapshot, identity
@@ -34,19 +34,6 @@ STEPS_BETWEEN_CHECKS = 16
 """On a GPU, reading a loss waits for the device: a divergence is noticed so many steps late, or at a report."""
 
 
-def report_exposures(examples: int, epochs: int, reports_per_epoch: int) -> tuple[int, ...]:
-    """The exposures of all reports after the baseline: multiples of a part of an epoch, rounded up.
-
-    They depend on the data and on `reports_per_epoch` alone; more epochs only go on further. So they are the same
-    for every trial of a study. A trial reports a point after the first optimizer step that reaches it, under the
-    point's own number, although its batch may reach a little further. A step that passes several points reports
-    the last of them only: its weights did not exist at the earlier ones. Batches end with their epoch, so the
-    last example of each epoch is always a report.
-    """
-    points = {-(-place * examples // reports_per_epoch) for place in range(1, epochs * reports_per_epoch + 1)}
-    return tuple(sorted(points))
-
-
 class Member:
     """One trial in training. Its numbers depend on its config and the shared data, not on its company."""
 
@@ -59,8 +46,7 @@ class Member:
         self.config, self.prepared, self.metric = config, prepared, metric
         chosen, anatomy = config.hyperparameters, prepared.loaded.anatomy
         check_frozen_layers(anatomy, chosen.frozen_layers)
-        self._steps_per_epoch = steps_per_epoch(len(prepared.train.examples), chosen.batch_size)
-        self.total_steps = self._steps_per_epoch * chosen.epochs
+        self.total_steps = steps_per_epoch(len(prepared.train.examples), chosen.batch_size) * chosen.epochs
         self.steps = 0
         self.tokens = 0
         self.seconds = 0.0
@@ -84,17 +70,12 @@ class Member:
 
     @property
     def exposure(self) -> int:
-        """Training examples passed, over all epochs.
-
-        Those that lose their whole completion to the cut are spread evenly over the others: a pass over the data is
-        as many examples as were given, which is what a search counts in too.
-        """
+        """Training examples passed, over all epochs; see `exposure_after`."""
         return self._exposure_after(self.steps)
 
     def _exposure_after(self, steps: int) -> int:
-        epoch, place = divmod(steps, self._steps_per_epoch)
-        train, batch_size = self.prepared.train, self.config.hyperparameters.batch_size
-        return epoch * train.given - (-place * batch_size * train.given // len(train.examples))
+        train = self.prepared.train
+        return exposure_after(steps, len(train.examples), train.given, self.config.hyperparameters.batch_size)
 
     @property
     def waits_next(self) -> bool:

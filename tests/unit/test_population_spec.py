@@ -108,7 +108,7 @@ def test_exchanges_lie_at_reports_behind_warm_up_and_before_the_end(
 
 
 def test_a_report_that_lies_between_two_examples_is_rounded_up_as_the_reports_are() -> None:
-    from hpsearch.finetune.member import report_exposures
+    from hpsearch.finetune.order import report_exposures
 
     spec = pbt({**SPACE, "epochs": 2}, rule={"interval": 2}, objective={"reports_per_epoch": 3})
     assert isinstance(spec.pruner, PopulationSpec)
