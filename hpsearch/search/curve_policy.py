@@ -29,7 +29,7 @@ from hpsearch.search.taught import continued
 from hpsearch.spec.space import Params
 
 FITTED = "curves:fitted"
-"""Trial attribute: what the model was fitted to when the trial was drawn or judged (so many reports), and its
+"""Trial attribute: how many reports there were when the model was fitted to draw or judge the trial, and its
 hyperparameters."""
 
 GROWN = 1.15
@@ -243,9 +243,9 @@ def _known(
 def _model(study: optuna.Study, trial: FrozenTrial, evidence: Evidence) -> Curves:
     """The model of what is known, fitted again when that has grown much; the new fit is kept on the trial."""
     reports, fitted = _fitted(study, evidence.points.x.shape[1])
-    if len(evidence.y) >= GROWN * reports:
+    if evidence.reports >= GROWN * reports:
         fitted = fit(evidence.points, evidence.y)
-        study._storage.set_trial_system_attr(trial._trial_id, FITTED, [len(evidence.y), *fitted.tolist()])
+        study._storage.set_trial_system_attr(trial._trial_id, FITTED, [evidence.reports, *fitted.tolist()])
     return Curves(evidence.points, evidence.y, fitted)
 
 

@@ -110,7 +110,10 @@ class Evidence:
         self, curves: Sequence[Curve], distributions: Mapping[str, BaseDistribution], baseline: float = math.inf
     ) -> None:
         self.distributions = dict(sorted(distributions.items()))  # in whatever order they come
-        self.curves = _seen(curves)
+        known = [curve for curve in curves if curve.losses or curve.has_failed]
+        self.curves = _seen(known)
+        self.reports = sum(len(_rows(curve, baseline)) for curve in known)
+        """How many there are, where a trial has at most three; also of trials that the model is not fitted to."""
         valued = [curve.best for curve in curves if curve.has_value and curve.losses]
         self.best = min(valued or (curve.best for curve in curves))
         self._usual = {name: _first(getattr(curve.trained, name) for curve in self.curves) for name in WORK}
@@ -185,8 +188,7 @@ def _first(values: Iterable[float | None]) -> float:
     return next((value for value in values if value is not None), 1.0)
 
 
-def _seen(curves: Sequence[Curve]) -> list[Curve]:
-    known = [curve for curve in curves if curve.losses or curve.has_failed]
+def _seen(known: list[Curve]) -> list[Curve]:
     if len(known) <= MOST_TRIALS:
         return known
     newest = sorted(known, key=lambda curve: (not curve.is_running, -curve.number))[: MOST_TRIALS // 2]

@@ -16,6 +16,7 @@ from scipy.optimize import approx_fprime
 from scipy.special import ndtri
 
 from hpsearch.search import Decision, curve_policy
+from hpsearch.search import evidence as evidence_module
 from hpsearch.search.curve_policy import FITTED, GROWN
 from hpsearch.search.curves import Curves, Points, fit, prior
 from hpsearch.search.evidence import Evidence
@@ -191,6 +192,22 @@ class TestTheRule:
         fits = sorted(one[0] for one in kept if one)
         assert fits[-1] > 10
         assert all(later >= GROWN * earlier for earlier, later in itertools.pairwise(fits))  # not at every report
+
+    def test_it_is_fitted_again_also_when_there_are_more_trials_than_it_is_fitted_to(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spec = spec_of(40, search_space=SPACE, sampler={"type": "random"}, pruner={"type": "curves"})
+        fits = {}
+        for most in (100, 10):
+            monkeypatch.setattr(evidence_module, "MOST_TRIALS", most)
+            driven = Driven(optuna.storages.InMemoryStorage(), spec)
+            while train(driven):
+                pass
+            kept = [(trial.number, trial.system_attrs.get(FITTED)) for trial in driven.search.frozen()]
+            fits[most] = [(number, one[0]) for number, one in kept if one]
+        assert fits[10][-1][0] >= 30
+        small = [fit for fit in fits[100] if fit[0] < 10]
+        assert fits[10][: len(small)] == small  # counted alike, so that a fit that is kept counts for ever
 
 
 class TestTheSearch:
