@@ -115,17 +115,22 @@ def has_better(trials: Sequence[Trial]) -> bool:
     return any(trial.state == TrialState.COMPLETE and not trial.cut_short for trial in trials)
 
 
-def to_finish(trials: Sequence[Trial], *, all_wait: bool) -> list[Trial]:
+def to_finish(trials: Sequence[Trial], *, is_spent: bool) -> list[Trial]:
     """Trials that wait and are to end with what they have, where the search ends: else that would be lost.
 
     Args:
         trials: All of the study.
-        all_wait: Whether trials wait for each other, and the budget has ended meanwhile. Otherwise only those wait that
-            were interrupted when they had been told to end.
+        is_spent: Whether its time or tokens are used up. Then all that have learnt something, where the search would
+            leave nothing else. In any case those that were interrupted when they had been told to end.
     """
     waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
-    lost = all_wait and not has_better(trials)
-    return [trial for trial in waiting if trial.cut_short or (lost and len(trial.reports) > max(1, trial.carried))]
+    lost = is_spent and not has_better(trials)
+    return [trial for trial in waiting if trial.cut_short or (lost and has_learnt(trial))]
+
+
+def has_learnt(trial: Trial) -> bool:
+    """Whether a trial has reported on what was trained under its number."""
+    return any(report.exposure > 0 for report in trial.reports[trial.carried :])
 
 
 def hopeless(trials: Sequence[Trial], resumed_at: float = -math.inf, *, most_failures: int | None = None) -> str | None:

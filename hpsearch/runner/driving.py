@@ -190,10 +190,8 @@ class Driving:
         left = driven(search, place)
         if left is not None:
             return left
-        ended_well, reason = search.ending()  # asked first: what is closed next is no part of why it ended
-        search.close(Failure.ERROR, "the search ended while the trial was running")
-        search.close_waiting("the search is over")
-        search.note()
+        ended_well, reason = search.end()
+        place.tidy(search.idle_snapshots(place.parked), search.needed_from())
         if ended_well and search.spec.confirm is not None:
             confirmation = Confirmation(
                 search,
@@ -231,7 +229,6 @@ class Driving:
             return StudyState.PAUSED, f"{error.code}: {error}", None
         except Exception:
             search.close(Failure.ERROR, "the study's driver failed")
-            search.close_waiting("the study failed")
             raise
         if heartbeat.orders.requested == StudyState.CANCELLED:
             search.close(Failure.CANCELLED, "the study was cancelled")

@@ -22,6 +22,7 @@ from hpsearch.results.attributes import (
     STOPPED_BY,
     TOKENS,
 )
+from hpsearch.results.budget import has_learnt
 from hpsearch.results.sealed import SealedScore
 from hpsearch.search import history
 from hpsearch.search.losses import RETRIES, Loss, Losses
@@ -212,9 +213,26 @@ class Record(Trials):
             self.interrupt(number, text, Loss.NONE)
 
     def close_waiting(self, text: str) -> None:
-        """The search is over for good: what was lined up will not be tried."""
-        for frozen in self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,)):
+        """Nobody wants any of it any more: what was lined up or interrupted will not be tried."""
+        for frozen in self._waiting():
             self.withdraw(frozen, Failure.CANCELLED, text)
+
+    def end_waiting(self, why: str) -> None:
+        """The search is over: who was interrupted ends with what it has learnt, and who was not begun is not tried.
+
+        Args:
+            why: It is over.
+        """
+        for frozen in self._waiting():
+            trial = history.as_trial(frozen)
+            if has_learnt(trial):
+                self.condemned(trial.number, trial.exposure, why)
+                self.prune(trial.number)
+            else:
+                self.withdraw(frozen, Failure.CANCELLED, f"the search is over: {why}")
+
+    def _waiting(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
 
     def withdraw(self, frozen: FrozenTrial, failure: Failure, text: str) -> None:
         """A trial that waits will not be tried."""

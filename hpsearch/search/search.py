@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from hpsearch.results.budget import has_better, hopeless, limit_reached, spent, 
 from hpsearch.results.curve import has_turned
 from hpsearch.search.answers import Asked, Decision
 from hpsearch.search.draw import Draw, Points, suggest
+from hpsearch.search.firsts import begin, borrowed
 from hpsearch.search.handout import anew, handed_out, must_begin_anew
 from hpsearch.search.losses import Loss
 from hpsearch.search.memory import Lineage, Memory, lessons
@@ -101,7 +101,7 @@ class Search(Record):
         self.typical_params = self._points.active(default_params) if default_params else {}
         """What the first trial tries: as good an example of a trial as any."""
         if not self._study.user_attrs.get("spec"):
-            self._begin()
+            begin(study, spec, self._firsts())
         self.take_over(told)
 
     @property
@@ -109,29 +109,12 @@ class Search(Record):
         """The version of the orders that were heeded last."""
         return self._wishes.heeded
 
-    def _begin(self) -> None:
-        """Line up the first trials: the defaults, then the user's own."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.set_metric_names([self._metric])
-        for origin, params in self._firsts():
-            self._study.enqueue_trial(params, user_attrs={"origin": origin}, skip_if_exists=True)
-        # Written last: a search that dies before this line begins again, and skips what is lined up already.
-        self._study.set_user_attr("spec", json.loads(self.spec.model_dump_json()))
-
     def _firsts(self) -> list[tuple[str, Params]]:
         """Origin and params of what is tried before the sampler's own."""
         firsts = [("defaults", self.typical_params)] if self.typical_params else []
         firsts += [("first_trials", params) for params in self.spec.first_trials]
-        return [*firsts, *(("borrowed", params) for params in self._borrow())]
-
-    def _borrow(self) -> list[Params]:
-        """Learn from earlier studies; the answer is the best of it, to be tried here first."""
-        lent = [] if self._memory is None else self._memory.borrow(self._study, self.spec.warm_start, self._points)
-        if self.spec.warm_start is None:
-            return []
-        self._event("study.borrowed", {"trials": len(lent), "studies": sorted({one["study"] for one in lent})})
-        return [one["params"] for one in lent[: self.spec.warm_start.first_trials]]
+        best = borrowed(self._memory, self._study, self.spec, self._points, self._event)
+        return [*firsts, *(("borrowed", params) for params in best)]
 
     def ask(self, *, alone: bool = True, kept: Callable[[Asked], bool] = lambda _asked: True) -> Asked | None:
         """The next trial, or None when there is no room for one (look again when a running one has ended).
@@ -173,7 +156,7 @@ class Search(Record):
     def _is_over(self, trials: Sequence[Trial]) -> tuple[bool, list[Trial]]:
         """Whether nothing new is tried, and the trials that have to come to their ends all the same."""
         is_over = self._strategy.is_over(trials) or self._ends(trials) is not None
-        return is_over, to_finish(trials, all_wait=self._strategy.exchanges_weights and self._spent(trials) is not None)
+        return is_over, to_finish(trials, is_spent=self._spent(trials) is not None)
 
     def is_out_of_time(self) -> bool:
         """Whether the wall-clock budget is used up, as far as people had extended it when their orders were heeded."""
@@ -302,6 +285,19 @@ class Search(Record):
         assert self._memory is not None  # `report` has said so
         best, contract = self._memory.take_over(self._live[number], adapter)
         self.complete(number, best, contract, str(adapter))
+
+    def end(self) -> tuple[bool, str]:
+        """The search is over: see `ending`, which is asked before its trials end, for these may hide why.
+
+        Where all fail alike, those that wait are left to whoever mends that and has the study go on.
+        """
+        ended_well, why = self.ending()
+        is_hopeless = self._hopeless(self.trials()) is not None
+        self.close(Failure.ERROR, "the search ended while the trial was running")
+        if not is_hopeless:
+            self.end_waiting(why)
+        self.note()
+        return ended_well, why
 
     def ending(self) -> tuple[bool, str]:
         """Whether the search ended well, and why it ended."""

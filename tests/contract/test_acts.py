@@ -91,8 +91,7 @@ class Runner:
             return self.lay_down()
         if requested == StudyState.CANCELLED:
             return self.cancel()
-        self.search.close_waiting("the search is over")
-        well, reason = self.search.ending()
+        well, reason = self.search.end()
         state = StudyState.FINISHED if well else StudyState.FAILED
         return self.leave(state, reason, self.search.heeded)
 

@@ -365,7 +365,7 @@ def test_shares_are_held_no_longer_than_the_search_lasts(tune: Tune) -> None:
     holds, _ = tune.start()
     assert tune.tell(holds, Barred(("bad",)))
     tune.tell(good, Failed(Failure.DIVERGED, "the loss is inf"))
-    tune.driven.search.close_waiting("the search is over")
+    tune.driven.search.end_waiting("the search is over")
     tune.fail_on("good", 2)
     while isinstance(asked := tune.bridge.suggest("next"), dict):
         tune.tell("next", Placed("good", "node", 1, "actor"))

@@ -105,8 +105,7 @@ class Driven:
             self.run(asked)
 
     def finish(self) -> None:
-        self.search.close(Failure.ERROR, "the search ended")
-        self.search.close_waiting("the search is over")
+        self.search.end()
 
     def trials(self) -> list[Trial]:
         return history.trials(history.load(self.storage, self.spec.name))
