@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
@@ -18,7 +19,7 @@ from hpsearch.api.preflight import Preflight
 from hpsearch.errors import AdapterNotFound, IllegalMove, StudyUnreadable, TrialFinished
 from hpsearch.lifecycle import StudyState
 from hpsearch.results import Ranking, Trial, TrialState, rank
-from hpsearch.results.budget import Limit, left, limit_spent
+from hpsearch.results.budget import Limit, forgiven, left, limit_spent
 from hpsearch.results.trial import gone_on
 from hpsearch.search import history
 from hpsearch.search.memory import BORROWED
@@ -135,8 +136,10 @@ class Service:
         is_timed = (budget.wall_clock, budget.gpu_hours, budget.tokens) != (None, None, None)
         if not (study.state == StudyState.FAILED if resumes else is_timed):
             return None  # reading thousands of curves takes time
-        trials = history.trials(history.load(self.optuna_storage, name))
-        if resumes and left(budget, trials) == 0:
+        searched = history.load(self.optuna_storage, name)
+        trials = history.trials(searched)
+        lost = history.forgiven(searched) | forgiven(trials, math.inf, most_failures=budget.failures)
+        if resumes and left(budget, trials, lost) == 0:
             return Limit("trials", f"all {budget.trials} trials of the budget were used")
         return limit_spent(budget, trials, study.driven_seconds)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from hpsearch.results.trial import Failure, Trial, TrialState
@@ -23,6 +23,10 @@ BROKEN = frozenset({Failure.ERROR, Failure.OUT_OF_MEMORY, Failure.WORKER_LOST, F
 params alone."""
 
 
+INNOCENT = BROKEN - {Failure.OUT_OF_MEMORY}
+"""Failures that say nothing of a trial's params once somebody has mended what was broken."""
+
+
 def counts(trial: Trial) -> bool:
     """Whether a trial uses up one of the budget's trials: it was trained here, and its worker was not lost."""
     return trial.state != TrialState.WAITING and trial.failure not in FREE and trial.reused_from is None
@@ -35,6 +39,7 @@ def limit_reached(
     direction: Direction = "minimize",
     *,
     resumed_at: float = -math.inf,
+    lost: Collection[int] = (),
 ) -> str | None:
     """The limit that leaves no room for another trial, in words; None while there is room.
 
@@ -44,8 +49,9 @@ def limit_reached(
         elapsed: Seconds of the wall clock that the study has used.
         direction: Of the objective.
         resumed_at: When a person had an ended search go on; what had ended before leaves no trace in `until`.
+        lost: The numbers of trials that use up nothing, for they are `forgiven`.
     """
-    if budget.trials is not None and _used(trials, budget.trials) >= budget.trials:
+    if left(budget, trials, lost) == 0:
         return f"all {budget.trials} trials of the budget were used"
     patience = budget.until.no_improvement_in if budget.until else None
     if patience is not None and _since_best(trials, direction, resumed_at) >= patience:
@@ -53,9 +59,11 @@ def limit_reached(
     return spent(budget, trials, elapsed)
 
 
-def left(budget: BudgetSpec, trials: Sequence[Trial]) -> float:
-    """How many trials of the budget were not used yet; infinite without such a limit."""
-    return math.inf if budget.trials is None else max(0, budget.trials - _used(trials, budget.trials))
+def left(budget: BudgetSpec, trials: Sequence[Trial], lost: Collection[int] = ()) -> float:
+    """How many trials of the budget were not used yet; infinite without such a limit. See `limit_reached`."""
+    if budget.trials is None:
+        return math.inf
+    return max(0, budget.trials - _used([trial for trial in trials if trial.number not in lost], budget.trials))
 
 
 def _used(trials: Sequence[Trial], most: int) -> int:
@@ -63,6 +71,28 @@ def _used(trials: Sequence[Trial], most: int) -> int:
     reused = sum(trial.reused_from is not None for trial in trials)
     replaced = {trial.replaces for trial in trials}  # with the one in its place it is one training
     return sum(counts(trial) and trial.number not in replaced for trial in trials) + max(0, reused - most)
+
+
+def forgiven(trials: Sequence[Trial], resumed_at: float, *, most_failures: int | None = None) -> frozenset[int]:
+    """The numbers of trials that had ended before a person had the search go on, and say nothing of their params.
+
+    Nobody trained them, because the search was over; or the search failed, and they did of something that is mended by
+    now: a machine that was broken for an hour is to cost a study neither its defaults nor its budget.
+
+    Args:
+        trials: All of the study.
+        resumed_at: When that was.
+        most_failures: Of the budget.
+    """
+    before = [trial for trial in trials if trial.state.is_finished and (trial.finished_at or 0.0) <= resumed_at]
+    has_completed = any(trial.state == TrialState.COMPLETE for trial in before)
+    has_failed = not has_completed or hopeless(before, most_failures=most_failures) is not None
+    return frozenset(
+        trial.number
+        for trial in before
+        if (has_failed and trial.failure in INNOCENT)
+        or (trial.failure == Failure.CANCELLED and trial.stopped_by is None)
+    )
 
 
 def _since_best(trials: Sequence[Trial], direction: Direction, since: float) -> int:

@@ -104,6 +104,9 @@ class Confirmation(Search):
     def _firsts(self) -> list[tuple[str, Params]]:
         return []
 
+    def _try_again(self) -> None:
+        """Nothing: what has told nothing is lined up with the rest."""
+
     def _line_up(self) -> None:
         """Every candidate under every seed, but where that is lined up or has told something already."""
         told = (frozen for frozen in self.frozen() if not _says_nothing(history.as_trial(frozen, curve=False)))

@@ -20,6 +20,7 @@ from hpsearch.results.attributes import (
     DEVICE,
     FAILURE,
     FAILURE_TEXT,
+    FORGIVEN,
     INHERITED_AT,
     PARENT,
     PRUNED_AT,
@@ -122,6 +123,11 @@ def baseline(study: optuna.Study | None) -> dict[str, Any] | None:
 def verdict(study: optuna.Study | None) -> dict[str, Any] | None:
     """What the last confirmation said; None without any."""
     return None if study is None else study.user_attrs.get(VERDICT)
+
+
+def forgiven(study: optuna.Study | None) -> frozenset[int]:
+    """The numbers of trials that use up nothing of the budget, for a person has the search go on since."""
+    return frozenset(() if study is None else study.user_attrs.get(FORGIVEN, ()))
 
 
 def aside(study: optuna.Study | None) -> dict[str, dict[str, Any]]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import optuna
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from hpsearch.crash import crash_point
-from hpsearch.results import Failure, Report
+from hpsearch.results import Failure, Report, Trial
 from hpsearch.results.attributes import (
     CARRIED,
     DEVICE_SECONDS,
     FAILURE,
+    FORGIVEN,
     PRUNED_AT,
     PRUNED_BECAUSE,
     RETRY_OF,
@@ -172,16 +174,33 @@ class Record(Trials):
         again = failure == Failure.OUTDATED_CHECKPOINT or (is_lost and losses.lost < RETRIES)
         if ended.config is not None and again and not self._is_retried(number):
             # First the retry, then the end of this attempt: dying in between must not lose the params.
-            inherited = dataclasses.replace(losses, lost=losses.lost + is_lost).as_attributes()
-            origin = {"origin": "retry", RETRY_OF: number, SPARED: ended.is_spared, **inherited}
-            if ended.parent is not None:
-                origin |= history.heritage(ended)
-            origin |= {name: trial.user_attrs[name] for name in CARRIED if name in trial.user_attrs}
-            self.enqueue(ended.params, origin)
+            self.retry(ended, dataclasses.replace(losses, lost=losses.lost + is_lost))
             crash_point("after_retry")
         self._end(trial, OptunaState.FAIL)
         self._live.pop(number, None)
         self._tell_end(number)
+
+    def forgive(self, numbers: Collection[int]) -> None:
+        """Keep which trials say nothing any more, besides those that were kept before."""
+        if not self.forgiven.issuperset(numbers):
+            self._fence()
+            self._study.set_user_attr(FORGIVEN, sorted(self.forgiven.union(numbers)))
+            self.forgiven = self.forgiven.union(numbers)
+
+    def retry(self, trial: Trial, losses: Losses | None = None) -> None:
+        """Line up another trial of the same params, which stands for this one from now on.
+
+        Args:
+            trial: The one that it retries.
+            losses: What is held against it.
+        """
+        held = {} if losses is None else losses.as_attributes()
+        origin = {"origin": "retry", RETRY_OF: trial.number, SPARED: trial.is_spared, **held}
+        if trial.parent is not None:
+            origin |= history.heritage(trial)
+        known = self.frozen()[trial.number].user_attrs
+        origin |= {name: known[name] for name in CARRIED if name in known}
+        self.enqueue(trial.params, origin)
 
     def _is_retried(self, number: int) -> bool:
         """By another trial, which a process that died before this one's end has lined up."""
@@ -234,9 +253,11 @@ class Record(Trials):
     def _waiting(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
 
-    def withdraw(self, frozen: FrozenTrial, failure: Failure, text: str) -> None:
-        """A trial that waits will not be tried."""
+    def withdraw(self, frozen: FrozenTrial, failure: Failure, text: str, *, by: str | None = None) -> None:
+        """A trial that waits will not be tried; `by` is who wants so, if a person does."""
         self._fence()
+        if by is not None:
+            self._storage.set_trial_user_attr(frozen._trial_id, STOPPED_BY, by)
         history.decide_failure(self._storage, frozen._trial_id, failure, text)
         self._storage.set_trial_state_values(frozen._trial_id, OptunaState.FAIL)
         self._tell_end(frozen.number)

@@ -18,7 +18,7 @@ from hpsearch.results.budget import has_better, hopeless, limit_reached, spent, 
 from hpsearch.results.curve import has_turned
 from hpsearch.search.answers import Asked, Decision
 from hpsearch.search.draw import Draw, Points, suggest
-from hpsearch.search.firsts import begin, borrowed
+from hpsearch.search.firsts import begin, borrowed, try_again
 from hpsearch.search.handout import anew, handed_out, must_begin_anew
 from hpsearch.search.losses import Loss
 from hpsearch.search.memory import Lineage, Memory, lessons
@@ -103,6 +103,13 @@ class Search(Record):
         if not self._study.user_attrs.get("spec"):
             begin(study, spec, self._firsts())
         self.take_over(told)
+        self._try_again()
+
+    def _try_again(self) -> None:
+        """What was asked for and not tried, when an ended search goes on; behind what people add now."""
+        if self._resumed_at > 0:
+            self._wishes.heed()
+            try_again(self, self._resumed_at, self._ends)
 
     @property
     def heeded(self) -> int | None:
@@ -137,7 +144,7 @@ class Search(Record):
                 return None
             self._fence()
             past, taught = functools.partial(self._study.get_trials, deepcopy=False), lessons(self._study, self._points)
-            self._study.sampler = Draw(self._points, tried(trials), past, taught)
+            self._study.sampler = Draw(self._points, tried(trials, self.forgiven), past, taught)
             trial = self.take(waiting[0].number) if waiting else self.add()
             params = suggest(trial, self._points, waiting[0].params if waiting else {})
             self._live[trial.number] = trial
@@ -175,8 +182,8 @@ class Search(Record):
         return hopeless(trials, self._resumed_at, most_failures=self.spec.budget.failures)
 
     def _limit(self, trials: Sequence[Trial]) -> str | None:
-        spec, resumed_at = self.spec, self._resumed_at
-        return limit_reached(spec.budget, trials, self._elapsed(), self._direction, resumed_at=resumed_at)
+        since, lost = self._resumed_at, self.forgiven
+        return limit_reached(self.spec.budget, trials, self._elapsed(), self._direction, resumed_at=since, lost=lost)
 
     def _handed_out(self, trial: optuna.Trial, params: Params, kept: Callable[[Asked], bool]) -> Asked:
         asked = handed_out(trial, params, self.trials(), self._points, self._strategy.next)
@@ -287,15 +294,11 @@ class Search(Record):
         self.complete(number, best, contract, str(adapter))
 
     def end(self) -> tuple[bool, str]:
-        """The search is over: see `ending`, which is asked before its trials end, for these may hide why.
-
-        Where all fail alike, those that wait are left to whoever mends that and has the study go on.
-        """
-        ended_well, why = self.ending()
-        is_hopeless = self._hopeless(self.trials()) is not None
-        self.close(Failure.ERROR, "the search ended while the trial was running")
-        if not is_hopeless:
+        """The search is over: see `ending`. Where all fail alike, what waits is left to whoever mends that."""
+        ended_well, why = self.ending()  # asked first: the ends of its trials may hide it
+        if self._hopeless(self.trials()) is None:
             self.end_waiting(why)
+        self.close(Failure.ERROR, "the search ended while the trial was running")
         self.note()
         return ended_well, why
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from hpsearch.results import Trial, TrialState
@@ -12,6 +12,7 @@ from hpsearch.search.draw import Points
 from hpsearch.search.losses import suspects_first
 from hpsearch.search.record import Record
 from hpsearch.spec.points import Key, key
+from hpsearch.spec.space import Params
 
 MANY = 1 << 20
 """Trials; more than any cluster holds at once."""
@@ -81,13 +82,16 @@ class Independent:
 
     def is_over(self, trials: Sequence[Trial]) -> bool:
         """When all points were tried."""
-        return not self.ready(trials) and self._points.untried(tried(trials)) == []
+        return not self.ready(trials) and self._untried(trials) == []
 
     def room(self, trials: Sequence[Trial]) -> int:
         """As many as points and budget are left."""
-        untried = self._points.untried(tried(trials))
+        untried = self._untried(trials)
         points = math.inf if untried is None else len(self.ready(trials)) + len(untried)
-        return int(min(points, left(self._record.spec.budget, trials), MANY))
+        return int(min(points, left(self._record.spec.budget, trials, self._record.forgiven), MANY))
+
+    def _untried(self, trials: Sequence[Trial]) -> list[Params] | None:
+        return self._points.untried(tried(trials, self._record.forgiven))
 
     def must_wait(self, trial: Trial) -> bool:  # noqa: ARG002
         """Never."""
@@ -98,6 +102,12 @@ class Independent:
         return None
 
 
-def tried(trials: Sequence[Trial]) -> frozenset[Key]:
-    """The points that were tried or are lined up. Where nothing varies there is one, which a failure doesn't use up."""
-    return frozenset(key(trial.params) for trial in trials if trial.params or trial.state != TrialState.FAIL)
+def tried(trials: Sequence[Trial], lost: Collection[int]) -> frozenset[Key]:
+    """The points that were tried or are lined up. Where nothing varies there is one, which a failure doesn't use up.
+
+    Args:
+        trials: All of the study.
+        lost: The numbers of those that use up none, for they are `forgiven`.
+    """
+    counted = [trial for trial in trials if trial.number not in lost]
+    return frozenset(key(trial.params) for trial in counted if trial.params or trial.state != TrialState.FAIL)

@@ -50,6 +50,8 @@ class Trials(Whole):
         self._metric = spec.objective.metric
         self._live: dict[int, optuna.Trial] = {}
         self._ended: dict[int, Trial] = {}
+        self.forgiven = history.forgiven(study)
+        """The numbers of trials that say nothing of their params; see `results.budget.forgiven`."""
 
     def trials(self) -> list[Trial]:
         """All trials so far. Every report looks at them, so those that have ended, and change no more, are kept."""

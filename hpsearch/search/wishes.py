@@ -59,7 +59,7 @@ class Wishes:
                     self._record.stopped(frozen.number, wish.by)
                     self._record.prune(frozen.number)  # it was interrupted: what it has learnt counts
                 elif frozen.state == OptunaState.WAITING:
-                    self._record.withdraw(frozen, Failure.CANCELLED, f"stopped by {wish.by}")
+                    self._record.withdraw(frozen, Failure.CANCELLED, f"stopped by {wish.by}", by=wish.by)
                 self._fulfilled(wish)
                 del self._stops[frozen.number]
 

@@ -330,15 +330,23 @@ def test_what_a_spent_budget_leaves_no_room_for_is_refused_until_it_is_extended(
         assert api.post(f"/v1/studies/tickets/{path}", json=body).status_code == 202
 
 
-def test_a_failed_study_that_has_used_all_its_trials_is_not_resumed_for_nothing(api: TestClient) -> None:
+@pytest.mark.parametrize(
+    ("failure", "is_refused"), [(Failure.DIVERGED, True), (Failure.ERROR, False)], ids=["its params", "its GPU"]
+)
+def test_a_failed_study_that_has_used_all_its_trials_is_not_resumed_for_nothing(
+    api: TestClient, failure: Failure, is_refused: bool
+) -> None:
     service: Service = api.app.state.service  # type: ignore[attr-defined]
     api.post("/v1/studies", json=spec_fields(budget={"trials": 1}))
     study, lease = service.studies.claim("runner", 60) or pytest.fail("nothing to claim")
     search = Search(study.spec, service.optuna_storage, examples=100, default_params=firsts(study.spec))
     asked = search.ask() or pytest.fail("no trial")
-    search.fail(asked.number, Failure.ERROR, "its GPU is broken")
-    service.studies.end(lease, StudyState.FAILED, "its GPU is broken")
-    refused = api.post("/v1/studies/tickets/resume")
-    assert (refused.status_code, refused.json()["code"]) == (409, "budget_spent")
-    assert "extend tickets --trials" in refused.json()["detail"]
+    search.fail(asked.number, failure, "it did not go well")
+    service.studies.end(lease, StudyState.FAILED, "it did not go well")
+    resumed = api.post("/v1/studies/tickets/resume")
+    if not is_refused:
+        assert resumed.status_code == 202
+        return
+    assert (resumed.status_code, resumed.json()["code"]) == (409, "budget_spent")
+    assert "extend tickets --trials" in resumed.json()["detail"]
     assert api.post("/v1/studies/tickets/trials", json={"params": {}}).status_code == 202, "the budget grows by it"
