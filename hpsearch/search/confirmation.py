@@ -108,20 +108,22 @@ class Confirmation(Search):
         """Nothing: what has told nothing is lined up with the rest."""
 
     def _line_up(self) -> None:
-        """Every candidate under every seed, but where that is lined up or has told something already."""
+        """Every candidate under every seed, but where that waits or has told something already; and nothing else."""
+        wanted = {(trial.number, seed) for trial in self._candidates for seed in self._seeds}
+        for frozen in self._waiting():
+            if _place(frozen.user_attrs) not in wanted:
+                self.withdraw(frozen, Failure.CANCELLED, "nobody asks for it any more")
         told = (frozen for frozen in self.frozen() if not _says_nothing(history.as_trial(frozen, curve=False)))
         known = {_place(frozen.user_attrs) for frozen in told}
-        lined_up = 0
         for seed in self._seeds:
             for trial in self._candidates:
                 config = {**(trial.config or {}), "seed": seed, **self._unsealed(trial)}
                 attributes = {"origin": "confirmation", CONFIRMS: trial.number, TRAINS: config}
                 if _place(attributes) not in known:
                     self.enqueue(trial.params, attributes)
-                    lined_up += 1
-        if lined_up:
-            numbers = [trial.number for trial in self._candidates]
-            self._tell_study("study.confirming", {"trials": numbers, "seeds": len(self._seeds), "trainings": lined_up})
+        if not wanted <= known:
+            numbers, trainings = [trial.number for trial in self._candidates], len(self._waiting())
+            self._tell_study("study.confirming", {"trials": numbers, "seeds": len(self._seeds), "trainings": trainings})
 
     def _unsealed(self, trial: Trial) -> dict[str, Any]:
         """The data section of its config with the test split, which it was searched without; nothing without one."""

@@ -31,7 +31,7 @@ def storage() -> optuna.storages.BaseStorage:
 
 
 def searched(storage: optuna.storages.BaseStorage, trials: int = 6, **changes: Any) -> Driven:
-    driven = Driven(storage, spec_of(trials, confirm={"top": TOP, "seeds": SEEDS}, **changes))
+    driven = Driven(storage, spec_of(trials, **{"confirm": {"top": TOP, "seeds": SEEDS}, **changes}))
     driven.run_all()
     return driven
 
@@ -59,9 +59,12 @@ class Again:
             self.search.start(asked.number, asked.config)
         return asked
 
+    def must_ask(self) -> Asked:
+        return self.ask() or pytest.fail("nothing was lined up")
+
     def begin(self) -> Asked:
         """One that stays on its way."""
-        asked = self.ask() or pytest.fail("nothing was lined up")
+        asked = self.must_ask()
         self.search.report(asked.number, BEFORE, CONTRACT)
         return asked
 
@@ -188,6 +191,32 @@ def test_a_new_best_trial_is_all_that_is_trained_after_an_extension(storage: opt
     assert set(again.trained().values()) == {1}
     Again(longer).run_all()
     assert len(again.search.frozen()) == len(was | now) * SEEDS
+
+
+def test_what_waits_and_is_not_asked_for_any_more_is_not_trained(storage: optuna.storages.BaseStorage) -> None:
+    again = Again(searched(storage))
+    again.run(again.must_ask(), 1.0)
+    again.begin()
+    again.search.release("the study was paused")
+    less = Again(searched(storage, confirm={"top": 1, "seeds": SEEDS - 1}))
+    less.run_all()
+    wanted = {trial.number for trial in candidates(less.driven.search, 1)}
+    seeds = fresh_seeds(less.driven.spec.seed, SEEDS - 1)
+    assert less.trained() == {(number, seed): 1 for number in wanted for seed in seeds}
+    more = Again(searched(storage))
+    more.run_all()
+    assert more.search.verdict().seeds == SEEDS, "what was taken back is trained when it is asked for again"
+
+
+def test_what_is_told_to_be_trained_is_trained(storage: optuna.storages.BaseStorage) -> None:
+    again = Again(searched(storage, trials=3))
+    again.run(again.must_ask(), 1.0)
+    again.search.release("the study was paused")
+    longer = Again(searched(storage, trials=12))
+    (told,) = [details for kind, details in longer.events if kind == "study.confirming"]
+    before = again.trained().total()
+    longer.run_all()
+    assert told["trainings"] == longer.trained().total() - before
 
 
 def test_where_the_defaults_are_best_the_best_of_the_others_is_trained_beside_them(
