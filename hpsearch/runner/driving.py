@@ -201,6 +201,7 @@ class Driving:
                 fence=lambda: self._studies.check(lease),
                 event=event,
                 told=told,
+                orders=lambda: heartbeat.orders,
             )
             beside = replace(place, artifacts=self._settings.confirmation_folder(spec.name))
             left = driven(confirmation, beside)

@@ -13,10 +13,12 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import optuna
 
+from hpsearch.lifecycle import Orders
 from hpsearch.results import Failure, Trial, TrialState, rank
 from hpsearch.results.attributes import CONFIRMS, SEALED, TRAINS
 from hpsearch.results.sealed import SealedScore
@@ -56,6 +58,7 @@ class Confirmation(Search):
         fence: Raises LeaseLost when this process must not write any more.
         event: Told what happened.
         told: What `event` was told of the study.
+        orders: What people want of the study by now: of that, only how many trials may train at once is heeded here.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Confirmation(Search):
         fence: Callable[[], None],
         event: Event,
         told: Told | None = None,
+        orders: Callable[[], Orders | None] = lambda: None,
     ) -> None:
         asked = searched.spec.confirm
         assert asked is not None  # whoever drives the study has looked
@@ -97,9 +101,18 @@ class Confirmation(Search):
             fence=fence,
             event=self._tell_of,
             told=None if told is None else lambda kinds: self._told_of(kinds, told),
+            orders=lambda: self._heard(orders()),
         )
         self._strategy = LinedUp(self, self._points)
         self._line_up()
+
+    def _heard(self, orders: Orders | None) -> Orders | None:
+        """What is to be heeded at once; all else waits until the search is looked at again."""
+        if orders is None:
+            return None
+        most = {"max_concurrent_trials": orders.spec.parallelism.max_concurrent_trials}
+        parallelism = self.spec.parallelism.model_copy(update=most)
+        return replace(orders, spec=self.spec.model_copy(update={"parallelism": parallelism}), wishes=())
 
     def _firsts(self) -> list[tuple[str, Params]]:
         return []

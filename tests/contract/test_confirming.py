@@ -176,3 +176,20 @@ def test_a_study_tells_the_ends_that_its_runner_died_too_early_to_tell(study: St
     Acts(study.database).resume(NAME, Acting("alice"))
     study.run_until(StudyState.FINISHED)
     assert [study.kinds().count(kind) for kind in ends] == [1, 3, TRAININGS]
+
+
+def test_how_many_may_train_at_once_is_heeded_while_a_study_is_confirmed(study: Study) -> None:
+    seen: list[int | str] = []
+
+    def change(search: Search, count: int) -> None:
+        if in_confirmation(search, count, at=1):
+            Acts(study.database).change(NAME, {"parallelism": {"max_concurrent_trials": 1}}, Acting("alice"))
+            Acts(study.database).add_trial(NAME, {"learning_rate_multiplier": 2.0}, Acting("alice"))
+            time.sleep(0.5)  # ten beats of the heart
+        if search.spec.name != NAME:
+            seen.append(search.spec.parallelism.max_concurrent_trials)
+
+    study.quick.before = change
+    study.run_until(StudyState.FINISHED)
+    assert seen[:TRAININGS] == ["auto", "auto", 1, 1]
+    assert study.quick.trained[NAME] == 3 + 1, "what else was asked for is done once that is over"
