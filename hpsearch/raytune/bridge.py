@@ -228,7 +228,8 @@ class Bridge:
 
     def _stays_in_line(self, number: int) -> bool:
         """Whether a trial waits on for its device; no device would tell it that it is to stop, or to make room."""
-        if self.stopping.is_wanted or self._holding.is_giving(number) or self.search.is_out_of_time():
+        is_too_late = self.search.is_out_of_time() and not self.search.finishes(number)
+        if self.stopping.is_wanted or self._holding.is_giving(number) or is_too_late:
             return self._outcome.hear(number, Released("it waited for its device"))
         return True
 

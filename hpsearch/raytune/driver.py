@@ -109,7 +109,7 @@ def drive(
         return True
 
     def stops_measuring() -> object:
-        return should_stop() or search.is_out_of_time()
+        return should_stop() or (search.is_out_of_time() and search.is_over())
 
     placement = place_trials(search, model, config_of, place, stops_measuring, may_hold=holding.room)
     if placement is None:

@@ -145,17 +145,18 @@ def has_better(trials: Sequence[Trial]) -> bool:
     return any(trial.state == TrialState.COMPLETE and not trial.cut_short for trial in trials)
 
 
-def to_finish(trials: Sequence[Trial], *, is_spent: bool) -> list[Trial]:
+def to_finish(trials: Sequence[Trial], *, is_spent: bool, state: TrialState = TrialState.WAITING) -> list[Trial]:
     """Trials that wait and are to end with what they have, where the search ends: else that would be lost.
 
     Args:
         trials: All of the study.
+        state: Of those that are asked for.
         is_spent: Whether its time or tokens are used up. Then all that have learnt something, where the search would
             leave nothing else. In any case those that were interrupted when they had been told to end.
     """
-    waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
     lost = is_spent and not has_better(trials)
-    return [trial for trial in waiting if trial.cut_short or (lost and has_learnt(trial))]
+    asked = (trial for trial in trials if trial.state == state)
+    return [trial for trial in asked if trial.cut_short or (lost and has_learnt(trial))]
 
 
 def has_learnt(trial: Trial) -> bool:

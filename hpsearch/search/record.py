@@ -142,6 +142,10 @@ class Record(Trials):
             text = f"{text[:1500]}: it goes on alone, until it gets further, because that may be its fault"
         self._event("trial.interrupted", {"number": number, "text": text[:2000], "exposure": ended.exposure})
 
+    def pause(self, number: int) -> None:
+        """The trial was stopped where it has to wait for the others of its population."""
+        self.interrupt(number, "it waits for the others of its population", Loss.NONE)
+
     def take_over(self, told: Told | None) -> None:
         """What the process before this one had not told is told, and what it had decided is done.
 

@@ -20,7 +20,6 @@ from hpsearch.search.answers import Asked, Decision
 from hpsearch.search.draw import Draw, Points, suggest
 from hpsearch.search.firsts import begin, borrowed, try_again
 from hpsearch.search.handout import anew, handed_out, must_begin_anew
-from hpsearch.search.losses import Loss
 from hpsearch.search.memory import Lineage, Memory, lessons
 from hpsearch.search.population import Population
 from hpsearch.search.pruners import pruner
@@ -169,6 +168,12 @@ class Search(Record):
         """Whether the wall-clock budget is used up, as far as people had extended it when their orders were heeded."""
         return self.spec.budget.wall_clock is not None and self._elapsed() >= self.spec.budget.wall_clock
 
+    def finishes(self, number: int) -> bool:
+        """Whether a running trial is to end with what it has: let go of, it would be handed out again at once."""
+        trials = self.trials()
+        running = to_finish(trials, is_spent=self._spent(trials) is not None, state=TrialState.RUNNING)
+        return any(trial.number == number for trial in running)
+
     def room(self) -> int:
         """How many trials `ask` could hand out now, at most."""
         trials = self.trials()
@@ -273,10 +278,6 @@ class Search(Record):
         if poor and report.epoch > self._warmup_epochs[number]:
             return Decision.PRUNE, why_pruned(self._points.spec.pruner, self._study, self.frozen()[number])
         return Decision.PAUSE if self._strategy.must_wait(trials[number]) else Decision.GO_ON, ""
-
-    def pause(self, number: int) -> None:
-        """The trial was stopped where it has to wait for the others of its population."""
-        self.interrupt(number, "it waits for the others of its population", Loss.NONE)
 
     def needed_from(self) -> float:
         """Below this exposure, snapshots that trials have handed over are of no use any more."""

@@ -45,7 +45,7 @@ from hpsearch.spec.defaults import resolve
 from hpsearch.spec.finetune import FinetuneConfig
 from hpsearch.storage import optuna_storage
 from tests.conftest import STUDIES
-from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, a_report, spec_of
+from tests.contract.test_search import CONTRACT, EXAMPLES, Driven, InMemory, a_report, spec_of
 
 ROOM = 4
 
@@ -293,6 +293,24 @@ def test_who_waits_for_a_device_hears_from_nobody_else_that_it_is_to_stop(
     assert (trial.state, trial.lost, trial.orphaned) == (TrialState.WAITING, 0, 0)
 
 
+@pytest.mark.parametrize("completed", [False, True], ids=["nothing else is there", "something better is there"])
+def test_who_waits_for_a_device_to_finish_what_it_has_waits_on_when_time_is_up(tmp_path: Path, completed: bool) -> None:
+    """Let go of, it would be handed out again at once, and so on."""
+    seconds = [0.0]
+    driven = Driven(InMemory(), spec_of(20, budget={"wall_clock": 60}), elapsed=lambda: seconds[0])
+    if completed:
+        driven.run(driven.must_ask())
+    asked = driven.must_ask()
+    for exposure in (0, 50):
+        driven.search.report(asked.number, a_report(exposure), CONTRACT)
+    driven.search.release("another study has its place")
+    tune = Tune(driven, tmp_path)
+    trial_id, config = tune.start()
+    assert config["number"] == asked.number
+    seconds[0] = 60.0
+    assert tune.tell(trial_id, InLine()) is not completed
+
+
 @pytest.mark.parametrize("error", [OutOfMemoryError("killed by Ray"), NodeDiedError("its node died"), ValueError("?")])
 def test_what_ray_says_of_one_process_never_ends_the_whole_study(error: Exception) -> None:
     """Tune's own way with an error that it does not know, such as a process killed for want of memory."""
@@ -414,6 +432,34 @@ def test_a_study_whose_budget_is_spent_ends_without_its_turn(
     model = describe(str(STUDIES / "models" / "pydoc-llama"))
     assert not driver.drive(search, model, EXAMPLES, Place(tmp_path), holding=Waiting())
     assert "training tokens was used" in search.ending()[1]
+
+
+@pytest.mark.parametrize("has_learnt", [True, False], ids=["to finish", "nothing to finish"])
+def test_a_study_whose_time_is_up_while_it_is_placed_still_finishes_what_it_has(
+    sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_learnt: bool
+) -> None:
+    seconds = [0.0]
+    shutil.copy(sqlite_template, tmp_path / "study.db")
+    before = Driven(
+        optuna_storage(f"sqlite:///{tmp_path}/study.db"),
+        spec_of(20, budget={"wall_clock": 60}),
+        elapsed=lambda: seconds[0],
+    )
+    asked = before.must_ask()
+    for exposure in (0, 50) if has_learnt else (0,):
+        before.search.report(asked.number, a_report(exposure), CONTRACT)
+    before.search.release("its runner was stopped")
+    stops: list[bool] = []
+
+    def place_trials(*arguments: Any, **_: object) -> None:
+        seconds[0] = 60.0
+        stops.append(bool(arguments[4]()))
+
+    monkeypatch.setattr(driver, "_wait_for_workers", lambda _: None)
+    monkeypatch.setattr(driver, "place_trials", place_trials)
+    model = describe(str(STUDIES / "models" / "pydoc-llama"))
+    driver.drive(before.search, model, EXAMPLES, Place(tmp_path))
+    assert stops == [not has_learnt]
 
 
 @pytest.mark.parametrize("share", [1, 3])
