@@ -386,7 +386,7 @@ class Thawing(Searched):
         _, fitted = _fitted(self.study, evidence.points.x.shape[1])
         model = _with_ends_of_running(Curves(evidence.points, evidence.y, fitted), evidence, curves)
         epochs = np.array([self._epochs(trial.params) for trial in parked])
-        known = [trained(t.params, t.user_attrs["config"]["hyperparameters"]) for t in parked]
+        known = [trained(t.params, own, {}) for t, own in zip(parked, epochs, strict=True)]
         ends = evidence.at(known, epochs, [t.number for t in parked])
         left = epochs * [1 - len(self.losses[t.number]) / len(self.rows.taken[t.number].losses) for t in parked]
         worth = improvement(*model.predict(ends), evidence.target) / left

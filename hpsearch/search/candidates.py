@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -12,7 +13,7 @@ from optuna.distributions import BaseDistribution
 from scipy.special import ndtr
 
 from hpsearch.search.curves import Array, Curves
-from hpsearch.search.evidence import Evidence, trained, values_at
+from hpsearch.search.evidence import WORK, Evidence, values_at
 from hpsearch.search.projection import Projection, Trained
 from hpsearch.spec.space import Params
 
@@ -37,8 +38,11 @@ class Candidates:
         if projection is not None:
             projected = [projection(each) for each in drawn]
             return cls(points, projected, np.array([[name in each.params for name in names] for each in projected]))
+        values: dict[str, list[Any]] = dict(zip(names, columns, strict=True))
         usual = max((curve.epochs for curve in evidence.curves), default=1.0)
-        return cls(points, [trained(each, {**each, "epochs": each.get("epochs", usual)}) for each in drawn], None)
+        epochs, unknown = values.get("epochs", [usual] * len(points)), [None] * len(points)
+        work = (values.get(name, unknown) for name in WORK)
+        return cls(points, [Trained._make(each) for each in zip(drawn, epochs, *work, strict=True)], None)
 
     def promises(self, model: Curves, evidence: Evidence) -> Array:
         """Expected improvement at the end of a new trial of each, [n]."""

@@ -30,7 +30,7 @@ MUCH = LONG**3
 """So many times the work is one unit of the third axis."""
 
 WORK = ("learning_rate_multiplier", "batch_size")
-"""What decides it, apart from epochs."""
+"""What decides it, apart from epochs; in the order of `Trained`."""
 
 LEAST_REACH = 0.1
 """Of what lies between the untouched model and the best: no less is taken for the scale on which bad losses differ."""
@@ -70,7 +70,8 @@ class Curve:
 def curve_of(trial: FrozenTrial, maximise: bool) -> Curve | None:
     """None before its epochs are known, and for trials that teach nothing."""
     config = trial.user_attrs.get("config", {"hyperparameters": trial.params})
-    if config["hyperparameters"].get("epochs") is None or trial.state == TrialState.WAITING:
+    epochs = config["hyperparameters"].get("epochs")
+    if epochs is None or trial.state == TrialState.WAITING:
         return None
     failure = failure_of(trial)
     if failure is not None and failure not in TEACHES:
@@ -79,7 +80,7 @@ def curve_of(trial: FrozenTrial, maximise: bool) -> Curve | None:
     steps = sorted(step for step in trial.intermediate_values if step > 0 and step in reports)
     return Curve(
         trial.number,
-        trained(trial.params, config["hyperparameters"]),
+        trained(trial.params, epochs, config["hyperparameters"]),
         tuple(reports[step] for step in steps),
         tuple((-1 if maximise else 1) * trial.intermediate_values[step] for step in steps),
         trial.state == TrialState.RUNNING,
@@ -88,13 +89,10 @@ def curve_of(trial: FrozenTrial, maximise: bool) -> Curve | None:
     )
 
 
-def trained(params: Params, hyperparameters: Mapping[str, Value]) -> Trained:
-    """What params come to, by hyperparameters that have at least the epochs."""
-    rate, batch = (
-        None if value is None else float(value)
-        for value in (params.get(name, hyperparameters.get(name)) for name in WORK)
-    )
-    return Trained(params, float(hyperparameters["epochs"]), rate, batch)
+def trained(params: Params, epochs: float, otherwise: Mapping[str, Any]) -> Trained:
+    """What params come to, by what is known of those that are not drawn."""
+    values: Mapping[str, Any] = {**otherwise, **params}
+    return Trained(params, float(epochs), *(values.get(name) for name in WORK))
 
 
 class Evidence:
@@ -156,19 +154,15 @@ class Evidence:
             if name != "epochs"  # they are time
         ]
         x = np.hstack(places) if places else np.zeros((len(trained), 0))
-        epochs, rates = np.array([each.epochs for each in trained]), np.array([self._rate(each) for each in trained])
+        rates = self._parts("learning_rate_multiplier", [each.learning_rate_multiplier for each in trained])
+        rates /= np.sqrt(self._parts("batch_size", [each.batch_size for each in trained]))
+        epochs = np.array([each.epochs for each in trained])
         return Points(x, times(np.array(reached), epochs, rates), np.array(trials, dtype=np.int64))
 
-    def _rate(self, trained: Trained) -> float:
-        """Of work, up to a factor that is the same for all."""
-        rate, batch = (self._part(name, getattr(trained, name)) for name in WORK)
-        return rate / math.sqrt(batch)
-
-    def _part(self, name: str, value: float | None) -> float:
+    def _parts(self, name: str, values: Sequence[float | None]) -> Array:
         """In parts of the first trial's where it is not drawn: 1, unless it moves with what is."""
-        if value is None:
-            return 1.0
-        return value if name in self.distributions else value / self._usual[name]
+        one = 1.0 if name in self.distributions else self._usual[name]
+        return np.array([one if value is None else value for value in values]) / one
 
 
 def times(reached: Array, epochs: Array, rates: Array) -> Array:

@@ -311,4 +311,4 @@ def some_draws(**changes: Any) -> list[tuple[Any, ...]]:
 
 def test_spaces_without_conditions_are_searched_as_they_were_before_there_was_a_projection() -> None:
     assert some_draws() == DRAWN_BEFORE
-    assert some_draws(projection=lambda params: trained(params, params)) == DRAWN_BEFORE
+    assert some_draws(projection=lambda params: trained(params, float(params["epochs"]), {})) == DRAWN_BEFORE
