@@ -14,6 +14,7 @@ import httpx
 from httpx_sse import connect_sse
 
 from hpsearch import errors
+from hpsearch.lifecycle import StudyState
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 RETRIES = 4
@@ -191,7 +192,7 @@ class Client:
                         event = json.loads(message.data)
                         after = event["id"]
                         yield event
-                if self.study(name)["state"] in ("finished", "failed", "cancelled"):
+                if StudyState(self.study(name)["state"]).is_over:
                     return
             except httpx.TransportError as error:
                 failures += 1

@@ -16,14 +16,12 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hpsearch.api.elsewhere import METHODS
 from hpsearch.storage import Database
 from hpsearch.storage.figures import Figures, figures
 
 HELD_SECONDS = 10.0
 """Figures of the domain are at most so old: several scrapers together cost no more than one."""
-
-
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Metrics:

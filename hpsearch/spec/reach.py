@@ -18,6 +18,9 @@ from hpsearch.spec.study import StudySpec
 MOST_LOOKED_AT = 4000
 """Points; so many of a larger space, by chance. A search gives up after a thousand for one trial."""
 
+MOST_BESIDE = 100
+"""Points that are looked at for one beside which a first trial meets `require`; of these there may be a thousand."""
+
 CUTS = 33
 """Points that a range without steps is cut into."""
 
@@ -64,19 +67,21 @@ def _unmet_defaults(spec: StudySpec, examples: int) -> Iterator[str]:
 
 
 def _unmet_first_trials(spec: StudySpec, examples: int) -> Iterator[str]:
+    points = tuple(_points(spec)) if spec.first_trials else ()
     for place, given in enumerate(spec.first_trials):
-        dead, faults = given.keys() - {"epochs"}, set[str]()  # where the most epochs answer for fewer, theirs are free
-        for params in _points(spec):
+        dead, is_met = given.keys() - {"epochs"}, False  # where the most epochs answer for fewer, theirs are free
+        is_whole = given.keys() >= spec.search_space.varying().keys()  # then every point makes the same trial
+        for looked_at, params in enumerate(points, start=1):
             chosen = active(spec, {**params, **given}, examples)
             dead -= chosen.keys()
-            faults.add(unmet(spec, chosen, examples) or "")
-            if not dead and "" in faults:
+            is_met = is_met or unmet(spec, chosen, examples) is None
+            if is_whole or (not dead and (is_met or looked_at == MOST_BESIDE)):
                 break
         for name in sorted(dead):
             field = f"first_trials.{place}.{name}"
             raise InvalidSpec(f"{field}: its `when` holds nowhere beside the rest of this trial", field)
-        if "" not in faults:
-            yield f"first_trials.{place}: it can't meet what `require` says, so it is never trained"
+        if not is_met:
+            yield f"first_trials.{place}: nothing was found with which it meets `require`, so it is hardly ever trained"
 
 
 def _idle_rules(spec: StudySpec, examples: int) -> Iterator[str]:

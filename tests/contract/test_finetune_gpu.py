@@ -166,6 +166,13 @@ def test_wide_logits_are_used_where_they_were_seen_to_work(monkeypatch):
     monkeypatch.setattr(precision_module, "wide_logits", lambda head, states: added_up_in_float32(head, states) + 1)
     assert not precision_module.has_wide_logits(head, states), "and a wrong one is not used"
 
+    def no_room(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(precision_module, "wide_logits", no_room)
+    with pytest.raises(torch.OutOfMemoryError):  # it works on the next device: values would differ within a study
+        precision_module.has_wide_logits(head, states)
+
 
 def test_values_of_other_precisions_are_never_ranked_together(monkeypatch):
     contracts = {prepare(a_config(method=method)).evaluation_contract for method in ("lora", "full")}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hpsearch.errors import InvalidSpec
+from hpsearch.spec import reach as reach_module
 from hpsearch.spec.reach import MOST_LOOKED_AT, check_reach
 from tests.builders import a_spec
 
@@ -72,7 +73,7 @@ def test_a_first_trial_whose_wish_matters_nowhere_is_refused() -> None:
 def test_trials_of_a_persons_own_that_break_a_requirement_are_named() -> None:
     assert with_first({"epochs": 2}, require=["epochs <= 2 or lr_schedule == 'linear'"]) == []
     (warning,) = with_first({"epochs": 3}, require=["epochs <= 2"])[-1:]
-    assert warning == "first_trials.0: it can't meet what `require` says, so it is never trained"
+    assert warning == "first_trials.0: nothing was found with which it meets `require`, so it is hardly ever trained"
     assert with_first(require=["epochs == 1"]) == [
         "require: the defaults don't meet 'epochs == 1', so they are not tried, and no verdict compares with them"
     ]
@@ -91,3 +92,25 @@ def test_a_rule_that_never_acts_is_named(pruner: dict[str, Any], said: list[str]
     found = check_reach(a_spec(search_space={"epochs": EPOCHS}, pruner=pruner, budget={"trials": 8}), examples=400)
     assert len(found) == len(said)
     assert all(warning.startswith(start) for warning, start in zip(found, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "most"),
+    [({"epochs": 12, "learning_rate_multiplier": 1.0, "weight_decay": 0.1}, 1), ({"epochs": 12}, 100)],
+)
+def test_many_first_trials_that_meet_nothing_are_looked_at_in_little_work(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], most: int
+) -> None:
+    """One that leaves nothing to draw is one point: at four thousand each, a request took minutes."""
+    looked_at, real = 0, reach_module.active
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal looked_at
+        looked_at += 1
+        return real(*arguments)
+
+    monkeypatch.setattr(reach_module, "active", counted)
+    space = {"epochs": {"low": 1, "high": 20}, "learning_rate_multiplier": RATE, "weight_decay": {"low": 0, "high": 1}}
+    spec = a_spec(search_space=space, require="epochs <= 9", first_trials=[given] * 50)
+    assert len(check_reach(spec, examples=400)) == 50
+    assert looked_at <= 50 * most + 100
